@@ -1,0 +1,208 @@
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+from conftest import random_dag, random_forest
+
+from hcal_hf import Taxonomy
+from hcal_hf.taxonomy import split_path
+
+
+def slow_depth(node, parents):
+    return 0 if not parents[node] else 1 + max(slow_depth(p, parents) for p in parents[node])
+
+
+def slow_ancestors(node, parents):
+    found = {node}
+    for parent in parents[node]:
+        found |= slow_ancestors(parent, parents)
+    return found
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("seed", range(5))
+def test_depths_levels_parents_and_completion_equal_a_slow_twin(make, seed):
+    rng = np.random.default_rng(seed)
+    taxonomy = make(rng, 40)
+    parents = {node: [] for node in range(40)}
+    for parent, child in taxonomy.edges.tolist():
+        parents[child].append(parent)
+    assert [slow_depth(node, parents) for node in range(40)] == taxonomy.depths.tolist()
+    assert (np.diff(taxonomy.depths) >= 0).all()
+    for depth, level in enumerate(taxonomy.levels):
+        assert (taxonomy.depths[level] == depth).all()
+    assert sum(level.stop - level.start for level in taxonomy.levels) == 40
+    assert taxonomy.is_leaf.tolist() == [all(node not in p for p in parents.values()) for node in range(40)]
+    for node in range(40):
+        assert taxonomy.parents(node).tolist() == sorted(parents[node])
+    for _ in range(10):
+        nodes = rng.choice(40, size=3)
+        assert taxonomy.complete(nodes).tolist() == sorted(set().union(*(slow_ancestors(n, parents) for n in nodes)))
+
+
+def test_nodes_are_ordered_by_depth_then_first_appearance():
+    taxonomy = Taxonomy.from_edges([("b", "b2"), ("a", "a1"), ("a1", "deep"), ("b", "b1")], roots=["c"])
+    assert taxonomy.labels == ("c", "b", "a", "b2", "a1", "b1", "deep")
+    assert taxonomy.levels == (slice(0, 3), slice(3, 6), slice(6, 7))
+
+
+def test_depth_is_the_longest_path(dag):
+    assert dict(zip(dag.labels, dag.depths.tolist())) == {"a": 0, "b": 0, "c": 0, "x": 1, "y": 1, "z": 2}
+
+
+def test_the_same_name_under_two_parents_is_two_nodes_or_one():
+    paths = [["Books", "Other"], ["Books", "Poetry"], ["Toys", "Other"], ["Toys", "Other", "Poetry"]]
+    tree = Taxonomy.from_paths(paths)
+    assert tree.labels == ("Books", "Toys", "Books > Other", "Books > Poetry", "Toys > Other", "Toys > Other > Poetry")
+    assert tree.is_forest
+    assert tree.paths(5) == [["Toys", "Other", "Poetry"]]
+    assert [tree.index_path(path) for path in paths] == [2, 3, 4, 5]
+    assert tree.index("Toys > Other") == tree.index("Toys>Other") == 4
+    with pytest.raises(ValueError, match="'Other' is the name of 2 nodes"):
+        tree.encode("Other")
+
+
+def test_identity_name_merges_and_says_so(caplog):
+    with caplog.at_level("WARNING", logger="hcal_hf.taxonomy"):
+        dag = Taxonomy.from_paths([["Books", "Other"], ["Toys", "Other"]], identity="name")
+    assert dag.labels == ("Books", "Toys", "Other")
+    assert dag.parents(2).tolist() == [0, 1]
+    assert dag.paths(2) == [["Books", "Other"], ["Toys", "Other"]]
+    assert "merged 1 node" in caplog.text
+    assert "'Other'" in caplog.text
+
+
+def test_a_name_may_repeat_along_a_path_and_hold_the_separator():
+    tree = Taxonomy.from_paths([["Rock", "Rock"], ["A > B", "C"], ["D", "C"]])
+    assert [tree.paths(i)[0] for i in range(tree.num_labels)] == [
+        ["Rock"],
+        ["A > B"],
+        ["D"],
+        ["Rock", "Rock"],
+        ["A > B", "C"],
+        ["D", "C"],
+    ]
+    assert tree.encode([["Rock", "Rock"]]).tolist() == [0, 3]
+
+
+def test_encode_takes_paths_names_and_strings(taxonomy):
+    expected = taxonomy.encode([["science", "physics", "quantum"]])
+    assert [taxonomy.labels[i] for i in expected] == ["science", "physics", "quantum"]
+    for labels in (["quantum"], "quantum", "science > physics > quantum", ["science>physics>quantum"],
+                   ["science", "physics", "quantum"]):  # fmt: skip
+        assert taxonomy.encode(labels).tolist() == expected.tolist()
+    both = taxonomy.encode(["quantum", ["arts", "stage"]])
+    assert [taxonomy.labels[i] for i in both] == ["science", "arts", "physics", "stage", "quantum"]
+    assert taxonomy.encode([]).tolist() == []
+    assert taxonomy.decode(both) == [["arts", "stage"], ["science", "physics", "quantum"]]
+
+
+def test_a_flat_list_is_read_as_a_path_where_only_that_works_and_refused_where_both_differ():
+    tree = Taxonomy.from_paths([["A", "Other"], ["B", "Other"]])
+    assert tree.encode(["A", "Other"]).tolist() == tree.encode([["A", "Other"]]).tolist()
+    tree = Taxonomy.from_paths([["A", "Other"], ["B", "Other"], ["Other"]])
+    with pytest.raises(ValueError, match=r"can be read as 2 labels or as one path"):
+        tree.encode(["A", "Other"])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Taxonomy.from_edges([("r", "a"), ("a", "b"), ("b", "c"), ("c", "a")]), r"'a' -> 'b' -> 'c' -> 'a'|'b' -> 'c' -> 'a' -> 'b'|'c' -> 'a' -> 'b' -> 'c'"),
+        (lambda: Taxonomy.from_edges([("a", "a")]), "'a' is its own parent"),
+        (lambda: Taxonomy(["a", "b", "a"]), "'a' occur more than once"),
+        (lambda: Taxonomy.from_edges([("a", "b")], roots=["c", "c"]), "Roots must be unique, but 'c'"),
+        (lambda: Taxonomy.from_edges([("a", "")]), "must not be empty"),
+        (lambda: Taxonomy.from_paths([["a", "  "]]), "must not be empty"),
+        (lambda: Taxonomy.from_paths([["a", None]]), "must be a string, got None"),
+        (lambda: Taxonomy.from_paths([["a", "b "]]), "use 'b'"),
+        (lambda: Taxonomy.from_paths([[]]), "at least one step"),
+        (lambda: Taxonomy.from_paths(["a > b"]), "must be a sequence of names"),
+        (lambda: Taxonomy.from_edges([("a", "b", "c")]), r"\('a', 'b', 'c'\)"),
+        (lambda: Taxonomy.from_edges([("a", "b")], roots=["b"]), "'b' is given as a root but is also a child of 'a'"),
+        (lambda: Taxonomy(["a", "b"], [(1, 0)]), "sorted by depth"),
+        (lambda: Taxonomy(["a", "b"], [(0, 2)]), r"Edge \[0, 2\] points outside"),
+        (lambda: Taxonomy.from_paths([["a"]], identity="both"), "'both'"),
+    ],
+)  # fmt: skip
+def test_bad_hierarchies_are_refused_by_name(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("quantom", "Unknown label 'quantom'. Closest known: 'quantum', "),
+        ([["science", "stage"]], "'stage' exists, but not below 'science'. Closest known: 'physics', 'biology'"),
+        ([["physics", "quantum"]], "'physics' exists, but not among the roots"),
+        ([["science", "chemistry"]], "Unknown label 'chemistry' below 'science'"),
+        ([["science", None]], "must be a string, got None"),
+        (3, "got 3 of type int"),
+        ([[]], "non-empty sequence"),
+        ("science > opera", "'opera' exists, but not below 'science'"),
+    ],
+)
+def test_bad_labels_are_refused_with_the_closest_known(taxonomy, labels, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        taxonomy.encode(labels)
+
+
+def test_three_closest_labels(taxonomy):
+    with pytest.raises(ValueError, match=r"Closest known: '[a-z]+', '[a-z]+', '[a-z]+'\."):
+        taxonomy.encode("astro")
+
+
+def test_single_path_is_refused_on_two_parents(dag, ragged):
+    with pytest.raises(ValueError, match="'x' has 2 parents, 'a' and 'b'"):
+        dag.check_single_path()
+    ragged.check_single_path()
+
+
+def test_json_round_trip_and_foreign_forms(tmp_path, dag, taxonomy):
+    for made in (dag, taxonomy):
+        made.to_json(tmp_path / "t.json")
+        assert Taxonomy.from_json(tmp_path / "t.json") == made
+    (tmp_path / "edges.json").write_text(json.dumps({"edges": [["a", "b"]], "roots": ["a", "c"]}))
+    assert Taxonomy.from_json(tmp_path / "edges.json").labels == ("a", "c", "b")
+    (tmp_path / "paths.json").write_text(json.dumps({"paths": [["a", "b"], ["c", "b"]], "identity": "name"}))
+    assert Taxonomy.from_json(tmp_path / "paths.json").parents(2).tolist() == [0, 1]
+    (tmp_path / "bad.json").write_text(json.dumps({"nodes": []}))
+    with pytest.raises(ValueError, match=r"found \['nodes'\]"):
+        Taxonomy.from_json(tmp_path / "bad.json")
+
+
+def test_repeated_edges_count_once_and_are_told(caplog):
+    with caplog.at_level("WARNING", logger="hcal_hf.taxonomy"):
+        taxonomy = Taxonomy.from_edges([("a", "b"), ("a", "b")])
+    assert taxonomy.edges.tolist() == [[0, 1]]
+    assert "1 edge(s) are given more than once" in caplog.text
+
+
+def test_pickle_equality_and_repr(dag, taxonomy):
+    copy = pickle.loads(pickle.dumps(dag))
+    assert copy == dag
+    assert hash(copy) == hash(dag)
+    assert copy.encode("z").tolist() == dag.encode("z").tolist()
+    assert dag != taxonomy
+    assert repr(dag) == "Taxonomy(DAG, 6 labels on 3 levels: 3 + 2 + 1)"
+
+
+def test_an_empty_taxonomy_has_no_levels():
+    empty = Taxonomy.from_edges([])
+    assert (empty.num_labels, empty.levels, repr(empty)) == (0, (), "Taxonomy(forest, 0 labels on 0 levels: 0)")
+
+
+def test_a_wide_level_and_a_long_chain():
+    wide = Taxonomy.from_edges([("root", f"leaf {i}") for i in range(50_000)])
+    assert wide.levels[1] == slice(1, 50_001)
+    chain = Taxonomy.from_paths([[f"step {i}" for i in range(300)]])
+    assert chain.depths.tolist() == list(range(300))
+    assert len(chain.paths(299)[0]) == 300
+
+
+def test_split_path():
+    assert split_path("A > B>C") == ["A", "B", "C"]
+    assert split_path("A/B", "/") == ["A", "B"]
