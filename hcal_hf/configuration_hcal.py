@@ -1,9 +1,12 @@
 """Configuration of an HCAL model: an encoder, a label hierarchy, and how labels are scored and trained."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -25,6 +28,27 @@ _LOADER_KEYS = (
 )
 
 
+def _as_value_errors(cls: type) -> type:
+    """Lets construction and validation raise ValueError, as everywhere in transformers, where @strict has classes of its
+    own that are none."""
+
+    def translated(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except StrictDataclassError as problem:
+                raise ValueError(str(problem)) from problem
+
+        return call
+
+    cls.__init__ = translated(cls.__init__)  # type: ignore[misc]
+    cls.validate = translated(cls.validate)  # type: ignore[attr-defined]
+    cls.validate.__is_defined_by_strict_decorator__ = True  # type: ignore[attr-defined]
+    return cls
+
+
+@_as_value_errors
 @strict
 class HcalConfig(PreTrainedConfig):
     r"""
@@ -62,7 +86,7 @@ class HcalConfig(PreTrainedConfig):
             width used is eps * sqrt(256 / d). 0 switches it off.
 
     Raises:
-        ValueError: (or a subclass of it) for a field of a wrong type or outside its range, an invalid hierarchy, a DAG
+        ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG
             with single_path, `objective="aggregate"` where it is not defined, or an `id2label`, `label2id`,
             `num_labels` or `problem_type` that contradicts `labels`.
 
@@ -109,6 +133,8 @@ class HcalConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
+        if getattr(self.encoder_config, "use_cache", False):
+            self.encoder_config.use_cache = False  # a text is read once, as a whole
 
     def _derived_label_maps(self) -> tuple[dict[int, str], dict[str, int]]:
         return dict(enumerate(self.labels)), {label: i for i, label in enumerate(self.labels)}

@@ -1,0 +1,51 @@
+"""Metrics of a model's predictions, as the Trainer asks for them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EvalPrediction
+
+from .decoding import decode
+from .metrics import classification_scores, violation_rates
+from .taxonomy import Taxonomy
+
+_RAW_SCORES = ("micro_f1", "macro_f1", "exact_match")
+
+
+def compute_metrics(
+    predictions: EvalPrediction | tuple[np.ndarray, np.ndarray],
+    taxonomy: Taxonomy,
+    label_mode: str,
+    partial_paths: bool = False,
+) -> dict[str, float]:
+    """Scores of logits against labels.
+
+    Args:
+        predictions: `predictions` are logits [N, L], `label_ids` are multi-hot [N, L] or node indices [N, K] padded with
+            -100.
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        label_mode, partial_paths: as in [`HcalConfig`].
+
+    Returns:
+        F1s, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and violation rates
+        ([`hcal_hf.metrics.violation_rates`]) of the default decoding under their own names; of the raw decision, as
+        `raw_...`, the violation rates, `micro_f1`, `macro_f1`, `exact_match` and the accuracy of each level; `hvr_score`
+        is of the probabilities, before any decision. Each name works in `metric_for_best_model`.
+    """
+    logits, labels = (np.asarray(values) for values in (predictions[0], predictions[1]))
+    references: Any = labels > 0 if np.issubdtype(labels.dtype, np.floating) else [row[row >= 0] for row in labels]
+    scores = torch.from_numpy(logits)
+    metrics: dict[str, float] = {}
+    for prefix, method in (("", None), ("raw_", "raw")):
+        sets = decode(scores, taxonomy, label_mode, method, partial_paths=partial_paths).numpy()
+        found = classification_scores(sets, references, taxonomy)
+        rates = violation_rates(sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy())
+        if prefix:
+            found = {name: value for name, value in found.items() if name in _RAW_SCORES or name.startswith("accuracy_level_")}
+        else:
+            metrics["hvr_score"] = rates.pop("hvr_score")
+        for k, rate in enumerate(rates.pop("hvr_level")):
+            rates[f"hvr_level_{k}"] = rate
+        metrics.update({f"{prefix}{name}": value for name, value in {**found, **rates}.items()})
+    return metrics

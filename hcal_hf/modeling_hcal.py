@@ -1,0 +1,312 @@
+"""HCAL for sequence classification: any transformer encoder, label prototypes and a head over the hierarchy."""
+
+import contextlib
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_hcal import HcalConfig
+from .heads import HierarchicalHead, LabelSigmoidHead, build_head, log_probs_to_logits
+from .objectives import aggregate_losses
+from .prototypes import LabelPrototypes
+from .targets import Targets
+from .taxonomy import Taxonomy
+
+# Arguments of from_encoder that go to the encoder's from_pretrained; everything else belongs to HcalConfig.
+_LOADER_ARGUMENTS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+@dataclass
+class HcalOutput(ModelOutput):
+    """
+    Output of [`HcalForSequenceClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
+            Uniform mean over the tasks that are present in the batch.
+        logits (`torch.FloatTensor` of shape `[B, L]`):
+            logit(p) of each node's probability, always finite; sigmoid(logits) is the probability under every head.
+        task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
+            Unweighted mean loss of each task (`model.task_names`); 0 for a task absent from the batch.
+        task_counts (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
+            The denominator of each task's mean; 0 for a task absent from the batch.
+        features (`torch.FloatTensor` of shape `[B, d]`):
+            L2-normalised document features.
+        hidden_states, attentions:
+            The encoder's, where asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    task_losses: torch.FloatTensor | None = None
+    task_counts: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class HcalPreTrainedModel(PreTrainedModel):
+    """Loading, saving and weight initialisation of HCAL models."""
+
+    config_class = HcalConfig
+    config: HcalConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Whatever the encoder has; the encoder itself refuses what it lacks.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Our loss is a mean over the batch that forward sees; the Trainer must not count label cells for it.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LabelPrototypes):
+            init.normal_(module.weight, mean=0.0, std=module.init_std)
+        elif isinstance(module, HierarchicalHead):
+            for name, value in module.hierarchy_buffers().items():
+                init.copy_(getattr(module, name), value)
+            if isinstance(module, LabelSigmoidHead):
+                init.constant_(module.scale, 1.0 / module.temperature)
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            # Keeps the encoder's geometry: cosines start as those of (a projection of) the pooled states.
+            init.orthogonal_(module.weight)
+        else:
+            super()._init_weights(module)
+
+
+class HcalForSequenceClassification(HcalPreTrainedModel):
+    """A transformer encoder with label prototypes and a hierarchical head.
+
+    Use [`from_encoder`] to put it on a pretrained encoder, and `from_pretrained` to load a trained model.
+
+    Args:
+        config ([`HcalConfig`]): the configuration.
+        encoder (`PreTrainedModel`, *optional*): an encoder with its weights; made anew from `config.encoder_config` by
+            default.
+
+    Attributes:
+        taxonomy ([`Taxonomy`]): the hierarchy of `config`.
+        prototypes ([`LabelPrototypes`]): `prototypes.weight` is [L, d] in label order.
+        task_names (`list[str]`): names of the T tasks, in the order of `task_losses`.
+    """
+
+    def __init__(self, config: HcalConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.taxonomy: Taxonomy = config.to_taxonomy()
+        if not self.taxonomy.num_labels:
+            raise ValueError(
+                "The configuration has no labels: make it with HcalConfig.from_taxonomy(taxonomy, encoder_config), or the "
+                "model with HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
+            )
+        self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
+        self.projection = nn.Linear(_hidden_size(config.encoder_config), config.projection_dim, bias=False)
+        self.prototypes = LabelPrototypes(self.taxonomy.num_labels, config.projection_dim, config.perturbation)
+        self.head = build_head(config, self.taxonomy)
+        self.task_names: list[str] = [f"level_{k}" for k in range(self.head.num_tasks)]
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: str, taxonomy: Taxonomy, preset: str | None = None, **kwargs: Any
+    ) -> "HcalForSequenceClassification":
+        """A new model on a pretrained encoder, its head untrained.
+
+        Args:
+            encoder (`str`): name on the Hub or folder of any model that `AutoModel` loads.
+            taxonomy ([`Taxonomy`]): the label hierarchy.
+            preset (`"paper"`, *optional*): start from [`HcalConfig.paper`] instead of the defaults.
+            kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), and arguments of the encoder's
+                `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: if the encoder's architecture is not part of transformers, or a field of the configuration is
+                invalid.
+        """
+        fields = set(HcalConfig.__dataclass_fields__) - {"encoder_config", "labels", "edges", "id2label", "label2id"}
+        for name in kwargs:
+            if name not in fields and name not in _LOADER_ARGUMENTS:
+                close = difflib.get_close_matches(name, [*fields, *_LOADER_ARGUMENTS], n=3)
+                raise TypeError(f"from_encoder has no argument {name!r}. Closest: {close or 'none'}.")
+        if preset not in (None, "paper"):
+            raise ValueError(f'preset must be "paper" or None, got {preset!r}.')
+        loader = {name: kwargs.pop(name) for name in _LOADER_ARGUMENTS if name in kwargs}
+        model = AutoModel.from_pretrained(encoder, **loader)
+        if model.config.model_type not in CONFIG_MAPPING_NAMES:
+            raise ValueError(
+                f"The encoder's model type {model.config.model_type!r} comes from custom code: a saved HCAL model could "
+                "not be loaded without it. Use an architecture that is part of transformers."
+            )
+        make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
+        # A new configuration sets the attention of its sub-configurations too: keep what the encoder was loaded with.
+        attention = model.config._attn_implementation
+        config = make_config(taxonomy, model.config, attn_implementation=attention, **kwargs)
+        hcal = cls(config, encoder=model)
+        # The head joins the encoder's device and (if it was loaded in one) half precision.
+        return hcal.to(device=model.device, dtype=model.dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pooled_states: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> HcalOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds:
+                The encoder's own inputs.
+            pooled_states (`torch.Tensor` of shape `[B, hidden_size]`, *optional*):
+                What the pooled encoder would return, computed before; given instead of the encoder's inputs.
+            labels (`torch.Tensor`, *optional*):
+                Ancestor-complete: multi-hot, floating, of shape `[B, L]`, or int64 node indices `[B, K]` padded with
+                -100.
+            noise (`torch.Tensor` of shape `[L, d]`, *optional*):
+                The perturbation U of the prototypes. Drawn anew in training mode by default; in evaluation mode there
+                is none unless given.
+
+        In training mode `logits` come from the same perturbed prototypes as the loss; in evaluation mode from the
+        clean ones.
+        """
+        outputs = None
+        if pooled_states is None:
+            inputs = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            }
+            inputs = {name: value for name, value in inputs.items() if value is not None}
+            outputs = self.encoder(**inputs, **kwargs, return_dict=True)
+            pooled_states = self.pool(outputs.last_hidden_state, attention_mask)
+        elif input_ids is not None or inputs_embeds is not None:
+            raise ValueError("Give either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both.")
+
+        # Cosines and everything after them in at least float32, also under autocast.
+        with _without_autocast(pooled_states.device):
+            projected = self.projection(pooled_states.to(self.projection.weight.dtype))
+            features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+            if noise is None and self.training:
+                noise = self.prototypes.sample_noise()
+            prototypes = self.prototypes(noise)
+            scores = self.head.scores(features @ prototypes.to(features).T)
+            logits = log_probs_to_logits(self.head.log_probs(scores))
+            loss = task_losses = task_counts = None
+            if labels is not None:
+                targets = Targets(labels, self.taxonomy.num_labels)
+                task_losses, task_counts = self._task_losses(features, prototypes, scores, targets)
+                loss = task_losses.sum() / (task_counts > 0).sum().clamp(min=1)
+
+        return HcalOutput(
+            loss=loss,
+            logits=logits,
+            task_losses=task_losses,
+            task_counts=task_counts,
+            features=features,
+            hidden_states=None if outputs is None else outputs.get("hidden_states"),
+            attentions=None if outputs is None else outputs.get("attentions"),
+        )
+
+    def _task_losses(
+        self, features: torch.Tensor, prototypes: torch.Tensor, scores: torch.Tensor, targets: Targets
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, counts = self.head.losses(scores, targets), self.head.counts(targets)
+        if self.config.objective == "aggregate":
+            # The leaf level keeps its documents, every level above is trained on its class means (HCAL).
+            means, classes = aggregate_losses(
+                features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
+            )
+            losses = torch.cat([means[:-1], losses[-1:]])
+            counts = torch.cat([classes[:-1], counts[-1:]])
+        return losses, counts
+
+    @property
+    def document_tasks(self) -> list[bool]:
+        """For each task whether its loss is a mean over documents, whose sums over batches add up; a mean over the
+        classes of a batch is not."""
+        per_document = [True] * len(self.task_names)
+        if self.config.objective == "aggregate":
+            per_document[:-1] = [False] * (len(per_document) - 1)
+        return per_document
+
+    def count_tasks(self, labels: torch.Tensor) -> torch.Tensor:
+        """The `task_counts` [T] of the document tasks, from `labels` (as for `forward`) alone."""
+        return self.head.counts(Targets(labels, self.taxonomy.num_labels))
+
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Document vectors [B, hidden_size] from token states [B, S, hidden_size] and a mask [B, S] (1 = a token).
+
+        Padding may be on either side. The mean is taken in at least float32.
+        """
+        if attention_mask is None:
+            attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+        if self.config.pooling == "mean":
+            states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+            mask = attention_mask.to(states)[:, :, None]
+            return ((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).to(hidden_states)
+        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        if self.config.pooling == "cls":
+            chosen = attention_mask.long().argmax(dim=1)
+        else:
+            chosen = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
+        return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), chosen]
+
+    def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
+        """The probability [B, L] of each node, in the order of `config.labels`."""
+        return torch.sigmoid(outputs.logits)
+
+
+def _hidden_size(encoder_config: Any) -> int:
+    for name in ("hidden_size", "d_model", "dim", "n_embd"):
+        if isinstance(size := getattr(encoder_config, name, None), int):
+            return size
+    raise ValueError(
+        f"Cannot find the size of the hidden states in {type(encoder_config).__name__}: it has none of hidden_size, "
+        "d_model, dim, n_embd."
+    )
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+__all__ = ["HcalForSequenceClassification", "HcalOutput", "HcalPreTrainedModel"]

@@ -1,0 +1,125 @@
+"""Inference: texts in, labels with scores and paths out."""
+
+from typing import Any
+
+import torch
+from transformers import Pipeline
+from transformers.pipelines.base import GenericTensor
+
+from .decoding import decode, default_method
+
+TASK = "hierarchical-text-classification"
+
+_ARGUMENTS = ("threshold", "top_k", "max_depth", "decode", "truncation", "max_length", "padding")
+
+
+class HierarchicalTextClassificationPipeline(Pipeline):
+    """
+    Hierarchical text classification with an HCAL model: `pipeline("hierarchical-text-classification", model=...)`.
+
+    For each text it returns a list of `{"label", "score", "depth", "path"}`, from the roots down: the label, its
+    probability, its depth (0 = top level) and the names on the way to it. In a DAG, a label with several paths has
+    them all under `"paths"`.
+
+    Arguments, for the pipeline or for a call:
+        decode (`"raw"`, `"closure"` or `"path"`): how the label set is decided ([`hcal_hf.decoding.decode`]); default
+            `path` for single_path, `closure` for multi_path models.
+        threshold (`float`): lowest probability of a predicted label (before `closure` adds ancestors); default 0.5 for
+            multi_path, none for single_path.
+        top_k (`int`): instead of deciding, list the k most probable labels of each level (those of at least `threshold`,
+            if given).
+        max_depth (`int`): leave out labels deeper than this.
+        truncation (default `True`), max_length, padding: for the tokenizer.
+
+    Raises:
+        TypeError: for an unknown argument.
+        ValueError: for a value out of range, or `top_k` together with `decode`.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # A model that comes straight from training would still perturb its prototypes and drop out.
+        self.model.eval()
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        for name in kwargs:
+            if name not in _ARGUMENTS:
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}; it takes {', '.join(_ARGUMENTS)}.")
+        preprocess = {name: kwargs.pop(name) for name in ("truncation", "max_length", "padding") if name in kwargs}
+        self._check(**kwargs)
+        return preprocess, {}, kwargs
+
+    def _check(
+        self,
+        decode: str | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        max_depth: int | None = None,
+    ) -> None:
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k must be a whole number of at least 1 (labels a level), got {top_k!r}.")
+        if top_k is not None and decode is not None:
+            raise ValueError("top_k lists the most probable labels of each level, decode decides on a set: give one.")
+        if max_depth is not None and (not isinstance(max_depth, int) or max_depth < 0):
+            raise ValueError(f"max_depth must be a whole number of at least 0 (0 = top level only), got {max_depth!r}.")
+        # The decoder knows its own values: let it speak before any text has been through the model.
+        self._decide(torch.zeros(1, self.model.config.num_labels), decode=decode, threshold=threshold)
+
+    def preprocess(self, inputs: Any, truncation: Any = True, **kwargs: Any) -> dict[str, GenericTensor]:
+        if isinstance(inputs, dict):
+            return self.tokenizer(**inputs, return_tensors="pt", truncation=truncation, **kwargs)
+        if not isinstance(inputs, str):
+            raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
+        return self.tokenizer(inputs, return_tensors="pt", truncation=truncation, **kwargs)
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"logits": self.model(**model_inputs).logits}
+
+    def _decide(self, logits: torch.Tensor, decode: str | None, threshold: float | None) -> torch.Tensor:
+        config = self.model.config
+        return _decode(
+            logits,
+            self.model.taxonomy,
+            config.label_mode,
+            default_method(config.label_mode) if decode is None else decode,
+            threshold=threshold,
+            partial_paths=config.partial_paths,
+        )
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        decode: str | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        max_depth: int | None = None,
+    ) -> list[dict[str, Any]]:
+        logits = model_outputs["logits"]
+        taxonomy = self.model.taxonomy
+        scores = torch.sigmoid(logits[0])
+        if top_k is None:
+            nodes = self._decide(logits, decode, threshold)[0].nonzero()[:, 0].tolist()
+        else:
+            nodes = []
+            for level in taxonomy.levels:
+                best = scores[level].topk(min(top_k, level.stop - level.start)).indices + level.start
+                nodes += [node for node in best.tolist() if threshold is None or scores[node] >= threshold]
+        found = []
+        for node in nodes:
+            depth = int(taxonomy.depths[node])
+            if max_depth is None or depth <= max_depth:
+                paths = taxonomy.paths(node)
+                label = {"label": taxonomy.labels[node], "score": scores[node].item(), "depth": depth, "path": paths[0]}
+                found.append(label if len(paths) == 1 else {**label, "paths": paths})
+        return found
+
+
+# `decode` is also the name of the users' argument.
+_decode = decode
+
+__all__ = ["TASK", "HierarchicalTextClassificationPipeline"]

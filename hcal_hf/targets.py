@@ -1,0 +1,80 @@
+"""What a batch's labels say, in the forms that heads and objectives need."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+
+class Targets:
+    """The labels of a batch of B documents over L nodes, ancestor-complete.
+
+    Args:
+        labels (`torch.Tensor`): multi-hot, floating or bool, of shape `[B, L]`; or int64 node indices of shape `[B, K]`,
+            padded with -100.
+        num_labels (`int`): L.
+
+    Raises:
+        ValueError: for another shape or type.
+    """
+
+    def __init__(self, labels: torch.Tensor, num_labels: int):
+        if labels.ndim != 2:
+            raise ValueError(
+                f"labels must have two dimensions, multi-hot [B, {num_labels}] or padded node indices [B, K], got shape "
+                f"{tuple(labels.shape)}: HcalDataCollator makes them."
+            )
+        self.is_multi_hot = labels.is_floating_point() or labels.dtype == torch.bool
+        if self.is_multi_hot and labels.shape[1] != num_labels:
+            raise ValueError(
+                f"Multi-hot labels must have one column for each of the {num_labels} labels, got {labels.shape[1]}. Node "
+                "indices must be int64."
+            )
+        if not self.is_multi_hot and labels.dtype != torch.int64:
+            raise ValueError(f"labels must be floating or bool (multi-hot) or int64 (node indices), got {labels.dtype}.")
+        self.labels = labels
+        self.num_labels = num_labels
+
+    @cached_property
+    def positives(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(document, node) indices of all positive cells, two int64 tensors [P]."""
+        if self.is_multi_hot:
+            documents, nodes = (self.labels > 0).nonzero(as_tuple=True)
+            return documents, nodes
+        documents, columns = (self.labels >= 0).nonzero(as_tuple=True)
+        return documents, self.labels[documents, columns]
+
+    @cached_property
+    def multi_hot(self) -> torch.Tensor:
+        """[B, L], 1.0 for a positive cell, at least float32."""
+        if self.is_multi_hot:
+            dtype = torch.float32 if self.labels.dtype == torch.bool else self.labels.dtype
+            return (self.labels > 0).to(torch.promote_types(dtype, torch.float32))
+        # One more column takes the padding.
+        padded = self.labels.new_zeros((len(self.labels), self.num_labels + 1), dtype=torch.float32)
+        padded.scatter_(1, torch.where(self.labels >= 0, self.labels, self.num_labels), 1.0)
+        return padded[:, :-1]
+
+    def at_levels(self, levels: Sequence[slice], depths: torch.Tensor) -> torch.Tensor:
+        """The label of single-path documents at each level.
+
+        Args:
+            levels: the D levels as slices of the node indices.
+            depths (`torch.Tensor` of shape `[L]`): the depth of each node.
+
+        Returns:
+            `torch.Tensor` of shape `[B, D]`, int64: index of the document's label within its level, -100 where its path
+            does not reach that level.
+        """
+        if self.is_multi_hot:
+            columns = []
+            for level in levels:
+                value, index = self.labels[:, level].max(dim=1)
+                columns.append(torch.where(value > 0, index, -100))
+            return torch.stack(columns, dim=1)
+        starts = torch.tensor([level.start for level in levels], device=depths.device)
+        nodes = self.labels.clamp(min=0)
+        level_of = torch.where(self.labels >= 0, depths[nodes], len(levels))
+        found = self.labels.new_full((len(self.labels), len(levels) + 1), -100)
+        found.scatter_(1, level_of, nodes - starts[depths[nodes]])
+        return found[:, :-1]

@@ -1,0 +1,80 @@
+"""Training arguments: transformers' own, and what HCAL adds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+
+@dataclass
+class HcalTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] with the arguments of HCAL.
+
+    Differences from the defaults of transformers: none. Added:
+
+    Args:
+        loss_weighting (`str`, defaults to `"hcal"`):
+            Name of the weighter in `hcal_hf.weighting.WEIGHTERS`: `hcal` or `uniform`.
+        loss_weighting_kwargs (`dict`, *optional*):
+            Arguments of the weighter, such as `{"gamma": 0.5}`.
+        head_learning_rate (`float`, *optional*):
+            Learning rate of the projection and the head's own parameters; `learning_rate` by default.
+        prototype_learning_rate (`float`, *optional*):
+            Learning rate of the prototypes; `head_learning_rate` by default.
+        prototype_lr_multipliers (`list[float]`, *optional*):
+            Factors on the prototypes' learning rate by level, from the deepest level upwards, the last one repeated
+            beyond (HCAL's release: 5, 10, 20). SGD only: an adaptive optimiser would undo them.
+
+    Raises:
+        ValueError: for `prototype_lr_multipliers` with another optimiser than SGD, or not positive.
+    """
+
+    loss_weighting: str = field(default="hcal", metadata={"help": "Loss weighter: hcal or uniform."})
+    loss_weighting_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of projection and head; learning_rate by default."}
+    )
+    prototype_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the prototypes; head_learning_rate by default."}
+    )
+    prototype_lr_multipliers: list[float] | None = field(
+        default=None,
+        metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
+    )
+
+    # Dictionaries that may come from the command line as JSON (transformers parses those named here).
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prototype_lr_multipliers is None:
+            return
+        if self.optim != "sgd":
+            raise ValueError(
+                f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers rescale gradients, '
+                "which would undo the factors. Use prototype_learning_rate instead."
+            )
+        if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
+            raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")
+
+    @classmethod
+    def paper(cls, output_dir: str | None = None, **kwargs: Any) -> "HcalTrainingArguments":
+        """HCAL's released optimiser settings: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.01 for the
+        backbone, and 5, 10, 20 times that for the prototypes from the leaves upwards; weights softmax(L / 0.5).
+
+        Goes with [`HcalConfig.paper`]. `kwargs` override.
+        """
+        preset: dict[str, Any] = {
+            "optim": "sgd",
+            "optim_args": "momentum=0.9",
+            "learning_rate": 0.01,
+            "weight_decay": 1e-4,
+            "prototype_lr_multipliers": [5.0, 10.0, 20.0],
+            "loss_weighting": "hcal",
+            "loss_weighting_kwargs": {"gamma": 0.5},
+        }
+        return cls(output_dir=output_dir, **{**preset, **kwargs})

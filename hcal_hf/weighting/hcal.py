@@ -1,0 +1,35 @@
+"""HCAL's adaptive weights."""
+
+import torch
+
+from .base import LossWeighter
+
+
+class HcalWeighter(LossWeighter):
+    """lambda = softmax(L / gamma) over the present tasks, from the current batch's losses.
+
+    The gradient of sum_k lambda_k L_k with constant lambda is that of gamma * logsumexp(L / gamma): an
+    entropy-regularised minimax over the levels. It has no state and no memory of earlier batches.
+
+    Args:
+        num_tasks (`int`): T.
+        gamma (`float`, defaults to 0.5): temperature, in units of the losses.
+
+    Source: Jiang et al., HCAL, CIKM 2025 (arXiv 2508.13452), as in the authors' release.
+    """
+
+    per_batch = True
+
+    def __init__(self, num_tasks: int, gamma: float = 0.5):
+        super().__init__(num_tasks)
+        if not gamma > 0:
+            raise ValueError(f"gamma must be above 0, got {gamma}.")
+        self.gamma = gamma
+
+    def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        scaled = losses.detach() / self.gamma
+        if present is not None:
+            scaled = scaled.masked_fill(~present, float("-inf"))
+            # With no task at all a softmax would be NaN.
+            return torch.where(present.any(), scaled.softmax(dim=0), 0.0)
+        return scaled.softmax(dim=0)

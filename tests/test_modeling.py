@@ -1,0 +1,231 @@
+import pytest
+import torch
+from conftest import tiny_bert
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DistilBertConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    Qwen2Config,
+    RobertaConfig,
+)
+
+from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalOutput
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+ENCODERS = {
+    "bert": tiny_bert(),
+    "roberta": RobertaConfig(**SIZES),
+    "distilbert": DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, hidden_dim=40),
+    "deberta-v2": DebertaV2Config(**SIZES),
+    "modernbert": ModernBertConfig(
+        **SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+}
+IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0], [9, 3, 5, 0]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+LABELS = torch.tensor([[0, 2, 6], [0, 3, 8], [1, 5, 12]])
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def on_encoder(request, taxonomy, tmp_path_factory):
+    """(model on a saved pretrained encoder, that encoder's folder), for each kind of encoder."""
+    folder = str(tmp_path_factory.mktemp(request.param))
+    torch.manual_seed(0)
+    AutoModel.from_config(ENCODERS[request.param]).save_pretrained(folder)
+    pooling = "last" if request.param in ("qwen2", "llama") else "mean"
+    model = HcalForSequenceClassification.from_encoder(folder, taxonomy, pooling=pooling, projection_dim=16)
+    return model, folder
+
+
+def test_from_encoder_keeps_the_pretrained_weights(on_encoder):
+    model, folder = on_encoder
+    expected = AutoModel.from_pretrained(folder).state_dict()
+    found = model.encoder.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_save_and_load(on_encoder, tmp_path):
+    model, _ = on_encoder
+    model.eval().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(loaded) is HcalForSequenceClassification
+    assert loaded.taxonomy == model.taxonomy
+    with torch.no_grad():
+        batch = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}
+        assert torch.equal(model(**batch).logits, loaded(**batch).logits)
+        assert torch.equal(model(**batch).task_losses, loaded(**batch).task_losses)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_gradient_checkpointing_gives_the_same_gradients(on_encoder, tmp_path):
+    model, _ = on_encoder
+    model.save_pretrained(tmp_path)
+    model = HcalForSequenceClassification.from_pretrained(tmp_path)
+    for module in model.modules():  # checkpointing works in training mode only: take the dropout out
+        for name in ("p", "dropout_prob", "attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        model(input_ids=IDS, attention_mask=MASK, labels=LABELS, noise=torch.zeros(13, 16)).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_keeps_the_head_in_float32(on_encoder, tmp_path):
+    model, _ = on_encoder
+    model.save_pretrained(tmp_path)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    output = half(input_ids=IDS, attention_mask=MASK, labels=LABELS)
+    assert output.logits.dtype == output.task_losses.dtype == output.features.dtype == torch.float32
+    output.loss.backward()
+    assert torch.isfinite(half.prototypes.weight.grad).all()
+    half.save_pretrained(tmp_path / "half")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+def test_attention_implementations_agree_or_are_refused(on_encoder, tmp_path):
+    model, _ = on_encoder
+    model.eval().save_pretrained(tmp_path)
+    eager = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert eager.encoder.config._attn_implementation == "eager"
+    if model.config.encoder_config.model_type == "deberta-v2":
+        with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="sdpa")
+        return
+    sdpa = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    assert sdpa.encoder.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        torch.testing.assert_close(
+            eager(input_ids=IDS, attention_mask=MASK).logits, sdpa(input_ids=IDS, attention_mask=MASK).logits
+        )
+
+
+def test_autocast_does_not_reach_the_head(make_model, taxonomy):
+    model = make_model(taxonomy).eval()
+    pooled = torch.randn(5, 16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model(pooled_states=pooled, labels=LABELS[[0, 1, 2, 0, 1]])
+    assert inside.task_losses.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(inside.logits, model(pooled_states=pooled).logits)
+
+
+def test_output_fields(make_model, taxonomy):
+    model = make_model(taxonomy).eval()
+    batch = {"input_ids": IDS, "attention_mask": MASK}
+    output = model(**batch)
+    assert isinstance(output, HcalOutput)
+    assert output.loss is None
+    assert output.task_losses is None
+    assert output.logits.shape == (3, 13)
+    assert output.features.shape == (3, 8)
+    torch.testing.assert_close(output.features.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(model.probabilities(output), torch.sigmoid(output.logits))
+    for level in taxonomy.levels:  # independent, single_path: one distribution a level
+        torch.testing.assert_close(model.probabilities(output)[:, level].sum(1), torch.ones(3))
+    output = model(**batch, labels=LABELS, output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    assert output.task_losses.shape == (3,) == (len(model.task_names),)
+    torch.testing.assert_close(output.loss, output.task_losses.mean())
+    as_tuple = model(**batch, labels=LABELS, return_dict=False)
+    assert torch.equal(as_tuple[0], output.loss)
+    assert model.prototypes.weight.shape == (13, 8)
+    assert model.task_names == ["level_0", "level_1", "level_2"]
+
+
+def test_levels_that_no_document_reaches_are_absent(make_model, ragged):
+    model = make_model(ragged, partial_paths=True).eval()
+    output = model(input_ids=IDS[:2], labels=torch.tensor([[2, -100], [0, -100]]))
+    assert output.task_counts.tolist() == [2, 0, 0]
+    assert output.task_losses[1:].tolist() == [0, 0]
+    torch.testing.assert_close(output.loss, output.task_losses[0])
+    assert model.count_tasks(torch.tensor([[2, -100], [0, 3]])).tolist() == [2, 1, 0]
+
+
+def test_multi_hot_and_index_labels_agree(make_model, taxonomy):
+    multi_hot = torch.zeros(3, 13).scatter(1, LABELS, 1.0)
+    for mode in ("single_path", "multi_path"):
+        model = make_model(taxonomy, label_mode=mode).eval()
+        a, b = model(input_ids=IDS, labels=multi_hot), model(input_ids=IDS, labels=LABELS)
+        assert torch.equal(a.task_losses, b.task_losses)
+        assert torch.equal(a.task_counts, b.task_counts)
+
+
+def test_an_empty_label_set_trains_in_multi_path(make_model, taxonomy):
+    model = make_model(taxonomy, label_mode="multi_path").eval()
+    output = model(input_ids=IDS[:1], labels=torch.full((1, 1), -100))
+    expected = torch.nn.functional.softplus(torch.logit(model.probabilities(output)))
+    torch.testing.assert_close(output.task_losses[0], expected[0, :2].mean())
+
+
+@pytest.mark.parametrize(("pooling", "left"), [(p, left) for p in ("mean", "cls", "last") for left in (False, True)])
+def test_pooling_ignores_padding_on_either_side(make_model, taxonomy, pooling, left):
+    model = make_model(taxonomy, pooling=pooling)
+    states = torch.randn(1, 3, 16)
+    padding = torch.full((1, 2, 16), 99.0)
+    padded = torch.cat([padding, states] if left else [states, padding], dim=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1]] if left else [[1, 1, 1, 0, 0]])
+    expected = {"mean": states.mean(1), "cls": states[:, 0], "last": states[:, -1]}[pooling]
+    torch.testing.assert_close(model.pool(padded, mask), expected)
+    torch.testing.assert_close(model.pool(states), expected)
+
+
+def test_pooled_states_replace_the_encoder(make_model, taxonomy):
+    model = make_model(taxonomy).eval()
+    hidden = model.encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    pooled = model.pool(hidden, MASK)
+    torch.testing.assert_close(
+        model(pooled_states=pooled).logits, model(input_ids=IDS, attention_mask=MASK).logits
+    )
+    with pytest.raises(ValueError, match="not both"):
+        model(pooled_states=pooled, input_ids=IDS)
+
+
+def test_from_encoder_refuses_unknown_arguments_and_presets(taxonomy, encoder_dir):
+    with pytest.raises(TypeError, match=r"no argument 'projection_dims'. Closest: \['projection_dim'"):
+        HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, projection_dims=3)
+    with pytest.raises(ValueError, match="'papers'"):
+        HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, preset="papers")
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, preset="paper", dtype=torch.bfloat16)
+    assert (model.config.objective, model.dtype, model.prototypes.weight.dtype) == (
+        "aggregate",
+        torch.bfloat16,
+        torch.bfloat16,
+    )
+
+
+def test_a_model_needs_labels():
+    with pytest.raises(ValueError, match="has no labels"):
+        HcalForSequenceClassification(HcalConfig(encoder_config=tiny_bert()))
+
+
+def test_loading_an_encoder_as_a_model_initialises_the_rest(taxonomy, encoder_dir):
+    config = HcalConfig.from_taxonomy(taxonomy, AutoConfig.from_pretrained(encoder_dir), label_mode="multi_path")
+    model = HcalForSequenceClassification.from_pretrained(encoder_dir, config=config)
+    expected = AutoModel.from_pretrained(encoder_dir).state_dict()
+    assert all(torch.equal(model.encoder.state_dict()[name], value) for name, value in expected.items())
+    assert model.head.depths.tolist() == taxonomy.depths.tolist()
+    assert model.head.scale.item() == pytest.approx(10.0)
+    assert model.head.bias.abs().max() == 0
+    assert 0.005 < model.prototypes.weight.std() < 0.02
+    torch.testing.assert_close(model.projection.weight.T @ model.projection.weight, torch.eye(16), atol=1e-5, rtol=0)

@@ -1,0 +1,139 @@
+import pytest
+import torch
+from datasets import Dataset
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from hcal_hf import HierarchicalTextClassificationPipeline, decode
+
+TEXTS = ["stars and atoms", "poems in novels of drama", "a new study of genes with cells and plants"]
+
+
+@pytest.fixture
+def make_pipe(make_model, tokenizer):
+    def make(taxonomy, **config):
+        model = make_model(taxonomy, **config).train()  # as a Trainer leaves it
+        with torch.no_grad():
+            torch.nn.init.normal_(model.prototypes.weight)
+        return pipeline("hierarchical-text-classification", model=model, tokenizer=tokenizer, device="cpu")
+
+    return make
+
+
+def logits_of(pipe, texts):
+    with torch.no_grad():
+        return pipe.model(**pipe.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("method", [None, "raw", "closure", "path"])
+def test_output_is_the_decoded_set_with_scores_depths_and_paths(make_pipe, taxonomy, mode, method):
+    if (mode, method) == ("multi_path", "path"):
+        pytest.skip("path is for single_path")
+    pipe = make_pipe(taxonomy, label_mode=mode)
+    assert isinstance(pipe, HierarchicalTextClassificationPipeline)
+    logits = logits_of(pipe, TEXTS)
+    chosen = decode(logits, taxonomy, mode, method)
+    found = pipe(TEXTS, decode=method) if method else pipe(TEXTS)
+    assert len(found) == 3
+    for row, labels in enumerate(found):
+        assert [taxonomy.index(item["label"]) for item in labels] == chosen[row].nonzero()[:, 0].tolist()
+        for item in labels:
+            node = taxonomy.index(item["label"])
+            assert set(item) == {"label", "score", "depth", "path"}
+            assert item["score"] == pytest.approx(torch.sigmoid(logits[row, node]).item(), abs=1e-5)
+            assert item["depth"] == taxonomy.depths[node] == len(item["path"]) - 1
+            assert item["path"] == taxonomy.paths(node)[0]
+
+
+def test_single_path_gives_one_path_that_agrees_with_itself(make_pipe, taxonomy):
+    for labels in make_pipe(taxonomy)(TEXTS):
+        assert [item["depth"] for item in labels] == [0, 1, 2]
+        assert labels[-1]["path"] == [item["label"] for item in labels]
+
+
+def test_lists_generators_datasets_batches_and_dictionaries_agree(make_pipe, taxonomy):
+    pipe = make_pipe(taxonomy)
+    one_by_one = [pipe(text) for text in TEXTS]
+    table = Dataset.from_dict({"text": TEXTS})
+    for found in (
+        pipe(TEXTS),
+        pipe(TEXTS, batch_size=2),
+        list(pipe(text for text in TEXTS)),
+        list(pipe(KeyDataset(table, "text"), batch_size=3)),
+        pipe([{"text": text} for text in TEXTS]),
+    ):
+        assert [[item["label"] for item in labels] for labels in found] == [
+            [item["label"] for item in labels] for labels in one_by_one
+        ]
+        for labels, expected in zip(found, one_by_one):
+            assert [item["score"] for item in labels] == pytest.approx([item["score"] for item in expected], abs=1e-5)
+
+
+def test_long_texts_are_truncated_by_default(make_pipe, taxonomy):
+    pipe = make_pipe(taxonomy)
+    assert pipe("stars " * 100) == pipe("stars " * 16)
+
+
+def test_threshold_max_depth_and_top_k(make_pipe, taxonomy):
+    pipe = make_pipe(taxonomy)
+    scores = torch.sigmoid(logits_of(pipe, TEXTS[:1]))[0]
+    assert [item["depth"] for item in pipe(TEXTS[0], max_depth=1)] == [0, 1]
+    assert pipe(TEXTS[0], threshold=1.0) == []
+    top = pipe(TEXTS[0], top_k=2)
+    assert [item["depth"] for item in top] == [0, 0, 1, 1, 2, 2]
+    for depth, level in enumerate(taxonomy.levels):
+        expected = scores[level].sort(descending=True).values[:2].tolist()
+        assert [item["score"] for item in top if item["depth"] == depth] == pytest.approx(expected, abs=1e-5)
+    everything = pipe(TEXTS[0], top_k=100)
+    assert len(everything) == taxonomy.num_labels
+    some = pipe(TEXTS[0], top_k=100, threshold=0.3)
+    assert [i["label"] for i in some] == [i["label"] for i in everything if i["score"] >= 0.3]
+    assert 0 < len(some) < len(everything)
+
+
+def test_a_dag_gives_every_path(make_pipe, dag):
+    pipe = make_pipe(dag, label_mode="multi_path")
+    by_label = {item["label"]: item for item in pipe(TEXTS[0], threshold=0.0)}
+    assert by_label["z"]["paths"] == [["c", "z"], ["a", "x", "z"], ["b", "x", "z"]]
+    assert by_label["z"]["path"] == ["c", "z"]
+    assert "paths" not in by_label["y"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"return_all_scores": True}, TypeError, "no argument 'return_all_scores'; it takes threshold, top_k"),
+        ({"top_k": 0}, ValueError, "at least 1"),
+        ({"top_k": 2, "decode": "raw"}, ValueError, "give one"),
+        ({"max_depth": -1}, ValueError, "at least 0"),
+        ({"threshold": 7}, ValueError, "between 0 and 1"),
+        ({"decode": "beam"}, ValueError, "one of raw, closure, path"),
+    ],
+)
+def test_bad_arguments_are_refused(make_pipe, taxonomy, kwargs, error, message):
+    pipe = make_pipe(taxonomy)
+    with pytest.raises(error, match=message):
+        pipe(TEXTS[0], **kwargs)
+
+
+def test_what_is_no_text_is_refused(make_pipe, taxonomy):
+    with pytest.raises(ValueError, match="got 3"):
+        make_pipe(taxonomy)([3])
+
+
+def test_the_stock_pipeline_shows_the_same_probabilities(make_pipe, taxonomy):
+    pipe = make_pipe(taxonomy)
+    stock = pipeline("text-classification", model=pipe.model, tokenizer=pipe.tokenizer, device="cpu")
+    found = {item["label"]: item["score"] for item in stock(TEXTS[0], top_k=None)}
+    expected = {item["label"]: item["score"] for item in pipe(TEXTS[0], top_k=13)}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert list(found) == sorted(found, key=found.get, reverse=True)
+
+
+def test_from_a_saved_folder(make_pipe, taxonomy, tmp_path):
+    pipe = make_pipe(taxonomy)
+    pipe.model.save_pretrained(tmp_path)
+    pipe.tokenizer.save_pretrained(tmp_path)
+    again = pipeline("hierarchical-text-classification", model=str(tmp_path), device="cpu")
+    assert again(TEXTS) == pipe(TEXTS)
