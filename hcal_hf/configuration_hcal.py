@@ -117,6 +117,10 @@ class HcalConfig(PreTrainedConfig):
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01
 
+    id2label: dict[int, str] | dict[str, str] | None = None
+    label2id: dict[str, int] | dict[str, str] | None = None
+    problem_type: str | None = None
+
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in _LOADER_KEYS}
@@ -133,8 +137,9 @@ class HcalConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
-        if getattr(self.encoder_config, "use_cache", False):
-            self.encoder_config.use_cache = False  # a text is read once, as a whole
+        encoder_config: Any = self.encoder_config
+        if getattr(encoder_config, "use_cache", False):
+            encoder_config.use_cache = False  # a text is read once, as a whole
 
     def _derived_label_maps(self) -> tuple[dict[int, str], dict[str, int]]:
         return dict(enumerate(self.labels)), {label: i for i, label in enumerate(self.labels)}
@@ -177,7 +182,9 @@ class HcalConfig(PreTrainedConfig):
         """Child-to-parent aggregation as published needs a full path from root to leaf for every document."""
         instead = 'use objective="document", which trains every level on each document\'s own feature'
         if self.label_mode != "single_path":
-            raise ValueError(f'objective="aggregate" needs label_mode="single_path", got {self.label_mode!r}: {instead}.')
+            raise ValueError(
+                f'objective="aggregate" needs label_mode="single_path", got {self.label_mode!r}: {instead}.'
+            )
         if self.partial_paths:
             raise ValueError(f'objective="aggregate" needs full paths, got partial_paths=True: {instead}.')
         leaf_depths = taxonomy.depths[taxonomy.is_leaf]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .taxonomy import SEPARATOR, Taxonomy, split_path
 
 logger = logging.get_logger(__name__)
 
-AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+AnyDataset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
 # Above this many labels a batch carries node indices instead of a multi-hot matrix.
 MAX_MULTI_HOT_LABELS = 4096
@@ -178,15 +178,19 @@ def encode_dataset(
     encoder = _RowEncoder(taxonomy, tokenizer, text, reader, label_mode, partial_paths, max_length)
     encoded: dict[str, Any] = {}
     bad: list[tuple[str, int, str]] = []
+    notes: list[str] = []
     for name, split in _splits(dataset):
         _check_columns(split, [text, *(reader.column_list if reader else [])], name)
         if isinstance(split, IterableDataset):
             encoded[name] = _encode_stream(split, encoder, name, on_bad_row)
         else:
-            encoded[name], problems = _encode_table(split, encoder, name, num_proc)
+            encoded[name], problems, note = _encode_table(split, encoder, name, num_proc)
             bad += problems
+            notes += [note] if note else []
     if bad and on_bad_row == "raise":
         raise BadRowsError(bad)
+    for note in notes:
+        logger.warning(note)
     if not isinstance(dataset, DatasetDict | IterableDatasetDict):
         return next(iter(encoded.values()))
     return type(dataset)(encoded)
@@ -211,7 +215,8 @@ class _RowEncoder:
     def features(self) -> Features:
         """The types of the columns made; told to `datasets`, since an empty first batch would not show them."""
         names = list(self.tokenizer("a").keys())
-        columns = {name: List(Value("int32" if name == "input_ids" else "int8")) for name in names}
+        small = ("attention_mask", "token_type_ids")
+        columns = {name: List(Value("int8" if name in small else "int32")) for name in names}
         if self.reader:
             columns["labels"] = List(Value("int64"))
         counts = {_PROBLEM: Value("string"), _COMPLETED: Value("int32"), _TRUNCATED: Value("bool")}
@@ -264,14 +269,15 @@ def _check_one_path(nodes: np.ndarray, taxonomy: Taxonomy) -> None:
     if not np.array_equal(taxonomy.depths[nodes], np.arange(len(nodes))):
         paths = [SEPARATOR.join(path) for path in taxonomy.decode(nodes)]
         raise ValueError(
-            f'single_path needs one path a document, got {len(paths)}: {", ".join(map(repr, paths[:3]))} '
+            f"single_path needs one path a document, got {len(paths)}: {', '.join(map(repr, paths[:3]))} "
             '(label_mode="multi_path" allows it)'
         )
 
 
 def _encode_table(
     split: Dataset, encoder: _RowEncoder, name: str, num_proc: int | None
-) -> tuple[Dataset, list[tuple[str, int, str]]]:
+) -> tuple[Dataset, list[tuple[str, int, str]], str]:
+    """The encoded table without its bad rows, these, and what was done to the others in one sentence ("" if nothing)."""
     mapped = split.map(
         encoder,
         batched=True,
@@ -280,20 +286,19 @@ def _encode_table(
         num_proc=num_proc,
         desc=f"Encoding {name}",
     )
-    problems = mapped.data.column(_PROBLEM).to_pylist() if len(mapped.data) == len(mapped) else mapped[_PROBLEM][:]
-    bad = [(name, index, problem) for index, problem in enumerate(problems) if problem]
+    bad = [(name, index, problem) for index, problem in enumerate(mapped[_PROBLEM]) if problem]
     if bad:
         good = np.setdiff1d(np.arange(len(mapped)), [index for _, index, _ in bad])
         mapped = mapped.select(good)
     completed, truncated = np.asarray(mapped[_COMPLETED][:]), np.asarray(mapped[_TRUNCATED][:])
     notes = [
         (completed > 0).any() and f"{completed.sum():,} ancestors added to {(completed > 0).sum():,} rows",
-        truncated.any() and f"{truncated.sum():,} texts cut to {encoder.max_length or 'the limit of the model'} tokens",
+        truncated.any()
+        and f"{truncated.sum():,} texts cut to {encoder.max_length or 'the limit of the model'} tokens",
         bad and f"{len(bad):,} bad rows left out",
     ]
-    if any(notes):
-        logger.warning(f"{name}: {len(mapped):,} rows encoded; {'; '.join(note for note in notes if note)}.")
-    return mapped.remove_columns([_PROBLEM, _COMPLETED, _TRUNCATED]), bad
+    note = f"{name}: {len(mapped):,} rows encoded; {'; '.join(note for note in notes if note)}." if any(notes) else ""
+    return mapped.remove_columns([_PROBLEM, _COMPLETED, _TRUNCATED]), bad, note
 
 
 def _encode_stream(split: IterableDataset, encoder: _RowEncoder, name: str, on_bad_row: str) -> IterableDataset:

@@ -40,9 +40,15 @@ def compute_metrics(
     for prefix, method in (("", None), ("raw_", "raw")):
         sets = decode(scores, taxonomy, label_mode, method, partial_paths=partial_paths).numpy()
         found = classification_scores(sets, references, taxonomy)
-        rates = violation_rates(sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy())
+        rates: dict[str, Any] = violation_rates(
+            sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy()
+        )
         if prefix:
-            found = {name: value for name, value in found.items() if name in _RAW_SCORES or name.startswith("accuracy_level_")}
+            found = {
+                name: value
+                for name, value in found.items()
+                if name in _RAW_SCORES or name.startswith("accuracy_level_")
+            }
         else:
             metrics["hvr_score"] = rates.pop("hvr_score")
         for k, rate in enumerate(rates.pop("hvr_level")):

@@ -67,7 +67,7 @@ class HierarchicalHead(nn.Module):
         raise NotImplementedError
 
     def counts(self, targets: Targets) -> torch.Tensor:
-        """The denominators [T] of `losses`, float: they depend on the labels alone."""
+        """The denominators [T] of `losses`, int64: they depend on the labels alone."""
         raise NotImplementedError
 
 
@@ -93,7 +93,7 @@ class LevelSoftmaxHead(HierarchicalHead):
         return torch.stack(sums) / self.counts(targets).clamp(min=1)
 
     def counts(self, targets: Targets) -> torch.Tensor:
-        return (targets.at_levels(self.taxonomy.levels, self.depths) >= 0).sum(dim=0).float()
+        return (targets.at_levels(self.taxonomy.levels, self.depths) >= 0).sum(dim=0)
 
 
 class LabelSigmoidHead(HierarchicalHead):
@@ -117,7 +117,7 @@ class LabelSigmoidHead(HierarchicalHead):
         return torch.stack(sums) / self.counts(targets).clamp(min=1)
 
     def counts(self, targets: Targets) -> torch.Tensor:
-        sizes = [float(level.stop - level.start) for level in self.taxonomy.levels]
+        sizes = [level.stop - level.start for level in self.taxonomy.levels]
         return len(targets.labels) * torch.tensor(sizes, device=targets.labels.device)
 
 

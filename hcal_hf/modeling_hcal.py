@@ -48,7 +48,7 @@ class HcalOutput(ModelOutput):
             logit(p) of each node's probability, always finite; sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
             Unweighted mean loss of each task (`model.task_names`); 0 for a task absent from the batch.
-        task_counts (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
+        task_counts (`torch.LongTensor` of shape `[T]`, *optional*, returned with `labels`):
             The denominator of each task's mean; 0 for a task absent from the batch.
         features (`torch.FloatTensor` of shape `[B, d]`):
             L2-normalised document features.
@@ -56,13 +56,13 @@ class HcalOutput(ModelOutput):
             The encoder's, where asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    task_losses: torch.FloatTensor | None = None
-    task_counts: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    task_losses: torch.Tensor | None = None
+    task_counts: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class HcalPreTrainedModel(PreTrainedModel):
@@ -217,7 +217,9 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             outputs = self.encoder(**inputs, **kwargs, return_dict=True)
             pooled_states = self.pool(outputs.last_hidden_state, attention_mask)
         elif input_ids is not None or inputs_embeds is not None:
-            raise ValueError("Give either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both.")
+            raise ValueError(
+                "Give either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both."
+            )
 
         # Cosines and everything after them in at least float32, also under autocast.
         with _without_autocast(pooled_states.device):
@@ -290,6 +292,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
 
     def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
         """The probability [B, L] of each node, in the order of `config.labels`."""
+        assert outputs.logits is not None
         return torch.sigmoid(outputs.logits)
 
 

@@ -51,5 +51,5 @@ def aggregate_losses(
         scores = means[low:high] @ prototypes[level].T / temperature
         total = F.cross_entropy(scores, classes[low:high] - level.start, reduction="sum")
         losses.append(total / max(high - low, 1))
-        counts.append(float(high - low))
+        counts.append(high - low)
     return torch.stack(losses), torch.tensor(counts, device=features.device)

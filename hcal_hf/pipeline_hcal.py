@@ -66,7 +66,9 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if top_k is not None and decode is not None:
             raise ValueError("top_k lists the most probable labels of each level, decode decides on a set: give one.")
         if max_depth is not None and (not isinstance(max_depth, int) or max_depth < 0):
-            raise ValueError(f"max_depth must be a whole number of at least 0 (0 = top level only), got {max_depth!r}.")
+            raise ValueError(
+                f"max_depth must be a whole number of at least 0 (0 = top level only), got {max_depth!r}."
+            )
         # The decoder knows its own values: let it speak before any text has been through the model.
         self._decide(torch.zeros(1, self.model.config.num_labels), decode=decode, threshold=threshold)
 
@@ -114,7 +116,12 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             depth = int(taxonomy.depths[node])
             if max_depth is None or depth <= max_depth:
                 paths = taxonomy.paths(node)
-                label = {"label": taxonomy.labels[node], "score": scores[node].item(), "depth": depth, "path": paths[0]}
+                label = {
+                    "label": taxonomy.labels[node],
+                    "score": scores[node].item(),
+                    "depth": depth,
+                    "path": paths[0],
+                }
                 found.append(label if len(paths) == 1 else {**label, "paths": paths})
         return found
 

@@ -31,7 +31,9 @@ class Targets:
                 "indices must be int64."
             )
         if not self.is_multi_hot and labels.dtype != torch.int64:
-            raise ValueError(f"labels must be floating or bool (multi-hot) or int64 (node indices), got {labels.dtype}.")
+            raise ValueError(
+                f"labels must be floating or bool (multi-hot) or int64 (node indices), got {labels.dtype}."
+            )
         self.labels = labels
         self.num_labels = num_labels
 

@@ -372,7 +372,7 @@ class Taxonomy:
         """
         return self.complete(self.given_nodes(labels))
 
-    def given_nodes(self, labels: str | Sequence[str] | Sequence[Sequence[str]]) -> set[int]:
+    def given_nodes(self, labels: Any) -> set[int]:
         """The indices of the nodes that a document's labels name themselves, without the ancestors implied.
 
         Takes and refuses what [`Taxonomy.encode`] does; a path names each of its steps.
@@ -472,7 +472,10 @@ class Taxonomy:
         if len(known) > 20_000:  # a full comparison would take minutes: compare with those that share a beginning
             start = label[:2].lower()
             close = difflib.get_close_matches(
-                label, [text for text in known if text[:2].lower() == start][:20_000] or known[:20_000], n=3, cutoff=0.0
+                label,
+                [text for text in known if text[:2].lower() == start][:20_000] or known[:20_000],
+                n=3,
+                cutoff=0.0,
             )
         if not close:
             return "Nothing stands there."
@@ -532,7 +535,9 @@ def _depths(edges: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         frontier = children[open_parents[children] == 0]
         depth += 1
     if done < num_labels:
-        raise ValueError(f"The hierarchy has a cycle: {' -> '.join(_cycle(edges, open_parents, labels))}. Remove an edge.")
+        raise ValueError(
+            f"The hierarchy has a cycle: {' -> '.join(_cycle(edges, open_parents, labels))}. Remove an edge."
+        )
     return depths
 
 
@@ -541,7 +546,8 @@ def _cycle(edges: np.ndarray, open_parents: np.ndarray, labels: Sequence[str]) -
     left = open_parents > 0
     inside = edges[left[edges[:, 0]] & left[edges[:, 1]]]
     a_parent = dict(zip(inside[:, 1].tolist(), inside[:, 0].tolist()))
-    node, seen = int(inside[0, 1]), {}
+    node = int(inside[0, 1])
+    seen: dict[int, int] = {}
     while node not in seen:
         seen[node] = len(seen)
         node = a_parent[node]

@@ -86,8 +86,9 @@ class HcalTrainer(Trainer):
                 partial_paths=config.partial_paths,
             )
         self.task_names = model.task_names
+        weighter_kwargs: Any = args.loss_weighting_kwargs or {}
         self.loss_weighter = loss_weighter or build_weighter(
-            args.loss_weighting, len(self.task_names), **(args.loss_weighting_kwargs or {})
+            args.loss_weighting, len(self.task_names), **weighter_kwargs
         )
         super().__init__(
             model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs
@@ -140,10 +141,10 @@ class HcalTrainer(Trainer):
             share = torch.full_like(losses, 1.0 / steps)
         else:
             # Sums over documents divided by the window's denominators; DDP's mean over processes is undone.
-            total = num_items_in_batch.to(counts)
+            total = num_items_in_batch
             present = torch.where(self._document_tasks, total > 0, present)
-            exact = counts / total.clamp(min=1) * self.accelerator.num_processes
-            share = torch.where(self._document_tasks, exact.to(losses), 1.0 / steps)
+            exact = counts.to(losses) / total.clamp(min=1) * self.accelerator.num_processes
+            share = torch.where(self._document_tasks, exact, 1.0 / steps)
         weights = self.loss_weighter(losses.detach(), present)
         loss = (weights * share * losses).sum()
         self._record(losses.detach(), counts, weights.detach(), present)
@@ -157,7 +158,9 @@ class HcalTrainer(Trainer):
         total = counts.sum(dim=0)
         return (losses * counts).sum(dim=0) / total.clamp(min=1), total
 
-    def _record(self, losses: torch.Tensor, counts: torch.Tensor, weights: torch.Tensor, present: torch.Tensor) -> None:
+    def _record(
+        self, losses: torch.Tensor, counts: torch.Tensor, weights: torch.Tensor, present: torch.Tensor
+    ) -> None:
         here = (counts > 0).double()
         self._window += torch.stack([losses.double() * counts, counts.double()])
         self._logged += torch.stack([losses.double() * counts, counts.double(), weights * here, here])

@@ -32,7 +32,7 @@ class HcalTrainingArguments(TrainingArguments):
     """
 
     loss_weighting: str = field(default="hcal", metadata={"help": "Loss weighter: hcal or uniform."})
-    loss_weighting_kwargs: dict[str, Any] | str | None = field(
+    loss_weighting_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
     )
     head_learning_rate: float | None = field(
@@ -55,8 +55,8 @@ class HcalTrainingArguments(TrainingArguments):
             return
         if self.optim != "sgd":
             raise ValueError(
-                f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers rescale gradients, '
-                "which would undo the factors. Use prototype_learning_rate instead."
+                f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers '
+                "rescale gradients, which would undo the factors. Use prototype_learning_rate instead."
             )
         if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
             raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")

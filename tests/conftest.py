@@ -13,7 +13,28 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
 
-WORDS = ("stars atoms energy cells genes plants poems novels drama music the of and with a in study new old first").split()
+WORDS = [
+    "stars",
+    "atoms",
+    "energy",
+    "cells",
+    "genes",
+    "plants",
+    "poems",
+    "novels",
+    "drama",
+    "music",
+    "the",
+    "of",
+    "and",
+    "with",
+    "a",
+    "in",
+    "study",
+    "new",
+    "old",
+    "first",
+]
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +42,7 @@ def tokenizer():
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16)
 
 
 @pytest.fixture(scope="session")

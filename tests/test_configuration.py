@@ -85,8 +85,13 @@ def test_the_paper_refuses_ragged_leaves(ragged):
 
 
 def test_an_encoder_configuration_cannot_bring_loader_arguments(taxonomy):
-    nested = {**tiny_bert().to_dict(), "trust_remote_code": True, "auto_map": {"AutoModel": "evil.Model"},
-              "attn_implementation": "kernels-community/evil", "_attn_implementation": "kernels-community/evil"}  # fmt: skip
+    nested = {
+        **tiny_bert().to_dict(),
+        "trust_remote_code": True,
+        "auto_map": {"AutoModel": "evil.Model"},
+        "attn_implementation": "kernels-community/evil",
+        "_attn_implementation": "kernels-community/evil",
+    }
     config = HcalConfig.from_taxonomy(taxonomy, nested)
     text = str(config.to_dict())
     assert "evil" not in text

@@ -15,7 +15,13 @@ from transformers import (
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalOutput
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+}
 ENCODERS = {
     "bert": tiny_bert(),
     "roberta": RobertaConfig(**SIZES),
@@ -194,9 +200,7 @@ def test_pooled_states_replace_the_encoder(make_model, taxonomy):
     model = make_model(taxonomy).eval()
     hidden = model.encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
     pooled = model.pool(hidden, MASK)
-    torch.testing.assert_close(
-        model(pooled_states=pooled).logits, model(input_ids=IDS, attention_mask=MASK).logits
-    )
+    torch.testing.assert_close(model(pooled_states=pooled).logits, model(input_ids=IDS, attention_mask=MASK).logits)
     with pytest.raises(ValueError, match="not both"):
         model(pooled_states=pooled, input_ids=IDS)
 

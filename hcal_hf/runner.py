@@ -1,0 +1,265 @@
+"""One run from a configuration file: data, model, training, evaluation, a saved model and a few predictions."""
+
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict, load_dataset
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from .configuration_hcal import HcalConfig
+from .data import build_taxonomy, encode_dataset
+from .features import pooled_features
+from .modeling_hcal import HcalForSequenceClassification
+from .pipeline_hcal import HierarchicalTextClassificationPipeline
+from .taxonomy import SEPARATOR, Taxonomy
+from .trainer import HcalTrainer
+from .training_args import HcalTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+SPLITS = ("train", "validation", "test")
+_DEFAULTS = {name: f.default for name, f in HcalConfig.__dataclass_fields__.items()}
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and the fields of [`HcalConfig`]."""
+
+    encoder: str = field(default="", metadata={"help": "Name on the Hub or folder of the encoder."})
+    preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as released.'})
+    label_mode: str = field(default=_DEFAULTS["label_mode"], metadata={"help": "single_path or multi_path."})
+    partial_paths: bool = field(
+        default=_DEFAULTS["partial_paths"], metadata={"help": "Whether a path may end at an inner node."}
+    )
+    pooling: str = field(default=_DEFAULTS["pooling"], metadata={"help": "mean, cls or last."})
+    projection_dim: int = field(default=_DEFAULTS["projection_dim"], metadata={"help": "Size of the prototypes."})
+    prototype_temperature: float = field(
+        default=_DEFAULTS["prototype_temperature"], metadata={"help": "tau in score = cosine / tau."}
+    )
+    perturbation: float = field(
+        default=_DEFAULTS["perturbation"], metadata={"help": "Noise on the prototypes, as at d = 256."}
+    )
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Compute the encoder's features once and train the head on them."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Where texts, labels and hierarchy come from."""
+
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with train, validation and test files (.jsonl, .csv, .parquet, ...)."}
+    )
+    dataset: str | None = field(default=None, metadata={"help": "Name of a data set on the Hub, instead of data_dir."})
+    text: str = field(default="text", metadata={"help": "Column of texts."})
+    labels: list[str] = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Column of labels, or one column a level."}
+    )
+    separator: str = field(default=SEPARATOR, metadata={"help": "Between the steps of a path string."})
+    delimiter: str | None = field(default=None, metadata={"help": "Between several labels in one string."})
+    taxonomy: str | None = field(
+        default=None, metadata={"help": "JSON file of the hierarchy; the paths of all splits by default."}
+    )
+    identity: str = field(default="path", metadata={"help": '"path" or "name": what makes two nodes one.'})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens a text at most."})
+    on_bad_row: str = field(default="raise", metadata={"help": '"raise" or "drop".'})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Where features of a frozen encoder are kept; output_dir/features by default."}
+    )
+    show_predictions: int = field(default=5, metadata={"help": "Test documents whose predicted paths are printed."})
+
+
+Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """Reads a YAML file and overrides from the command line: `[config.yaml] [--learning_rate 1e-4 ...]`.
+
+    Raises:
+        ValueError: for a key in the file that is no argument (with the closest ones), or a file that holds no mapping.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        parser.set_defaults(**_read_config(argv.pop(0)))
+    model, data, training = parser.parse_args_into_dataclasses(argv)
+    return model, data, training
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as missing:
+        raise ImportError('Reading a YAML configuration needs pyyaml: pip install "hcal-hf[quickstart]".') from missing
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of arguments, got {type(values).__name__}.")
+    known = [f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{path}: unknown key {key!r}. Closest: {difflib.get_close_matches(key, known, n=3)}.")
+    return values
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments) -> dict[str, float]:
+    """Trains, evaluates, saves, and shows a few predictions.
+
+    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json` and the trainer's state.
+
+    Returns:
+        the metrics of the test split (of the validation split, if there is no test split); {} without both.
+
+    Raises:
+        ValueError: for missing data, encoder or training split.
+    """
+    set_seed(args.seed)
+    if not model_args.encoder:
+        raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
+    tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+    raw = load_data(data_args)
+    labels = data_args.labels[0] if len(data_args.labels) == 1 else data_args.labels
+    reading: dict[str, Any] = {"separator": data_args.separator, "delimiter": data_args.delimiter}
+    if data_args.taxonomy:
+        taxonomy = Taxonomy.from_json(data_args.taxonomy)
+    else:
+        taxonomy = build_taxonomy(raw, labels, identity=data_args.identity, **reading)  # type: ignore[arg-type]
+    with args.main_process_first(desc="encoding"):
+        encoded = encode_dataset(
+            raw,
+            taxonomy,
+            tokenizer,
+            data_args.text,
+            labels,
+            label_mode=model_args.label_mode,  # type: ignore[arg-type]
+            # The paper preset is for full paths, as HcalConfig.paper checks on the taxonomy.
+            partial_paths=model_args.partial_paths,
+            max_length=data_args.max_length,
+            on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
+            **reading,
+        )
+
+    names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
+    chosen = {name: getattr(model_args, name) for name in names}
+    if model_args.preset is not None:  # a preset wins over defaults, not over what was asked for
+        chosen = {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}
+    model = HcalForSequenceClassification.from_encoder(model_args.encoder, taxonomy, model_args.preset, **chosen)
+    table = encoded
+    if model_args.freeze_encoder:
+        model.encoder.requires_grad_(False)
+        cache = data_args.feature_cache or os.path.join(args.output_dir, "features")
+        model.to(args.device)
+        with args.main_process_first(desc="features"):
+            table = DatasetDict(
+                {
+                    name: pooled_features(
+                        model, split, tokenizer, cache_dir=cache, desc=f"Encoding {name} ({len(split):,} texts)"
+                    )
+                    for name, split in encoded.items()
+                }
+            )
+    trainer = HcalTrainer(
+        model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
+    )
+    resume = args.resume_from_checkpoint
+    if resume in ("True", "true", True):
+        resume = get_last_checkpoint(args.output_dir)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+
+    held_out = next((name for name in ("test", "validation") if name in table), None)
+    if held_out is None:
+        return {}
+    metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
+    if trainer.is_world_process_zero():
+        path = os.path.join(args.output_dir, f"{held_out}_results.json")
+        Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
+        pipe = HierarchicalTextClassificationPipeline(
+            model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer
+        )
+        print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
+    return metrics
+
+
+def load_data(data_args: DataArguments) -> DatasetDict:
+    """The splits train, validation and test from a folder of files named so, or from the Hub.
+
+    Raises:
+        ValueError: if neither or both are given, the folder has no training file, or files of one split differ in type.
+    """
+    if (data_args.data_dir is None) == (data_args.dataset is None):
+        raise ValueError(
+            "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
+        )
+    if data_args.dataset is not None:
+        return load_dataset(data_args.dataset)
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+    files: dict[str, str] = {}
+    found: set[str] = set()
+    for split in SPLITS:
+        for path in sorted(Path(data_args.data_dir).glob(f"{split}.*")):  # type: ignore[arg-type]
+            kind = kinds.get(Path(path.name.removesuffix(".gz")).suffix)
+            if kind and split not in files:
+                files[split] = str(path)
+                found.add(kind)
+            elif kind:
+                raise ValueError(f"{data_args.data_dir} has two files for {split}: {files[split]} and {path}.")
+    if "train" not in files:
+        raise ValueError(
+            f"{data_args.data_dir} has no training file: it must hold train.jsonl (or .csv, .parquet, .arrow, each also "
+            "with .gz), and may hold validation and test files."
+        )
+    if len(found) > 1:
+        raise ValueError(f"The files in {data_args.data_dir} must be of one type, found {sorted(found)}.")
+    return load_dataset(found.pop(), data_files=files)
+
+
+def results_table(metrics: dict[str, float], taxonomy: Taxonomy, prefix: str, documents: int) -> str:
+    """Accuracy and F1 of each level, and the overall scores of the raw and the decoded decision, in percent."""
+
+    def percent(name: str) -> str:
+        return f"{100 * metrics[f'{prefix}_{name}']:9.1f}"
+
+    lines = [f"\n{prefix}: {documents:,} documents, in percent", "", "level  labels  accuracy  micro-F1  macro-F1"]
+    for k, level in enumerate(taxonomy.levels):
+        scores = (percent(f"{name}_level_{k}") for name in ("accuracy", "micro_f1", "macro_f1"))
+        lines.append(f"{k:5d}  {level.stop - level.start:6,d} {' '.join(scores)}")
+    lines += ["", "decision  micro-F1  macro-F1  exact match  HVR (documents that contradict the hierarchy)"]
+    for decision, start in (("raw", "raw_"), ("decoded", "")):
+        row = (percent(start + name) for name in ("micro_f1", "macro_f1", "exact_match", "hvr"))
+        micro, macro, exact, hvr = row
+        lines.append(f"{decision:8s} {micro} {macro}    {exact}  {hvr.strip()}")
+    return "\n".join(lines)
+
+
+def print_predictions(
+    pipe: HierarchicalTextClassificationPipeline,
+    raw: Any,
+    encoded: Any,
+    taxonomy: Taxonomy,
+    data_args: DataArguments,
+) -> None:
+    """Prints predicted and true paths of a few documents, evenly spread over the split."""
+    number = min(data_args.show_predictions, len(encoded))
+    if not number or len(raw) != len(encoded):  # rows were dropped: texts and labels no longer stand side by side
+        return
+    rows = [i * len(raw) // number for i in range(number)]
+    texts = [raw[i][data_args.text] for i in rows]
+    print("\nPredictions (probability of each step):")
+    for i, text, labels in zip(rows, texts, pipe(texts, max_length=data_args.max_length)):
+        print(f"\n  {' '.join(text.split())[:110]}")
+        scores = {label["label"]: label["score"] for label in labels}
+        for path in taxonomy.decode(taxonomy.index(label["label"]) for label in labels) or [[]]:
+            steps = taxonomy.complete([taxonomy.index_path(path)] if path else [])
+            shown = SEPARATOR.join(f"{taxonomy.names[n]} ({scores[taxonomy.labels[n]]:.2f})" for n in steps)
+            print(f"    predicted: {shown or '(nothing)'}")
+        print(f"    true:      {'; '.join(SEPARATOR.join(path) for path in taxonomy.decode(encoded[i]['labels']))}")

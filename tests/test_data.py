@@ -1,0 +1,232 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+
+from hcal_hf import BadRowsError, HcalDataCollator, Taxonomy, build_taxonomy, encode_dataset
+
+GOOD = [
+    {"text": "stars", "labels": [["science", "physics", "astronomy"]]},
+    {"text": "poems of old", "labels": [["arts", "writing", "poetry"]]},
+    {"text": "music", "labels": [["arts", "stage", "opera"]]},
+]
+NODES = [["science", "physics", "astronomy"], ["arts", "writing", "poetry"], ["arts", "stage", "opera"]]
+
+
+def names(taxonomy, rows):
+    return [[taxonomy.labels[node] for node in row] for row in rows["labels"]]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[path] for path in NODES],
+        [" > ".join(path) for path in NODES],
+        [[">".join(path)] for path in NODES],
+        [path[-1] for path in NODES],
+        [[path[-1]] for path in NODES],
+        NODES,
+    ],
+    ids=["paths", "path strings", "lists of path strings", "leaf strings", "leaves", "flat paths"],
+)
+def test_every_form_of_labels_gives_complete_sorted_nodes(taxonomy, tokenizer, labels):
+    table = Dataset.from_dict({"text": ["stars", "poems of old", "music"], "labels": labels, "id": [1, 2, 3]})
+    encoded = encode_dataset(table, taxonomy, tokenizer)
+    assert encoded.column_names == ["input_ids", "attention_mask", "labels"]
+    assert names(taxonomy, encoded) == NODES
+    assert encoded["input_ids"][1] == tokenizer("poems of old")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "arrow"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, streaming):
+    table = Dataset.from_dict({"text": ["stars", "music"], "labels": ["astronomy", "arts > stage > opera"]})
+    path = str(tmp_path / f"rows.{kind}")
+    if kind == "arrow":
+        table.save_to_disk(str(tmp_path / "folder"))
+        path = str(next((tmp_path / "folder").glob("*.arrow")))
+    else:
+        getattr(table, f"to_{kind}")(path)
+    loaded = load_dataset(
+        kind, data_files={"train": path, "test": path}, streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    encoded = encode_dataset(loaded, taxonomy, tokenizer, label_mode="single_path")
+    assert set(encoded) == {"train", "test"}
+    rows = list(encoded["test"])
+    assert [[taxonomy.labels[i] for i in row["labels"]] for row in rows] == [NODES[0], NODES[2]]
+    assert set(rows[0]) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_a_csv_with_one_column_a_level(tokenizer, tmp_path):
+    (tmp_path / "tickets.csv").write_text(
+        "message,area,product,part\nstars,Books,Other,\nmusic,Toys,Other,Wheels\ndrama,Toys,Cars,\n"
+    )
+    table = load_dataset("csv", data_files=str(tmp_path / "tickets.csv"), cache_dir=str(tmp_path))["train"]
+    columns = ["area", "product", "part"]
+    taxonomy = build_taxonomy(table, columns)
+    assert taxonomy.labels == ("Books", "Toys", "Books > Other", "Toys > Other", "Cars", "Wheels")
+    encoded = encode_dataset(table, taxonomy, tokenizer, text="message", labels=columns, label_mode="single_path")
+    assert names(taxonomy, encoded) == [
+        ["Books", "Books > Other"],
+        ["Toys", "Toys > Other", "Wheels"],
+        ["Toys", "Cars"],
+    ]
+    gap = Dataset.from_dict({"message": ["x"], "area": ["Toys"], "product": [None], "part": ["Wheels"]})
+    with pytest.raises(BadRowsError, match="column 'product' is empty, but the deeper 'part' is not"):
+        encode_dataset(gap, taxonomy, tokenizer, text="message", labels=columns)
+
+
+def test_several_labels_in_one_cell_and_another_separator(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["stars"], "labels": ["arts/stage/opera; astronomy ;"]})
+    encoded = encode_dataset(table, taxonomy, tokenizer, separator="/", delimiter=";")
+    assert set(names(taxonomy, encoded)[0]) == {*NODES[0], *NODES[2]}
+    assert build_taxonomy(
+        Dataset.from_dict({"labels": ["a/b; c/b", None]}), separator="/", delimiter=";", identity="name"
+    ).labels == ("a", "c", "b")
+
+
+def test_build_taxonomy_reads_all_splits_and_refuses_what_is_no_path(taxonomy):
+    splits = DatasetDict(train=Dataset.from_list(GOOD[:1]), test=Dataset.from_list(GOOD[1:]))
+    built = build_taxonomy(splits)
+    assert set(built.labels) == {name for path in NODES for name in path}
+    assert [built.index_path(path) for path in NODES]
+    with pytest.raises(ValueError, match="steps of one path, or several labels"):
+        build_taxonomy(Dataset.from_dict({"labels": [["science", "physics"]]}))
+
+
+def test_added_ancestors_cut_texts_and_dropped_rows_are_told(taxonomy, tokenizer, caplog):
+    table = Dataset.from_dict(
+        {"text": ["stars", "stars " * 40, ""], "labels": [["astronomy"], ["arts", "stage"], ["opera"]]}
+    )
+    with caplog.at_level("WARNING", logger="hcal_hf.data"):
+        encoded = encode_dataset(table, taxonomy, tokenizer, max_length=8, on_bad_row="drop")
+    assert len(encoded) == 2
+    assert len(encoded["input_ids"][1]) == 8
+    assert "2 rows encoded; 2 ancestors added to 1 rows; 1 texts cut to 8 tokens; 1 bad rows left out" in caplog.text
+
+
+def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, tokenizer):
+    bad = [
+        {"text": "stars", "labels": "astronomie"},
+        {"text": "  ", "labels": "opera"},
+        {"text": None, "labels": "opera"},
+        {"text": "stars", "labels": "science > opera"},
+        {"text": "stars", "labels": None},
+    ]
+    good = {"text": "stars", "labels": "astronomy"}
+    splits = DatasetDict(train=Dataset.from_list([good, *bad, good]), test=Dataset.from_list([good] + [bad[0]] * 8))
+    with pytest.raises(BadRowsError) as error:
+        encode_dataset(splits, taxonomy, tokenizer)
+    text = str(error.value)
+    assert text.startswith("13 row(s) cannot be encoded")
+    assert "train[1]: Unknown label 'astronomie'. Closest known: 'astronomy'" in text
+    assert "train[2]: the text is empty" in text
+    assert "train[3]: the text must be a string, got None" in text
+    assert "train[4]: ['science', 'opera'] is not a path" in text
+    assert "train[5]: no labels in column 'labels'" in text
+    assert "test[5]" in text
+    assert "test[6]" not in text
+    assert "and 3 more" in text
+    assert 'on_bad_row="drop"' in text
+    assert [(split, index) for split, index, _ in error.value.rows][:6] == [("train", i) for i in range(1, 6)] + [
+        ("test", 1)
+    ]
+    dropped = encode_dataset(splits, taxonomy, tokenizer, on_bad_row="drop")
+    assert (len(dropped["train"]), len(dropped["test"])) == (2, 1)
+
+
+def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
+    rows = [GOOD[0], {"text": "stars", "labels": [["nowhere"]]}, GOOD[1]]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    with pytest.raises(BadRowsError, match=r"dataset\[1\]: Unknown label 'nowhere'"):
+        list(encode_dataset(stream, taxonomy, tokenizer))
+    with caplog.at_level("WARNING", logger="hcal_hf.data"):
+        kept = list(encode_dataset(stream, taxonomy, tokenizer, on_bad_row="drop"))
+    assert [[taxonomy.labels[i] for i in row["labels"]] for row in kept] == NODES[:2]
+    assert "1 bad rows left out, first: [1] Unknown label 'nowhere'" in caplog.text
+
+
+def test_single_path_and_full_paths_are_checked_where_asked(taxonomy, tokenizer, dag):
+    two = Dataset.from_dict({"text": ["x"], "labels": [["opera", "poetry"]]})
+    encode_dataset(two, taxonomy, tokenizer)
+    with pytest.raises(
+        BadRowsError, match="one path a document, got 2: 'arts > writing > poetry', 'arts > stage > opera'"
+    ):
+        encode_dataset(two, taxonomy, tokenizer, label_mode="single_path")
+    empty = Dataset.from_dict({"text": ["x", "y"], "labels": [[], ["opera"]]})
+    assert encode_dataset(empty, taxonomy, tokenizer, label_mode="multi_path")["labels"][0] == []
+    with pytest.raises(BadRowsError, match="got no label"):
+        encode_dataset(empty, taxonomy, tokenizer, label_mode="single_path")
+    inner = Dataset.from_dict({"text": ["x"], "labels": [["physics"]]})
+    with pytest.raises(BadRowsError, match="the path to 'physics' ends at an inner node"):
+        encode_dataset(inner, taxonomy, tokenizer, partial_paths=False)
+    with pytest.raises(ValueError, match="2 parents"):
+        encode_dataset(inner, dag, tokenizer, label_mode="single_path")
+
+
+def test_rows_that_are_all_empty_keep_their_type(taxonomy, tokenizer):
+    encoded = encode_dataset(Dataset.from_dict({"text": ["a"] * 3, "labels": [[], [], []]}), taxonomy, tokenizer)
+    assert encoded.features["labels"].feature.dtype == "int64"
+
+
+def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
+    table = Dataset.from_dict({"body": ["stars"]})
+    assert "labels" not in encode_dataset(table, taxonomy, tokenizer, text="body", labels=None).column_names
+    with pytest.raises(ValueError, match=r"no column 'text'; its columns are \['body'\]"):
+        encode_dataset(table, taxonomy, tokenizer)
+    with pytest.raises(ValueError, match="got list: use"):
+        encode_dataset(GOOD, taxonomy, tokenizer)
+    with pytest.raises(ValueError, match="'skip'"):
+        encode_dataset(table, taxonomy, tokenizer, on_bad_row="skip")
+
+
+def test_encoding_is_cached_by_its_content(taxonomy, tokenizer, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in GOOD))
+    table = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
+    first, second = (encode_dataset(table, taxonomy, tokenizer) for _ in range(2))
+    assert first._fingerprint == second._fingerprint
+    other = Taxonomy.from_paths([*NODES, ["science", "new"]])
+    assert encode_dataset(table, other, tokenizer)._fingerprint != first._fingerprint
+
+
+@pytest.mark.parametrize("targets", ["multi_hot", "indices"])
+def test_collator_pads_and_builds_targets(taxonomy, tokenizer, targets):
+    encoded = encode_dataset(Dataset.from_list(GOOD), taxonomy, tokenizer)
+    batch = HcalDataCollator(tokenizer, taxonomy, "single_path", targets=targets)([encoded[i] for i in range(3)])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 3)
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1], [1, 0, 0]]
+    if targets == "multi_hot":
+        assert batch["labels"].dtype == torch.float32
+        expected = [[float(node in row) for node in range(13)] for row in encoded["labels"]]
+        assert batch["labels"].tolist() == expected
+    else:
+        assert batch["labels"].tolist() == list(encoded["labels"])
+    assert HcalDataCollator(tokenizer, taxonomy, pad_to_multiple_of=8)([encoded[1]])["input_ids"].shape == (1, 8)
+
+
+def test_collator_of_ragged_empty_and_missing_labels(taxonomy, tokenizer):
+    rows = [{"input_ids": [1, 2], "labels": []}, {"input_ids": [1], "labels": [0, 2]}]
+    collate = HcalDataCollator(tokenizer, taxonomy, "multi_path", targets="indices")
+    assert collate(rows)["labels"].tolist() == [[-100, -100], [0, 2]]
+    assert collate(rows[:1])["labels"].tolist() == [[-100]]
+    assert "labels" not in collate([{"input_ids": [1, 2]}])
+
+
+def test_collator_refuses_several_paths_and_a_missing_tokenizer(taxonomy, tokenizer):
+    collate = HcalDataCollator(tokenizer, taxonomy, "single_path")
+    with pytest.raises(ValueError, match="one path a document, got 2"):
+        collate([{"input_ids": [1], "labels": [0, 1]}])
+    with pytest.raises(ValueError, match="got no label"):
+        collate([{"input_ids": [1], "labels": []}])
+    with pytest.raises(ValueError, match="pass processing_class=tokenizer"):
+        HcalDataCollator(None, taxonomy)([{"input_ids": [1], "labels": [0]}])
+    batch = HcalDataCollator(None, taxonomy)([{"pooled_states": [1.0, 2.0], "labels": [0]}])
+    assert batch["pooled_states"].tolist() == [[1.0, 2.0]]
+
+
+def test_many_labels_are_batched_as_indices(tokenizer):
+    wide = Taxonomy.from_edges([("root", f"leaf {i}") for i in range(5000)])
+    batch = HcalDataCollator(tokenizer, wide)([{"input_ids": [1], "labels": np.array([0, 4000])}])
+    assert batch["labels"].tolist() == [[0, 4000]]

@@ -1,0 +1,296 @@
+"""The Trainer's exactness, on gradients and final weights."""
+
+import json
+import os
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hcal_hf import HcalTrainer, HcalTrainingArguments, encode_dataset
+from hcal_hf.weighting import LossWeighter, UniformWeighter
+
+TEXTS = {
+    "astronomy": "stars and atoms", "quantum": "atoms with energy", "genetics": "genes in cells", "botany": "plants",
+    "poetry": "poems of old", "fiction": "new novels", "opera": "drama with music",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(taxonomy, tokenizer):
+    rows = [
+        {"text": f"{text} {extra}", "labels": [leaf]}
+        for extra in ("study", "first", "the", "a")
+        for leaf, text in TEXTS.items()
+    ]
+    return encode_dataset(Dataset.from_list(rows), taxonomy, tokenizer, label_mode="single_path")
+
+
+@pytest.fixture
+def ragged_data(ragged, tokenizer):
+    """Rows that reach different depths, so that batches have different denominators."""
+    labels = ["c", "a11", "b1", "c", "a12", "a2", "c", "b2", "a11", "c", "c", "b1", "a12", "c", "b2", "a2"]
+    rows = [{"text": list(TEXTS.values())[i % 7], "labels": [label]} for i, label in enumerate(labels)]
+    return encode_dataset(Dataset.from_list(rows), ragged, tokenizer, label_mode="single_path")
+
+
+@pytest.fixture
+def make_trainer(make_model, tokenizer, tmp_path):
+    def make(taxonomy, data, *, folder="run", model=None, loss_weighter=None, eval_data=None, config=None, **kwargs):
+        model = model or make_model(taxonomy, **{"dtype": torch.float64, "perturbation": 0.0, **(config or {})})
+        kwargs = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.05, "optim": "sgd",
+                  "lr_scheduler_type": "linear", "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+                  "use_cpu": True, "disable_tqdm": True, "seed": 3, **kwargs}  # fmt: skip
+        args = HcalTrainingArguments(str(tmp_path / folder), **kwargs)
+        return HcalTrainer(
+            model, args, train_dataset=data, eval_dataset=eval_data, processing_class=tokenizer,
+            loss_weighter=loss_weighter,
+        )  # fmt: skip
+
+    return make
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        if tolerance:
+            torch.testing.assert_close(a[name], b[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+        else:
+            assert torch.equal(a[name], b[name]), name
+
+
+class EmaWeighter(LossWeighter):
+    """A weighter with a memory, to test what becomes of it."""
+
+    def __init__(self, num_tasks):
+        super().__init__(num_tasks)
+        self.register_buffer("ema", torch.ones(num_tasks))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, losses, present=None):
+        weights = self.ema * present
+        return weights / weights.sum()
+
+    def after_step(self, losses, present):
+        self.ema.copy_(torch.where(present, 0.5 * self.ema + 0.5 * losses.to(self.ema), self.ema))
+        self.steps += 1
+
+
+@pytest.mark.parametrize("weighter", [UniformWeighter, EmaWeighter])
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+def test_accumulation_equals_one_batch_whatever_levels_the_documents_reach(
+    make_trainer, ragged, ragged_data, weighter, mode
+):
+    results = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            ragged, ragged_data, folder=f"{batch}", per_device_train_batch_size=batch, gradient_accumulation_steps=steps,
+            loss_weighter=weighter(3), config={"label_mode": mode, "partial_paths": True},
+        )  # fmt: skip
+        trainer.train()
+        results.append((weights(trainer.model), trainer.loss_weighter.state_dict(), trainer.state.log_history))
+    assert_same(results[0][0], results[1][0], atol=1e-10, rtol=0)
+    assert_same(results[0][1], results[1][1], atol=1e-6, rtol=0)
+    for one, four in zip(results[0][2][:4], results[1][2][:4]):
+        for name in ("loss", *(key for key in one if key.startswith(("loss_", "weight_")))):
+            assert four[name] == pytest.approx(one[name], abs=1e-6), name
+
+
+def test_accumulated_gradients_equal_those_of_one_batch(make_trainer, make_model, ragged, ragged_data):
+    """The same on the gradients themselves, clipped by nothing and before any optimiser."""
+    found = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            ragged, ragged_data.select(range(8)), folder=f"g{batch}", per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps, max_steps=1, max_grad_norm=0.0, learning_rate=1.0, weight_decay=0.0,
+            lr_scheduler_type="constant", loss_weighter=UniformWeighter(3), config={"partial_paths": True},
+        )  # fmt: skip
+        before = weights(trainer.model)
+        trainer.train()
+        after = weights(trainer.model)
+        found.append({name: before[name] - after[name] for name in before if before[name].is_floating_point()})
+    assert_same(*found, atol=1e-12, rtol=0)
+    assert max(gradient.abs().max() for gradient in found[0].values()) > 1e-3
+
+
+def test_the_hcal_weighter_follows_each_micro_batch(make_trainer, ragged, ragged_data):
+    trainer = make_trainer(
+        ragged, ragged_data, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1,
+        config={"partial_paths": True},
+    )  # fmt: skip
+    seen = []
+    forward = trainer.loss_weighter.forward
+    trainer.loss_weighter.forward = lambda losses, present: seen.append(forward(losses, present)) or seen[-1]
+    trainer.train()
+    assert len(seen) == 2
+    assert not torch.allclose(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("config", [{}, {"dropout": 0.1, "perturbation": 0.05}], ids=["plain", "dropout and noise"])
+def test_resuming_at_any_step_is_the_uninterrupted_run_bit_for_bit(make_trainer, make_model, data, taxonomy, config):
+    kwargs = {"optim": "adamw_torch", "max_steps": 5, "save_steps": 1, "save_strategy": "steps", "learning_rate": 1e-2,
+              "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}  # fmt: skip
+    config = {"dtype": torch.float32, **config}
+    whole = make_trainer(taxonomy, data, folder="whole", config=config, loss_weighter=EmaWeighter(3), **kwargs)
+    whole.train()
+    for step in range(1, 5):
+        again = make_trainer(
+            taxonomy,
+            data,
+            folder=f"from {step}",
+            config={**config, "seed": 99},
+            loss_weighter=EmaWeighter(3),
+            **kwargs,
+        )
+        again.train(resume_from_checkpoint=os.path.join(whole.args.output_dir, f"checkpoint-{step}"))
+        assert_same(weights(whole.model), weights(again.model))
+        assert_same(whole.loss_weighter.state_dict(), again.loss_weighter.state_dict())
+        assert again.loss_weighter.steps == 5
+
+
+def test_the_same_seed_gives_the_same_weights(make_trainer, data, taxonomy):
+    config = {"dtype": torch.float32, "dropout": 0.1, "perturbation": 0.05}
+    runs = []
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        trainer = make_trainer(taxonomy, data, folder=folder, seed=seed, config=config)
+        trainer.train()
+        runs.append(weights(trainer.model))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["prototypes.weight"], runs[2]["prototypes.weight"])
+
+
+def test_weighter_state_is_written_as_safetensors_and_a_change_is_refused(make_trainer, data, taxonomy):
+    trainer = make_trainer(
+        taxonomy, data, loss_weighter=EmaWeighter(3), save_strategy="steps", save_steps=2, max_steps=2
+    )
+    trainer.train()
+    checkpoint = get_last_checkpoint(trainer.args.output_dir)
+    saved = load_file(os.path.join(checkpoint, "loss_weighter.safetensors"))
+    assert saved["steps"] == 2
+    assert torch.equal(saved["ema"], trainer.loss_weighter.ema)
+    other = make_trainer(taxonomy, data, folder="other", loss_weighting="uniform", max_steps=3)
+    with pytest.raises(ValueError, match="trained with the loss weighter EmaWeighter, this run uses UniformWeighter"):
+        other.train(resume_from_checkpoint=checkpoint)
+
+
+def test_evaluation_moves_no_weighter_and_reports_the_uniform_loss(make_trainer, data, taxonomy):
+    trainer = make_trainer(taxonomy, data, loss_weighter=EmaWeighter(3), eval_data=data)
+    before = {name: value.clone() for name, value in trainer.loss_weighter.state_dict().items()}
+    found = trainer.evaluate()
+    assert_same(before, trainer.loss_weighter.state_dict())
+    assert "loss_level_0" not in found
+    batch = trainer.data_collator([data[i] for i in range(len(data))])
+    with torch.no_grad():
+        output = trainer.model.eval()(**batch)
+    assert found["eval_loss"] == pytest.approx(output.task_losses.mean().item(), abs=1e-6)
+
+
+def test_each_tasks_loss_and_weight_are_logged_at_each_logging_step(make_trainer, data, taxonomy):
+    trainer = make_trainer(taxonomy, data, logging_steps=2, lr_scheduler_type="constant", learning_rate=0.0,
+                           remove_unused_columns=False)  # fmt: skip
+    expected, compute = [], trainer.model.forward
+
+    def spy(**inputs):
+        output = compute(**inputs)
+        expected.append(output.task_losses.detach())
+        return output
+
+    trainer.model.forward = spy
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    for i, entry in enumerate(logs):
+        two = torch.stack(expected[2 * i : 2 * i + 2])
+        for k in range(3):
+            assert entry[f"loss_level_{k}"] == pytest.approx(two[:, k].mean().item())
+            assert entry[f"weight_level_{k}"] == pytest.approx((two / 0.5).softmax(1)[:, k].mean().item())
+        assert entry["loss"] == pytest.approx(((two / 0.5).softmax(1) * two).sum(1).mean().item(), abs=1e-5)
+
+
+def test_default_metrics_work_in_metric_for_best_model(make_trainer, data, taxonomy):
+    trainer = make_trainer(
+        taxonomy, data, eval_data=data, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        max_steps=4, metric_for_best_model="hierarchical_f1", greater_is_better=True, load_best_model_at_end=True,
+        save_total_limit=1, config={"dtype": torch.float32},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_metric is not None
+    found = trainer.evaluate()
+    for name in ("micro_f1", "macro_f1", "hierarchical_f1", "exact_match", "accuracy_level_2", "hvr", "raw_hvr",
+                 "raw_hvr_node", "raw_hvr_level_1", "raw_micro_f1", "hvr_score"):  # fmt: skip
+        assert isinstance(found[f"eval_{name}"], float), name
+    assert found["eval_hvr"] == 0.0
+    json.dumps(found)
+
+
+def test_index_labels_evaluate_like_multi_hot(make_trainer, make_model, data, taxonomy):
+    trainer = make_trainer(taxonomy, data, eval_data=data)
+    dense = trainer.evaluate()
+    trainer.data_collator.targets = "indices"
+    sparse = trainer.evaluate()
+    for name, value in dense.items():
+        if not name.endswith(("runtime", "per_second", "preparation_time")):
+            assert sparse[name] == pytest.approx(value), name
+
+
+def test_the_parts_have_their_own_learning_rates(make_trainer, data, taxonomy):
+    trainer = make_trainer(
+        taxonomy, data, learning_rate=1e-4, head_learning_rate=1e-3, prototype_learning_rate=1e-2, weight_decay=0.1,
+        optim="adamw_torch", config={"label_mode": "multi_path"},
+    )  # fmt: skip
+    optimizer = trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    assert found["prototypes.weight"] == (1e-2, 0.1)
+    assert found["projection.weight"] == (1e-3, 0.1)
+    assert found["head.bias"] == (1e-3, 0.0)
+    assert found["encoder.encoder.layer.0.attention.self.query.weight"] == (1e-4, 0.1)
+    assert found["encoder.encoder.layer.0.output.LayerNorm.weight"] == (1e-4, 0.0)
+    same = make_trainer(taxonomy, data, folder="same", learning_rate=1e-4, head_learning_rate=1e-3).create_optimizer()
+    assert {g["lr"] for g in same.param_groups} == {1e-4, 1e-3}
+
+
+def test_losses_of_data_parallel_replicas_are_joined(make_trainer, data, taxonomy):
+    trainer = make_trainer(taxonomy, data)
+    losses, counts = torch.tensor([1.0, 2, 0, 3, 4, 5]), torch.tensor([2.0, 1, 0, 2, 3, 1])
+    joined, total = trainer._over_replicas(losses, counts)
+    assert joined.tolist() == pytest.approx([2.0, 3.5, 5.0])
+    assert total.tolist() == [4, 4, 1]
+
+
+def test_the_model_works_with_the_stock_trainer(make_model, data, taxonomy, tokenizer, tmp_path):
+    from hcal_hf import HcalDataCollator
+
+    model = make_model(taxonomy)
+    args = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, save_strategy="no")
+    trainer = Trainer(model, args, train_dataset=data, data_collator=HcalDataCollator(tokenizer, taxonomy))
+    assert trainer.train().training_loss > 0
+
+
+def test_pooled_states_train_the_head_alone(make_trainer, taxonomy):
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"pooled_states": torch.randn(16, generator=generator).tolist(), "labels": [0, 2, 6]} for _ in range(8)]
+    trainer = make_trainer(taxonomy, Dataset.from_list(rows), config={"dtype": torch.float32})
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"projection", "prototypes"}
+
+
+def test_wrong_models_arguments_and_batches_are_refused(make_trainer, make_model, data, taxonomy, tmp_path):
+    with pytest.raises(TypeError, match="needs HcalTrainingArguments, got TrainingArguments"):
+        HcalTrainer(make_model(taxonomy), TrainingArguments(str(tmp_path), report_to="none"))
+    with pytest.raises(TypeError, match="needs an HcalForSequenceClassification, got Linear"):
+        HcalTrainer(torch.nn.Linear(2, 2), HcalTrainingArguments(str(tmp_path), report_to="none"))
+    trainer = make_trainer(taxonomy, data.remove_columns("labels"))
+    with pytest.raises(ValueError, match="The batch has no labels"):
+        trainer.train()
