@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+from transformers import pipeline
+
+from hcal_hf import HcalTrainingArguments
+from hcal_hf.runner import DataArguments, ModelArguments, load_data, parse_arguments, run
+
+ROOT = Path(__file__).parent.parent
+WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany": "plants",
+         "poetry": "poems", "fiction": "novels", "opera": "music"}  # fmt: skip
+
+
+@pytest.fixture
+def data_dir(tmp_path, taxonomy):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, extras in {"train": ("study", "new", "old", "first"), "validation": ("the",), "test": ("a",)}.items():
+        rows = [
+            {"text": f"{extra} {word} {word}", "labels": [taxonomy.paths(taxonomy.index(leaf))[0]]}
+            for extra in extras
+            for leaf, word in WORDS.items()
+        ]
+        Dataset.from_list(rows).to_json(folder / f"{split}.jsonl")
+    return folder
+
+
+def config_file(tmp_path, encoder_dir, data_dir, **kwargs):
+    values = {"encoder": encoder_dir, "data_dir": str(data_dir), "output_dir": str(tmp_path / "out"),
+              "num_train_epochs": 30, "per_device_train_batch_size": 7, "learning_rate": "1e-2",
+              "perturbation": 0.0, "projection_dim": 16, "report_to": "none", "use_cpu": True, "save_strategy": "no",
+              "show_predictions": 2, "disable_tqdm": True, "seed": 0, **kwargs}  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, data_dir, capsys, freeze):
+    path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=freeze)
+    metrics = run(*parse_arguments([path]))
+    assert metrics["test_accuracy_level_0"] == 1.0
+    assert metrics["test_exact_match"] >= 6 / 7
+    assert metrics["test_hvr"] == 0.0
+    out = capsys.readouterr().out
+    assert "test: 7 documents" in out
+    assert out.count("predicted: ") == out.count("true:  ") == 2
+    assert "science (" in out
+    saved = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert saved["test_exact_match"] == metrics["test_exact_match"]
+    pipe = pipeline("hierarchical-text-classification", model=str(tmp_path / "out"), device="cpu")
+    assert pipe("a music music")[0]["label"] == "arts"
+    assert (tmp_path / "out" / "features").exists() == freeze
+
+
+def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
+    path = config_file(tmp_path, encoder_dir, data_dir, label_mode="multi_path", loss_weighting_kwargs={"gamma": 2.0})
+    model, data, args = parse_arguments([path, "--num_train_epochs", "3", "--labels", "a", "b", "--freeze_encoder"])
+    assert (model.label_mode, model.freeze_encoder, data.labels) == ("multi_path", True, ["a", "b"])
+    assert (args.num_train_epochs, args.learning_rate) == (3, 1e-2)
+    assert args.loss_weighting_kwargs == {"gamma": 2.0}
+    args = parse_arguments([path, "--loss_weighting_kwargs", '{"gamma": 3}'])[2]
+    assert args.loss_weighting_kwargs == {"gamma": 3}
+
+
+def test_unknown_keys_are_refused(tmp_path, encoder_dir, data_dir):
+    path = config_file(tmp_path, encoder_dir, data_dir, learning_rat=1)
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rat'. Closest: \['learning_rate'"):
+        parse_arguments([path])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="must hold a mapping"):
+        parse_arguments([str(tmp_path / "list.yaml")])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_recipe_parses(path, monkeypatch):
+    if path.parent.name == "accelerate":
+        pytest.skip("launch files have a test of their own")
+    monkeypatch.chdir(ROOT)
+    model, data, args = parse_arguments([str(path), "--use_cpu"])
+    assert model.encoder
+    assert data.data_dir or data.dataset
+    assert isinstance(args, HcalTrainingArguments)
+
+
+def test_missing_pieces_are_named(tmp_path, encoder_dir, data_dir):
+    args = HcalTrainingArguments(str(tmp_path / "o"), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="There is no encoder"):
+        run(ModelArguments(), DataArguments(data_dir=str(data_dir)), args)
+    with pytest.raises(ValueError, match="either data_dir"):
+        load_data(DataArguments())
+    with pytest.raises(ValueError, match="has no training file"):
+        load_data(DataArguments(data_dir=str(tmp_path)))
+    (data_dir / "test.csv").write_text("text,labels\n")
+    with pytest.raises(ValueError, match="two files for test"):
+        load_data(DataArguments(data_dir=str(data_dir)))
+    (data_dir / "test.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"must be of one type, found \['csv', 'json'\]"):
+        load_data(DataArguments(data_dir=str(data_dir)))
+
+
+def test_the_paper_preset_runs(tmp_path, encoder_dir, data_dir):
+    path = config_file(tmp_path, encoder_dir, data_dir, preset="paper", num_train_epochs=1)
+    values = yaml.safe_load(Path(path).read_text())
+    del values["projection_dim"], values["perturbation"]
+    Path(path).write_text(yaml.safe_dump(values))
+    metrics = run(*parse_arguments([path]))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["objective"], config["projection_dim"]) == ("aggregate", 256)
+    assert 0 <= metrics["test_raw_hvr"] <= 1
