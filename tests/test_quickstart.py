@@ -19,7 +19,8 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 def load(name: str) -> ModuleType:
     """The script `name` as a module."""
     spec = importlib.util.spec_from_file_location(f"quickstart_{name}", RECIPE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up there.
     sys.modules[spec.name] = module
@@ -179,7 +180,8 @@ def test_unreadable_files_are_counted(site: Path, tmp_path: Path) -> None:
         f"alpha/{name}.py" for name in ("broken", "latin", "null", "unknown")
     ]
     assert summary.files_read == 7
-    assert "4 skipped" in str(summary) and "alpha/broken.py: SyntaxError" in str(summary)
+    assert "4 skipped" in str(summary)
+    assert "alpha/broken.py: SyntaxError" in str(summary)
 
 
 def test_lone_surrogates_are_left_out(site: Path, tmp_path: Path) -> None:
@@ -429,30 +431,3 @@ def test_logistic_regression_chooses_on_validation(baseline: ModuleType) -> None
     assert good["C"] == bad["C"]
     assert good["validation_accuracy"] == max(row["validation_accuracy"] for row in good["grid"])
     np.testing.assert_array_equal(good["test_prediction"], bad["test_prediction"])
-
-
-def test_features_are_cached_by_content(
-    baseline: ModuleType, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def embed(texts: list[str], *_: object) -> np.ndarray:
-        calls.append(list(texts))
-        return np.array([[len(text)] for text in texts], dtype=np.float32)
-
-    monkeypatch.setattr(baseline, "embed", embed)
-    cache = tmp_path / "features.npz"
-    splits = {"train": ["a", "bb"], "validation": ["ccc"], "test": ["dddd"]}
-    for _ in range(2):
-        features = baseline.features_of(splits, encoder, cache)
-        assert {name: x.ravel().tolist() for name, x in features.items()} == {
-            "train": [1, 2],
-            "validation": [3],
-            "test": [4],
-        }
-    assert len(calls) == 1
-    baseline.features_of({**splits, "test": ["e"]}, encoder, cache)
-    baseline.features_of(splits, encoder, cache, max_length=64)
-    write(encoder / "model.safetensors", b"other weights")
-    baseline.features_of(splits, encoder, cache, max_length=64)
-    assert len(calls) == 4

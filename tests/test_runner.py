@@ -75,7 +75,9 @@ def test_unknown_keys_are_refused(tmp_path, encoder_dir, data_dir):
         parse_arguments([str(tmp_path / "list.yaml")])
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_every_recipe_parses(path, monkeypatch):
     if path.parent.name == "accelerate":
         pytest.skip("launch files have a test of their own")

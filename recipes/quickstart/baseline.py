@@ -1,17 +1,15 @@
 """Logistic regression on frozen sentence embeddings: the baseline that the quickstart's models are compared with.
 
-    python recipes/quickstart/prepare.py --output_dir outputs/quickstart
-    python recipes/quickstart/baseline.py --output_dir outputs/quickstart
+    python recipes/quickstart/baseline.py
 
-The encoder is not trained. Every leaf is a class of its own; a predicted leaf predicts its ancestors. The penalty is
-tuned on the validation split, and the test split only scores the choice made there.
+It runs after the quickstart's training and takes the same features. Every leaf is a class of its own; a predicted leaf
+predicts its ancestors. The penalty is tuned on the validation split, and the test split only scores the choice made
+there.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from datasets import load_dataset
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
+
+from hcal_hf import HcalForSequenceClassification, encode_dataset
+from hcal_hf.features import pooled_features
 
 LabelPath = tuple[str, ...]
 Features = NDArray[np.float32]
@@ -33,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 
 # Inverse strength of the L2 penalty, for features of unit length. Validation accuracy rises up to about 30 and then
 # stays level within the noise of the split, while the fits get slower.
-PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
+PENALTIES = (10.0, 30.0, 100.0)
 
 # Of the gradient of the mean loss. scikit-learn's 1e-4 stops a fit that starts from its neighbour's solution before
 # its first step.
@@ -99,9 +100,9 @@ def _unit_length(features: Features) -> NDArray[np.float64]:
 
 
 def accuracy_per_level(predicted: Sequence[LabelPath], true: Sequence[LabelPath]) -> list[float]:
-    """Share of documents whose predicted path begins like the true one, for each level from the root down.
+    """Share of documents whose predicted path begins like the true one, for each level from the root (0) down.
 
-    Level k counts the documents whose true path has k labels or more.
+    A level counts the documents whose true path reaches it.
     """
     accuracies = []
     for level in range(1, max(map(len, true)) + 1):
@@ -110,113 +111,55 @@ def accuracy_per_level(predicted: Sequence[LabelPath], true: Sequence[LabelPath]
     return accuracies
 
 
-def read_split(path: Path) -> tuple[list[str], list[LabelPath]]:
-    """The texts and the label paths of a split written by `prepare.py`."""
-    texts, paths = [], []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            texts.append(row["text"])
-            paths.append(tuple(row["labels"][0]))
-    return texts, paths
-
-
-@torch.no_grad()
-def embed(texts: Sequence[str], encoder: Path, max_length: int = 128, batch_size: int = 32) -> Features:
-    """Mean of the encoder's last hidden states over the tokens of each text: (texts, hidden size), not normalised.
-
-    Texts are cut after `max_length` tokens. They go in batches of `batch_size` of about the same length, which saves
-    padding.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-    model = AutoModel.from_pretrained(encoder, dtype=torch.float32).eval()
-    tokens = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
-    features = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt")
-        hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        features[rows] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
-    return features
-
-
-def features_of(
-    splits: dict[str, list[str]], encoder: Path, cache: Path, max_length: int = 128
-) -> dict[str, Features]:
-    """The embeddings of all splits, read from the file `cache` if it was made from the same texts and encoder."""
-    digest = hashlib.sha256(f"max_length={max_length}\n".encode())
-    digest.update(hashlib.sha256((encoder / "model.safetensors").read_bytes()).digest())
-    for name, texts in splits.items():
-        digest.update(json.dumps([name, texts]).encode())
-    key = digest.hexdigest()
-    if cache.is_file():
-        with np.load(cache) as stored:
-            if str(stored["key"]) == key:
-                return {name: stored[name] for name in splits}
-    texts = [text for name in splits for text in splits[name]]
-    stacked = embed(texts, encoder, max_length)
-    ends = np.cumsum([len(split) for split in splits.values()])[:-1]
-    features = dict(zip(splits, np.split(stacked, ends), strict=True))
-    arrays: dict[str, Any] = {"key": np.array(key), **features}
-    # An interrupted write must not leave half a cache behind.
-    unfinished = cache.with_name(f"unfinished_{cache.name}")
-    np.savez(unfinished, **arrays)
-    unfinished.replace(cache)
-    return features
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Logistic regression on frozen embeddings of the quickstart's texts.")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="folder of prepare.py")
+    parser = argparse.ArgumentParser(description="Logistic regression on the features that the quickstart trained on.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="folder of the quickstart")
     parser.add_argument("--max_length", type=int, default=128, help="tokens of a text that the encoder sees")
     options = parser.parse_args(arguments)
+    folder = options.output_dir / "model"
+    if not (folder / "config.json").is_file():
+        parser.exit(1, f"{folder} holds no model: train the quickstart first (see its config.yaml).\n")
 
-    data = options.output_dir / "data"
-    if not (data / "taxonomy.json").is_file():
-        parser.exit(1, f"{data / 'taxonomy.json'} is missing: run recipes/quickstart/prepare.py first.\n")
-    with open(data / "taxonomy.json", encoding="utf-8") as file:
-        leaves = [tuple(path) for path in json.load(file)["paths"]]
-    class_of = {leaf: index for index, leaf in enumerate(leaves)}
-    texts: dict[str, list[str]] = {}
-    paths: dict[str, list[LabelPath]] = {}
+    # The very features of the trained model, from its cache.
+    model = HcalForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    files = {name: str(options.output_dir / "data" / f"{name}.jsonl") for name in SPLITS}
+    data = load_dataset("json", data_files=files)
+    encoded = encode_dataset(data, model.taxonomy, tokenizer, label_mode="single_path", max_length=options.max_length)
+    features, leaves = {}, {}
     for name in SPLITS:
-        texts[name], paths[name] = read_split(data / f"{name}.jsonl")
+        table = pooled_features(model, encoded[name], tokenizer, cache_dir=folder / "features")
+        features[name] = np.asarray(table["pooled_states"][:], dtype=np.float32)
+        leaves[name] = np.array([nodes[-1] for nodes in table["labels"]])
 
     start = time.perf_counter()
-    features = features_of(
-        texts, options.output_dir / "encoder", options.output_dir / "baseline_features.npz", options.max_length
-    )
-    print(f"features: {time.perf_counter() - start:.1f} s")
-
-    start = time.perf_counter()
-    classes = {name: np.array([class_of[path] for path in paths[name]]) for name in SPLITS}
     result = leaf_accuracy_of_logistic_regression(
         features["train"],
-        classes["train"],
+        leaves["train"],
         features["validation"],
-        classes["validation"],
+        leaves["validation"],
         features["test"],
-        classes["test"],
+        leaves["test"],
     )
+    print("\nLogistic regression on the same features, one class a leaf:")
     for row in result["grid"]:
         print(
             f"  C {row['C']:<5g} validation accuracy {row['validation_accuracy']:.4f}  "
             f"({row['steps']} steps, {row['seconds']:.1f} s)"
         )
-    print(f"tuning: {time.perf_counter() - start:.1f} s")
-    print(f"chosen: C {result['C']:g}")
+    print(f"  tuned in {time.perf_counter() - start:.1f} s, chosen: C {result['C']:g}")
     if result["edge_of_grid"]:
-        print("The chosen C is at the edge of the grid: a wider grid could do better.")
+        print("  The chosen C is at the edge of the grid: a wider grid could do better.")
     if not result["converged"]:
-        print("The chosen model had not converged: more iterations could change it.")
-    predicted = [leaves[index] for index in result["test_prediction"]]
-    print(f"test leaf accuracy: {result['test_accuracy']:.4f} of {len(predicted)} documents, {len(leaves)} leaves")
-    for level, accuracy in enumerate(accuracy_per_level(predicted, paths["test"]), start=1):
-        count = sum(len(path) >= level for path in paths["test"])
-        print(f"test accuracy at level {level}: {accuracy:.4f} of {count} documents")
+        print("  The chosen model had not converged: more iterations could change it.")
+    predicted, true = (
+        [tuple(model.taxonomy.paths(node)[0]) for node in nodes]
+        for nodes in (result["test_prediction"], leaves["test"])
+    )
+    for level, accuracy in enumerate(accuracy_per_level(predicted, true)):
+        print(f"  test accuracy at level {level}: {100 * accuracy:.1f}")
+    print(f"  test accuracy of the whole path: {100 * result['test_accuracy']:.1f} of {len(true):,} documents")
 
 
 if __name__ == "__main__":
