@@ -27,6 +27,14 @@ _LOADER_KEYS = (
     "token",
 )
 
+# The label mode that each head is for; None: both.
+_HEAD_MODES = {
+    "independent": None,
+    "path_softmax": "single_path",
+    "conditional_softmax": "single_path",
+    "conditional_sigmoid": "multi_path",
+}
+
 
 def _as_value_errors(cls: type) -> type:
     """Lets construction and validation raise ValueError, as everywhere in transformers, where @strict has classes of its
@@ -67,9 +75,10 @@ class HcalConfig(PreTrainedConfig):
             the empty one.
         partial_paths (`bool`, defaults to `False`):
             Whether a document's path may end at an inner node.
-        head (`"independent"`, defaults to `"independent"`):
+        head (`str`, defaults to `"independent"`):
             How scores become node probabilities. `independent`: one softmax a level (single_path), one sigmoid a label
-            (multi_path).
+            (multi_path). Coherent, P(child) <= P(each parent): `path_softmax` and `conditional_softmax` (single_path),
+            `conditional_sigmoid` (multi_path).
         objective (`"document"` or `"aggregate"`, defaults to `"document"`):
             What the levels above the leaves are trained on: each document's own feature, or the mean feature of each
             class in the batch (child-to-parent aggregation, HCAL). `aggregate` needs the `independent` head,
@@ -110,7 +119,7 @@ class HcalConfig(PreTrainedConfig):
     edges: list[list[int]] = field(default_factory=list)
     label_mode: Literal["single_path", "multi_path"] = "single_path"
     partial_paths: bool = False
-    head: Literal["independent"] = "independent"
+    head: Literal["independent", "path_softmax", "conditional_softmax", "conditional_sigmoid"] = "independent"
     objective: Literal["document", "aggregate"] = "document"
     pooling: Literal["mean", "cls", "last"] = "mean"
     projection_dim: int = 256
@@ -171,7 +180,10 @@ class HcalConfig(PreTrainedConfig):
             raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
 
     def validate_hierarchy(self) -> None:
-        """The hierarchy must be valid and fit label_mode and objective."""
+        """The hierarchy must be valid and fit label_mode, head and objective."""
+        fitting = [name for name, mode in _HEAD_MODES.items() if mode in (None, self.label_mode)]
+        if self.head not in fitting:
+            raise ValueError(f"head={self.head!r} does not fit label_mode={self.label_mode!r}: use one of {fitting}.")
         taxonomy = self.to_taxonomy()
         if self.label_mode == "single_path":
             taxonomy.check_single_path()
@@ -187,6 +199,8 @@ class HcalConfig(PreTrainedConfig):
             )
         if self.partial_paths:
             raise ValueError(f'objective="aggregate" needs full paths, got partial_paths=True: {instead}.')
+        if self.head != "independent":
+            raise ValueError(f'objective="aggregate" needs head="independent", got {self.head!r}: {instead}.')
         leaf_depths = taxonomy.depths[taxonomy.is_leaf]
         if len(leaf_depths) and leaf_depths.min() < leaf_depths.max():
             shallow = taxonomy.labels[taxonomy.is_leaf.nonzero()[0][leaf_depths.argmin()]]

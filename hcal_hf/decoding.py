@@ -1,7 +1,8 @@
 """From node probabilities to sets of labels.
 
 Decoders take logits [N, L] (sigmoid(logits) is each node's probability) and return bool masks [N, L]. They work level
-by level on edge lists, for all documents at once.
+by level on edge lists, for all documents at once. Whatever the probabilities, every decoder but `raw` returns sets that
+agree with the hierarchy.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from .taxonomy import Taxonomy
 
-METHODS = ("raw", "closure", "path")
+METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1")
 
 
 def default_method(label_mode: str) -> str:
@@ -24,6 +25,7 @@ def decode(
     method: str | None = None,
     threshold: float | None = None,
     partial_paths: bool = False,
+    head: str = "independent",
 ) -> torch.Tensor:
     """The predicted label sets.
 
@@ -32,21 +34,29 @@ def decode(
         taxonomy ([`Taxonomy`]): the hierarchy.
         label_mode (`"single_path"` or `"multi_path"`).
         method (*optional*):
-            `"raw"`: the model's own decision. multi_path: p >= threshold. single_path: the best label of each level, cut
-            after the first that is a leaf of the taxonomy; it may contradict the hierarchy.
-            `"closure"`: raw, with all missing ancestors added; never contradicts.
-            `"path"` (single_path): the path with the best mean log-probability over its levels, among the paths to all
-            end nodes; never contradicts.
+            `"raw"`: the model's own decision. multi_path: p >= threshold. single_path, coherent head: the path to the end
+            node with the largest probability of being the end. single_path, `independent`: the best label of each level,
+            cut after the first that is a leaf of the taxonomy; it may contradict the hierarchy.
+            `"closure"`: raw, with all missing ancestors added.
+            `"prune"`: raw, without the labels that lack an ancestor.
+            `"path"` (single_path): the path to the best end node. Coherent head: as raw. `independent`: by the mean
+            log-probability over the path's levels.
+            `"top_down"`: single_path: from the best root to the best child, and so on; ends at a leaf, or with
+            `partial_paths` and a coherent head where ending is more probable than the best child. multi_path: as prune.
+            `"expected_f1"`: the labels with the largest p, as many as maximise 2 * sum of p over the set / (its size +
+            sum of all p), with p first lowered to its ancestors' smallest.
             Default: `path` for single_path, `closure` for multi_path.
         threshold (`float`, *optional*): lowest probability of a predicted label; 0.5 for multi_path, none for
-            single_path. With `path`, the path ends before its first label below the threshold.
-        partial_paths (`bool`): whether a path may end at an inner node (only `path` asks).
+            single_path. With `path` and `top_down`, the path ends before its first label below the threshold;
+            `expected_f1` has none.
+        partial_paths (`bool`): whether a path may end at an inner node.
+        head (`str`): the model's head; all but `independent` are coherent.
 
     Returns:
         bool `torch.Tensor` of shape `[N, L]`.
 
     Raises:
-        ValueError: for an unknown method, `path` with multi_path, or a threshold outside 0 to 1.
+        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1 or one for `expected_f1`.
     """
     method = default_method(label_mode) if method is None else method
     if method not in METHODS:
@@ -54,20 +64,30 @@ def decode(
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    if method == "path":
-        if label_mode != "single_path":
-            raise ValueError('decode="path" needs label_mode="single_path"; use "closure" or "raw" with multi_path.')
-        chosen = best_path(log_probs, taxonomy, partial_paths)
+    if method == "expected_f1":
         if threshold is not None:
-            chosen = _cut_incoherent(chosen & (log_probs.exp() >= threshold), taxonomy)
-        return chosen
-    if label_mode == "multi_path":
-        chosen = log_probs.exp() >= (0.5 if threshold is None else threshold)
-    else:
+            raise ValueError('decode="expected_f1" chooses its own size of the set: leave threshold out.')
+        return best_expected_f1(log_probs, taxonomy)
+    single, coherent = label_mode == "single_path", head != "independent"
+    if method == "path" and not single:
+        raise ValueError('decode="path" needs label_mode="single_path"; use "closure" or "raw" with multi_path.')
+    if threshold is None and not single:
+        threshold = 0.5
+    if single and method == "top_down":
+        chosen = greedy_path(log_probs, taxonomy, partial_paths and coherent)
+    elif single and coherent:
+        chosen = most_probable_path(log_probs, taxonomy, partial_paths)
+    elif method == "path":
+        chosen = best_mean_path(log_probs, taxonomy, partial_paths)
+    elif single:
         chosen = best_of_each_level(log_probs, taxonomy)
-        if threshold is not None:
-            chosen &= log_probs.exp() >= threshold
-    return add_ancestors(chosen, taxonomy) if method == "closure" else chosen
+    else:
+        chosen = torch.ones_like(log_probs, dtype=torch.bool)
+    if threshold is not None:
+        chosen = chosen & (log_probs.exp() >= threshold)
+    if method == "closure":
+        return add_ancestors(chosen, taxonomy)
+    return chosen if method == "raw" else cut_incoherent(chosen, taxonomy)
 
 
 def best_of_each_level(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
@@ -82,19 +102,72 @@ def best_of_each_level(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Ten
     return chosen
 
 
-def best_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool = False) -> torch.Tensor:
+def best_mean_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool = False) -> torch.Tensor:
     """The path [N, L] whose mean log-probability over its levels is best, among the paths to all end nodes: the leaves,
     or with `partial_paths` every node. For a forest."""
     sums = log_probs.clone()
     for parents, children in _edges_by_level(taxonomy, log_probs.device):
         sums[:, children] += sums[:, parents]
     lengths = torch.from_numpy(taxonomy.depths + 1).to(sums)
-    means = sums / lengths
+    return _path_to_best(sums / lengths, taxonomy, partial_paths)
+
+
+def most_probable_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool = False) -> torch.Tensor:
+    """The path [N, L] to the node that is most probably the end, for coherent probabilities of a forest."""
+    return _path_to_best(end_probabilities(log_probs, taxonomy, partial_paths), taxonomy, partial_paths)
+
+
+def end_probabilities(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool) -> torch.Tensor:
+    """The probability [N, L] that the path ends at a node: its own, less with `partial_paths` those of its children."""
+    probabilities = log_probs.exp()
     if not partial_paths:
-        inner = torch.from_numpy(~taxonomy.is_leaf).to(sums.device)
-        means = means.masked_fill(inner, float("-inf"))
-    ends = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, means.argmax(dim=1, keepdim=True), True)
+        return probabilities
+    edges = torch.from_numpy(taxonomy.edges.copy()).to(log_probs.device)
+    return probabilities.index_add(1, edges[:, 0], probabilities[:, edges[:, 1]], alpha=-1)
+
+
+def _path_to_best(values: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool) -> torch.Tensor:
+    """The path to the end node of the largest value."""
+    if not partial_paths:
+        inner = torch.from_numpy(~taxonomy.is_leaf).to(values.device)
+        values = values.masked_fill(inner, float("-inf"))
+    ends = torch.zeros_like(values, dtype=torch.bool).scatter_(1, values.argmax(dim=1, keepdim=True), True)
     return add_ancestors(ends, taxonomy)
+
+
+def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = False) -> torch.Tensor:
+    """The best root, its best child, and so on [N, L]; with `may_stop` (coherent probabilities) the path ends where that
+    is more probable than the best child. For a forest."""
+    chosen = torch.zeros_like(log_probs, dtype=torch.bool)
+    ends = end_probabilities(log_probs, taxonomy, partial_paths=True) if may_stop else None
+    parents = torch.full((taxonomy.num_labels,), -1, device=log_probs.device)
+    edges = torch.from_numpy(taxonomy.edges.copy()).to(log_probs.device)
+    parents[edges[:, 1]] = edges[:, 0]
+    current = parents.new_full((len(log_probs), 1), -1)
+    for k, level in enumerate(taxonomy.levels):
+        below = log_probs[:, level].masked_fill(parents[level] != current, float("-inf"))
+        value, best = below.max(dim=1, keepdim=True)
+        goes_on = value > float("-inf")
+        if ends is not None and k:
+            goes_on &= value.exp() >= ends.gather(1, current.clamp(min=0))
+        chosen[:, level] = torch.zeros_like(chosen[:, level]).scatter(1, best, goes_on)
+        # No node has the parent -2: a path that has ended stays so.
+        current = torch.where(goes_on, best + level.start, -2)
+    return chosen
+
+
+def best_expected_f1(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+    """The sets [N, L] that maximise 2 * sum of p over the set / (its size + sum of all p), among the prefixes of the
+    labels sorted by p; p is first lowered to the smallest of its ancestors', so that the prefixes hold all ancestors."""
+    lowest = log_probs.clone()
+    for parents, children in _edges_by_level(taxonomy, log_probs.device):
+        lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
+    # Stable, and parents have smaller indices than children: at equal p the parent comes first.
+    sorted_p, order = lowest.exp().sort(dim=1, descending=True, stable=True)
+    sizes = torch.arange(1, log_probs.shape[1] + 1, device=log_probs.device)
+    gains = 2 * sorted_p.cumsum(dim=1) / (sizes + sorted_p.sum(dim=1, keepdim=True))
+    best = gains.argmax(dim=1, keepdim=True)
+    return torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, order, sizes - 1 <= best)
 
 
 def add_ancestors(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
@@ -105,7 +178,7 @@ def add_ancestors(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     return closed.bool()
 
 
-def _cut_incoherent(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+def cut_incoherent(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     """The sets [N, L] without the labels that lack an ancestor."""
     kept = chosen.to(torch.uint8)
     for parents, children in _edges_by_level(taxonomy, chosen.device):
@@ -116,6 +189,4 @@ def _cut_incoherent(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
 def _edges_by_level(taxonomy: Taxonomy, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(parents, children) of the edges into each level below the roots. Edges are sorted by child, hence by level."""
     edges = torch.from_numpy(taxonomy.edges.copy()).to(device)
-    starts = [level.start for level in taxonomy.levels[1:]] + [taxonomy.num_labels]
-    cuts = torch.searchsorted(edges[:, 1].contiguous(), torch.tensor(starts, device=device)).tolist()
-    return [(edges[low:high, 0], edges[low:high, 1]) for low, high in zip(cuts, cuts[1:])]
+    return [(edges[part, 0], edges[part, 1]) for part in taxonomy.edge_slices[1:]]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from .decoding import decode
+from .decoding import best_of_each_level, decode
 from .metrics import classification_scores, violation_rates
 from .taxonomy import Taxonomy
 
@@ -18,6 +18,7 @@ def compute_metrics(
     taxonomy: Taxonomy,
     label_mode: str,
     partial_paths: bool = False,
+    head: str = "independent",
 ) -> dict[str, float]:
     """Scores of logits against labels.
 
@@ -25,20 +26,21 @@ def compute_metrics(
         predictions: `predictions` are logits [N, L], `label_ids` are multi-hot [N, L] or node indices [N, K] padded with
             -100.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths: as in [`HcalConfig`].
+        label_mode, partial_paths, head: as in [`HcalConfig`].
 
     Returns:
         F1s, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and violation rates
         ([`hcal_hf.metrics.violation_rates`]) of the default decoding under their own names; of the raw decision, as
-        `raw_...`, the violation rates, `micro_f1`, `macro_f1`, `exact_match` and the accuracy of each level; `hvr_score`
-        is of the probabilities, before any decision. Each name works in `metric_for_best_model`.
+        `raw_...`, the violation rates, `micro_f1`, `macro_f1`, `exact_match` and the accuracy of each level. `hvr_score`
+        is of the probabilities, before any decision; `hvr_argmax` (single_path) of the best label of each level, which
+        may contradict the hierarchy under every head. Each name works in `metric_for_best_model`.
     """
     logits, labels = (np.asarray(values) for values in (predictions[0], predictions[1]))
     references: Any = labels > 0 if np.issubdtype(labels.dtype, np.floating) else [row[row >= 0] for row in labels]
     scores = torch.from_numpy(logits)
     metrics: dict[str, float] = {}
     for prefix, method in (("", None), ("raw_", "raw")):
-        sets = decode(scores, taxonomy, label_mode, method, partial_paths=partial_paths).numpy()
+        sets = decode(scores, taxonomy, label_mode, method, partial_paths=partial_paths, head=head).numpy()
         found = classification_scores(sets, references, taxonomy)
         rates: dict[str, Any] = violation_rates(
             sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy()
@@ -54,4 +56,6 @@ def compute_metrics(
         for k, rate in enumerate(rates.pop("hvr_level")):
             rates[f"hvr_level_{k}"] = rate
         metrics.update({f"{prefix}{name}": value for name, value in {**found, **rates}.items()})
+    if label_mode == "single_path":
+        metrics["hvr_argmax"] = float(violation_rates(best_of_each_level(scores, taxonomy).numpy(), taxonomy)["hvr"])
     return metrics

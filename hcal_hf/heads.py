@@ -1,7 +1,10 @@
 """Heads: from cosines between features and prototypes to node probabilities and per-level losses.
 
-A head works in log space and in at least float32. Level k of the hierarchy is task k.
+A head works in log space and in at least float32. Level k of the hierarchy is task k. All work is done on edges, level by
+level; the largest tensors are [B, L].
 """
+
+import math
 
 import torch
 from torch import nn
@@ -22,7 +25,7 @@ def clamp_log_probs(log_probs: torch.Tensor) -> torch.Tensor:
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
     """log(1 - exp(x)) for x < 0, exact at both ends (Maechler, "Accurately computing log(1 - exp(-|a|))", 2012)."""
-    near_zero = x > -0.6931471805599453
+    near_zero = x > -math.log(2)
     # Each branch sees a harmless value where the other one is taken, so that no gradient becomes NaN.
     small = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
     large = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
@@ -34,6 +37,23 @@ def log_probs_to_logits(log_probs: torch.Tensor) -> torch.Tensor:
     return log_probs - log1mexp(log_probs)
 
 
+def segment_logsumexp(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """Log-sum-exp over the columns of each segment.
+
+    Args:
+        values (`torch.Tensor` of shape `[B, n]`).
+        segments (`torch.Tensor` of shape `[n]`, int64): the segment of each column; none may be empty.
+
+    Returns:
+        `torch.Tensor` of shape `[B, num_segments]`.
+    """
+    index = segments.expand(len(values), -1)
+    top = values.new_full((len(values), num_segments), -torch.inf)
+    top = top.scatter_reduce(1, index, values.detach(), reduce="amax")
+    sums = values.new_zeros(top.shape).index_add(1, segments, (values - top[:, segments]).exp())
+    return top + sums.log()
+
+
 class HierarchicalHead(nn.Module):
     """Base class of the heads.
 
@@ -41,6 +61,8 @@ class HierarchicalHead(nn.Module):
         config ([`HcalConfig`]): label_mode, partial_paths and temperature are read.
         taxonomy ([`Taxonomy`]): the hierarchy that `config` holds.
     """
+
+    depths: torch.Tensor
 
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
         super().__init__()
@@ -53,6 +75,10 @@ class HierarchicalHead(nn.Module):
     def hierarchy_buffers(self) -> dict[str, torch.Tensor]:
         """The buffers that the hierarchy alone determines; loading a model makes them anew."""
         return {"depths": torch.from_numpy(self.taxonomy.depths.copy())}
+
+    def initial_values(self) -> dict[str, float]:
+        """The value that each parameter of the head itself starts from."""
+        return {}
 
     def scores(self, cosines: torch.Tensor) -> torch.Tensor:
         """Label scores [B, L] from cosines [B, L]."""
@@ -75,8 +101,6 @@ class LevelSoftmaxHead(HierarchicalHead):
     """`independent`, single_path: one softmax a level over cosine / tau; a document takes part in the levels that its
     path reaches. Nothing makes the levels agree (HCAL)."""
 
-    depths: torch.Tensor
-
     def scores(self, cosines: torch.Tensor) -> torch.Tensor:
         return cosines / self.temperature
 
@@ -96,17 +120,140 @@ class LevelSoftmaxHead(HierarchicalHead):
         return (targets.at_levels(self.taxonomy.levels, self.depths) >= 0).sum(dim=0)
 
 
-class LabelSigmoidHead(HierarchicalHead):
-    """`independent`, multi_path: one sigmoid a label over a * cosine + b with learned scale a and biases b; level k's
-    loss is the binary cross-entropy averaged over its (document, label) cells."""
+class SiblingSoftmaxHead(HierarchicalHead):
+    """`conditional_softmax` and `path_softmax`, single_path: the probability of a node is its parent's times a softmax
+    among its siblings.
+
+    Each node v has a value u_v = s_v + carry * lse_v, where lse_v is the log-sum-exp of its children's values (and of
+    its stop score, with partial_paths); a softmax of u over siblings divides the parent's probability.
+
+    - carry = 0, `conditional_softmax`: a softmax of the siblings' own scores. Level k's loss is the cross-entropy among
+      siblings, over the documents whose path reaches a node of depth k - 1 that has children.
+    - carry = 1, `path_softmax`: the same as one softmax over all end nodes, whose score is the sum of s over the path.
+      Level k's loss is -log of the true node's probability.
+
+    With partial_paths each inner node has a learned stop score, initially 0, that competes with its children; a document
+    that ends there has "stop" as its target at the next level.
+    """
+
+    parents: torch.Tensor
+    rank: torch.Tensor
+
+    def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
+        self.carry = {"conditional_softmax": 0.0, "path_softmax": 1.0}[config.head]
+        super().__init__(config, taxonomy)
+        self.stop = nn.Parameter(torch.empty(int((~taxonomy.is_leaf).sum()))) if config.partial_paths else None
+
+    def hierarchy_buffers(self) -> dict[str, torch.Tensor]:
+        taxonomy = self.taxonomy
+        parents = torch.full((taxonomy.num_labels,), -1)
+        parents[torch.from_numpy(taxonomy.edges[:, 1].copy())] = torch.from_numpy(taxonomy.edges[:, 0].copy())
+        inner = torch.from_numpy(~taxonomy.is_leaf)
+        # The number of each inner node among the inner nodes; -1 for leaves.
+        rank = torch.where(inner, inner.cumsum(0) - 1, -1)
+        return {**super().hierarchy_buffers(), "parents": parents, "rank": rank}
+
+    def initial_values(self) -> dict[str, float]:
+        return {"stop": 0.0}
+
+    def scores(self, cosines: torch.Tensor) -> torch.Tensor:
+        return cosines / self.temperature
+
+    def _conditionals(self, scores: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """log P(node | parent) of each level [B, n_k], and log P(stop | inner node) [B, I] (-inf without stops)."""
+        levels = self.taxonomy.levels
+        values: list[torch.Tensor] = [scores[:, level] for level in levels]
+        below: list[torch.Tensor] = []  # lse of the inner nodes of each level, from the leaves up
+        for k in range(len(levels) - 2, -1, -1):
+            segments, inner = self._family(k)
+            lse = segment_logsumexp(values[k + 1], segments, len(inner))
+            if self.stop is not None:
+                lse = torch.logaddexp(lse, self.stop[self.rank[levels[k]][inner]].to(lse))
+            below.append(lse)
+            if self.carry:
+                values[k] = values[k].index_add(1, inner, self.carry * lse)
+        below.reverse()
+        conditionals = [F.log_softmax(values[0], dim=1)]
+        for k, lse in enumerate(below):
+            segments, _ = self._family(k)
+            conditionals.append(values[k + 1] - lse[:, segments])
+        everything = torch.cat(below, dim=1) if below else scores[:, :0]
+        if self.stop is None:
+            return conditionals, torch.full_like(everything, -torch.inf)
+        return conditionals, self.stop.to(everything) - everything
+
+    def _family(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the nodes of level k + 1 the number of their parent among the inner nodes of level k, and those nodes'
+        positions in level k."""
+        level, next_level = self.taxonomy.levels[k], self.taxonomy.levels[k + 1]
+        rank = self.rank[level]
+        inner = (rank >= 0).nonzero()[:, 0]
+        return self.rank[self.parents[next_level]] - rank[inner[0]], inner
+
+    def _accumulate(self, conditionals: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = [conditionals[0]]
+        for level, above, conditional in zip(self.taxonomy.levels[1:], self.taxonomy.levels, conditionals[1:]):
+            found.append(found[-1][:, self.parents[level] - above.start] + conditional)
+        return found
+
+    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
+        # An only child's log P(child | parent) is 0, and must not become positive by rounding.
+        conditionals = [conditional.clamp(max=0) for conditional in self._conditionals(scores)[0]]
+        return clamp_log_probs(torch.cat(self._accumulate(conditionals), dim=1))
+
+    def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
+        conditionals, stops = self._conditionals(scores)
+        terms = self._accumulate(conditionals) if self.carry else conditionals
+        at_levels, ends = self._targets(targets)
+        rows = torch.arange(len(scores), device=scores.device)
+        sums = []
+        for k in range(self.num_tasks):
+            here = at_levels[:, k]
+            found = torch.where(here >= 0, terms[k][rows, here.clamp(min=0)], 0.0).sum()
+            if k and self.stop is not None:
+                above = self.taxonomy.levels[k - 1]
+                node = at_levels[:, k - 1].clamp(min=0)
+                stop = stops[rows, self.rank[above][node].clamp(min=0)]
+                if self.carry:
+                    stop = stop + terms[k - 1][rows, node]
+                found = found + torch.where(ends[:, k], stop, 0.0).sum()
+            sums.append(-found)
+        return torch.stack(sums) / self.counts(targets).clamp(min=1)
+
+    def _targets(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """The label of each document at each level [B, D] (-100: none), and whether it stops just above it [B, D]."""
+        at_levels = targets.at_levels(self.taxonomy.levels, self.depths)
+        ends = torch.zeros_like(at_levels, dtype=torch.bool)
+        if self.stop is not None:
+            for k in range(1, self.num_tasks):
+                above = self.taxonomy.levels[k - 1]
+                is_inner = self.rank[above][at_levels[:, k - 1].clamp(min=0)] >= 0
+                ends[:, k] = (at_levels[:, k - 1] >= 0) & (at_levels[:, k] < 0) & is_inner
+        return at_levels, ends
+
+    def counts(self, targets: Targets) -> torch.Tensor:
+        at_levels, ends = self._targets(targets)
+        return ((at_levels >= 0) | ends).sum(dim=0)
+
+
+class SigmoidHead(HierarchicalHead):
+    """Base of the multi_path heads: scores are a * cosine + b with a learned scale a (initially 1 / tau) and biases b."""
 
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
         super().__init__(config, taxonomy)
         self.scale = nn.Parameter(torch.empty(()))
         self.bias = nn.Parameter(torch.empty(taxonomy.num_labels))
 
+    def initial_values(self) -> dict[str, float]:
+        return {"scale": 1.0 / self.temperature, "bias": 0.0}
+
     def scores(self, cosines: torch.Tensor) -> torch.Tensor:
         return self.scale.to(cosines) * cosines + self.bias.to(cosines)
+
+
+class LabelSigmoidHead(SigmoidHead):
+    """`independent`, multi_path: one sigmoid a label; level k's loss is the binary cross-entropy averaged over its
+    (document, label) cells."""
 
     def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
         return clamp_log_probs(F.logsigmoid(scores))
@@ -121,10 +268,67 @@ class LabelSigmoidHead(HierarchicalHead):
         return len(targets.labels) * torch.tensor(sizes, device=targets.labels.device)
 
 
+class ConditionalSigmoidHead(SigmoidHead):
+    """`conditional_sigmoid`, multi_path: P(c) = min over the parents p of P(p) * sigmoid(s_c).
+
+    Level k's loss is the binary cross-entropy over the (document, label) cells whose parents are all true, averaged over
+    those cells. On a DAG P(c) is an upper bound (comonotone parents), not a joint distribution; on a forest siblings are
+    independent given their parent.
+    """
+
+    edges: torch.Tensor
+
+    def hierarchy_buffers(self) -> dict[str, torch.Tensor]:
+        edges = torch.from_numpy(self.taxonomy.edges.copy())
+        return {**super().hierarchy_buffers(), "edges": edges}
+
+    def _edges_into(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(parents, position of the child in its level) of the edges into level k; they are sorted by child."""
+        level = self.taxonomy.levels[k]
+        edges = self.edges[self.taxonomy.edge_slices[k]]
+        return edges[:, 0], edges[:, 1] - level.start
+
+    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
+        own = F.logsigmoid(scores)
+        found = clamp_log_probs(own[:, self.taxonomy.levels[0]])
+        for k, level in enumerate(self.taxonomy.levels[1:], start=1):
+            parents, children = self._edges_into(k)
+            lowest = found.new_zeros((len(found), level.stop - level.start))
+            lowest = lowest.scatter_reduce(1, children.expand(len(found), -1), found[:, parents], reduce="amin")
+            found = torch.cat([found, lowest + own[:, level]], dim=1)
+        return found
+
+    def _open_cells(self, targets: Targets, multi_hot: torch.Tensor) -> torch.Tensor:
+        """Bool [B, L]: the cells whose parents are all true."""
+        parents, children = self.edges[:, 0], self.edges[:, 1]
+        is_open = torch.ones_like(multi_hot)
+        index = children.expand(len(multi_hot), -1)
+        return is_open.scatter_reduce(1, index, multi_hot[:, parents], reduce="amin") > 0
+
+    def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
+        multi_hot = targets.multi_hot.to(scores)
+        is_open = self._open_cells(targets, multi_hot)
+        cells = F.binary_cross_entropy_with_logits(scores, multi_hot, reduction="none")
+        cells = torch.where(is_open, cells, 0.0)
+        sums = torch.stack([cells[:, level].sum() for level in self.taxonomy.levels])
+        return sums / self._level_sums(is_open).clamp(min=1)
+
+    def counts(self, targets: Targets) -> torch.Tensor:
+        return self._level_sums(self._open_cells(targets, targets.multi_hot))
+
+    def _level_sums(self, is_open: torch.Tensor) -> torch.Tensor:
+        return torch.stack([is_open[:, level].sum() for level in self.taxonomy.levels])
+
+
+HEADS: dict[tuple[str, str], type[HierarchicalHead]] = {
+    ("independent", "single_path"): LevelSoftmaxHead,
+    ("independent", "multi_path"): LabelSigmoidHead,
+    ("path_softmax", "single_path"): SiblingSoftmaxHead,
+    ("conditional_softmax", "single_path"): SiblingSoftmaxHead,
+    ("conditional_sigmoid", "multi_path"): ConditionalSigmoidHead,
+}
+
+
 def build_head(config: HcalConfig, taxonomy: Taxonomy) -> HierarchicalHead:
     """The head that `config.head` and `config.label_mode` name."""
-    heads = {
-        ("independent", "single_path"): LevelSoftmaxHead,
-        ("independent", "multi_path"): LabelSigmoidHead,
-    }
-    return heads[config.head, config.label_mode](config, taxonomy)
+    return HEADS[config.head, config.label_mode](config, taxonomy)

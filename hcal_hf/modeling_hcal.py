@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hcal import HcalConfig
-from .heads import HierarchicalHead, LabelSigmoidHead, build_head, log_probs_to_logits
+from .heads import HierarchicalHead, build_head, log_probs_to_logits
 from .objectives import aggregate_losses
 from .prototypes import LabelPrototypes
 from .targets import Targets
@@ -88,9 +88,9 @@ class HcalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, HierarchicalHead):
             for name, value in module.hierarchy_buffers().items():
                 init.copy_(getattr(module, name), value)
-            if isinstance(module, LabelSigmoidHead):
-                init.constant_(module.scale, 1.0 / module.temperature)
-                init.zeros_(module.bias)
+            for name, start in module.initial_values().items():
+                if getattr(module, name) is not None:
+                    init.constant_(getattr(module, name), start)
         elif isinstance(module, nn.Linear):
             # Keeps the encoder's geometry: cosines start as those of (a projection of) the pooled states.
             init.orthogonal_(module.weight)

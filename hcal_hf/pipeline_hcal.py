@@ -22,8 +22,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
     them all under `"paths"`.
 
     Arguments, for the pipeline or for a call:
-        decode (`"raw"`, `"closure"` or `"path"`): how the label set is decided ([`hcal_hf.decoding.decode`]); default
-            `path` for single_path, `closure` for multi_path models.
+        decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"` or `"expected_f1"`): how the label set is decided
+            ([`hcal_hf.decoding.decode`]); default `path` for single_path, `closure` for multi_path models.
         threshold (`float`): lowest probability of a predicted label (before `closure` adds ancestors); default 0.5 for
             multi_path, none for single_path.
         top_k (`int`): instead of deciding, list the k most probable labels of each level (those of at least `threshold`,
@@ -91,6 +91,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             default_method(config.label_mode) if decode is None else decode,
             threshold=threshold,
             partial_paths=config.partial_paths,
+            head=config.head,
         )
 
     def postprocess(

@@ -35,6 +35,10 @@ class ModelArguments:
     encoder: str = field(default="", metadata={"help": "Name on the Hub or folder of the encoder."})
     preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as released.'})
     label_mode: str = field(default=_DEFAULTS["label_mode"], metadata={"help": "single_path or multi_path."})
+    head: str = field(
+        default=_DEFAULTS["head"],
+        metadata={"help": "independent, path_softmax, conditional_softmax, conditional_sigmoid."},
+    )
     partial_paths: bool = field(
         default=_DEFAULTS["partial_paths"], metadata={"help": "Whether a path may end at an inner node."}
     )
@@ -238,6 +242,8 @@ def results_table(metrics: dict[str, float], taxonomy: Taxonomy, prefix: str, do
         row = (percent(start + name) for name in ("micro_f1", "macro_f1", "exact_match", "hvr"))
         micro, macro, exact, hvr = row
         lines.append(f"{decision:8s} {micro} {macro}    {exact}  {hvr.strip()}")
+    if f"{prefix}_hvr_argmax" in metrics:
+        lines += ["", f"HVR of the best label of each level on its own: {percent('hvr_argmax').strip()}"]
     return "\n".join(lines)
 
 

@@ -226,6 +226,12 @@ class Taxonomy:
         return tuple(slice(low, high) for low, high in zip(bounds, bounds[1:]))
 
     @cached_property
+    def edge_slices(self) -> tuple[slice, ...]:
+        """For each level the slice of `edges` that lead into it (empty for the roots)."""
+        bounds = np.searchsorted(self.edges[:, 1], [level.start for level in self.levels] + [self.num_labels]).tolist()
+        return tuple(slice(low, high) for low, high in zip(bounds, bounds[1:]))
+
+    @cached_property
     def is_forest(self) -> bool:
         """Whether no node has more than one parent."""
         return bool((np.diff(self.edges[:, 1]) > 0).all())

@@ -84,6 +84,7 @@ class HcalTrainer(Trainer):
                 taxonomy=model.taxonomy,
                 label_mode=config.label_mode,
                 partial_paths=config.partial_paths,
+                head=config.head,
             )
         self.task_names = model.task_names
         weighter_kwargs: Any = args.loss_weighting_kwargs or {}

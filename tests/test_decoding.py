@@ -99,7 +99,7 @@ def test_many_children_of_one_parent_do_not_overflow():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"method": "beam"}, "one of raw, closure, path, got 'beam'"),
+        ({"method": "beam"}, "one of raw, closure, prune, path, top_down, expected_f1, got 'beam'"),
         ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"method": "path", "label_mode": "multi_path"}, 'needs label_mode="single_path"'),
     ],
@@ -114,3 +114,113 @@ def test_no_documents(taxonomy):
         for method in ("raw", "closure"):
             assert decode(torch.zeros(0, 13), taxonomy, mode, method).shape == (0, 13)
     assert decode(torch.zeros(0, 13), taxonomy, "single_path").shape == (0, 13)
+
+
+# ---- Coherent heads, and decoders that make any input coherent ----
+
+
+def coherent_logits(rng, taxonomy, documents, partial):
+    """Random node probabilities of a forest whose ends (leaves, or all nodes) share 1."""
+    ends = rng.dirichlet(np.full(taxonomy.num_labels, 0.3), size=documents)
+    if not partial:
+        ends = ends * taxonomy.is_leaf
+        ends /= ends.sum(axis=1, keepdims=True)
+    nodes = ends.copy()
+    for node in range(taxonomy.num_labels - 1, -1, -1):
+        for parent in taxonomy.parents(node):
+            nodes[:, parent] += nodes[:, node]
+    nodes = torch.from_numpy(nodes).clamp(1e-9, 1 - 1e-9)
+    return torch.logit(nodes), ends, nodes
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_paths_of_coherent_heads_equal_slow_twins(seed, partial):
+    rng = np.random.default_rng(seed)
+    taxonomy = random_forest(rng, 20)
+    logits, ends, nodes = coherent_logits(rng, taxonomy, 30, partial)
+    expected = [ancestors(taxonomy, int(row.argmax())) for row in ends]
+    for method in (None, "raw", "path", "closure", "prune"):
+        chosen = decode(logits, taxonomy, "single_path", method, partial_paths=partial, head="path_softmax")
+        assert as_sets(chosen) == expected, method
+    children = {node: [c for c in range(20) if node in taxonomy.parents(c)] for node in range(20)}
+    greedy = decode(logits, taxonomy, "single_path", "top_down", partial_paths=partial, head="path_softmax")
+    for i, found in enumerate(as_sets(greedy)):
+        best = max(range(taxonomy.levels[0].stop), key=lambda c: nodes[i, c])
+        path = {best}
+        while children[best]:
+            child = max(children[best], key=lambda c: nodes[i, c])
+            if partial and nodes[i, child] < ends[i, best]:
+                break
+            best = child
+            path.add(best)
+        assert found == path
+
+
+def slow_expected_f1(row, taxonomy):
+    p = list(row)
+    for node in range(len(p)):
+        p[node] = min([p[node], *(p[a] for a in taxonomy.parents(node).tolist())])
+    best, chosen = -1.0, set()
+    order = sorted(range(len(p)), key=lambda c: (-p[c], c))
+    for size in range(1, len(p) + 1):
+        gain = 2 * sum(p[c] for c in order[:size]) / (size + sum(p))
+        if gain > best + 1e-12:
+            best, chosen = gain, set(order[:size])
+    return chosen
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("seed", range(4))
+def test_expected_f1_equals_a_slow_twin(make, seed):
+    taxonomy = make(np.random.default_rng(seed), 15)
+    logits = torch.randn(25, 15, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+    found = decode(logits, taxonomy, "multi_path", "expected_f1")
+    assert as_sets(found) == [slow_expected_f1(row, taxonomy) for row in torch.sigmoid(logits).tolist()]
+
+
+def test_expected_f1_is_the_best_of_all_sets_on_coherent_probabilities(ragged):
+    """Against the enumeration of all subsets, for the quantity it maximises."""
+    rng = np.random.default_rng(0)
+    logits, _, nodes = coherent_logits(rng, ragged, 10, partial=True)
+    size = ragged.num_labels
+    found = decode(logits, ragged, "multi_path", "expected_f1")
+    for i in range(10):
+        p = nodes[i].numpy()
+        value = lambda chosen, p=p: 2 * sum(p[c] for c in chosen) / (len(chosen) + p.sum())  # noqa: E731
+        every = ([c for c in range(size) if mask >> c & 1] for mask in range(1, 2**size))
+        assert value(as_sets(found)[i]) == pytest.approx(max(map(value, every)))
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("method", ["prune", "top_down"])
+def test_prune_keeps_a_label_only_with_all_its_ancestors(make, method):
+    taxonomy = make(np.random.default_rng(1), 25)
+    logits = torch.randn(30, 25, generator=torch.Generator().manual_seed(1)) + 0.5
+    above = as_sets(torch.sigmoid(logits) >= 0.5)
+    expected = [{c for c in chosen if ancestors(taxonomy, c) <= chosen} for chosen in above]
+    assert as_sets(decode(logits, taxonomy, "multi_path", method)) == expected
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("head", ["independent", "coherent"])
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize(
+    ("method", "threshold"),
+    [*((m, t) for m in ("closure", "prune", "path", "top_down") for t in (None, 0.4)), ("expected_f1", None)],
+)
+def test_no_decoder_but_raw_contradicts_the_hierarchy_on_any_input(mode, head, method, threshold, partial):
+    method = "closure" if (mode, method) == ("multi_path", "path") else method  # path is refused there
+    for seed in range(3):
+        make = random_dag if mode == "multi_path" else random_forest
+        taxonomy = make(np.random.default_rng(seed), 40)
+        logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(seed)) * 3
+        chosen = decode(logits, taxonomy, mode, method, threshold, partial, head)
+        assert violation_rates(chosen.numpy(), taxonomy)["hvr"] == 0
+        if mode == "single_path" and method in ("path", "top_down"):
+            assert (chosen[:, taxonomy.levels[0]].sum(1) <= 1).all()
+
+
+def test_expected_f1_has_no_threshold(taxonomy):
+    with pytest.raises(ValueError, match="leave threshold out"):
+        decode(torch.zeros(1, 13), taxonomy, "multi_path", "expected_f1", threshold=0.5)

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_forest, random_multi_hot, tiny_bert
+from conftest import random_dag, random_forest, random_multi_hot, tiny_bert
 
 from hcal_hf import HcalConfig, Taxonomy
 from hcal_hf.heads import build_head, log1mexp, log_probs_to_logits
 from hcal_hf.targets import Targets
 
 
-def make_head(taxonomy, label_mode):
-    config = HcalConfig.from_taxonomy(taxonomy, tiny_bert(), label_mode=label_mode)
+def make_head(taxonomy, label_mode, **config):
+    config = HcalConfig.from_taxonomy(taxonomy, tiny_bert(), label_mode=label_mode, **config)
     head = build_head(config, taxonomy)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
@@ -126,3 +126,160 @@ def test_degenerate_levels_stay_finite(make_model, label_mode, taxonomy, dtype):
 def test_targets_of_a_wrong_form_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         Targets(labels, 5)
+
+
+# ---- Coherent heads ----
+
+
+def parent_of(taxonomy, node):
+    parents = taxonomy.parents(node).tolist()
+    return parents[0] if parents else -1
+
+
+def path_to(taxonomy, node):
+    return [*path_to(taxonomy, parent_of(taxonomy, node)), node] if node >= 0 else []
+
+
+def logsumexp(values):
+    return math.log(sum(math.exp(value) for value in values))
+
+
+def slow_single_path(row, taxonomy, name, stop):
+    """log P(node) and log P(path ends at node), node by node, straight from the definitions."""
+    size = taxonomy.num_labels
+    children = {node: [c for c in range(size) if parent_of(taxonomy, c) == node] for node in range(-1, size)}
+    ranks = {node: i for i, node in enumerate(n for n in range(size) if children[n])}
+    if name == "path_softmax":
+        ends = {
+            node: sum(row[c] for c in path_to(taxonomy, node)) + (stop[ranks[node]] if children[node] else 0.0)
+            for node in range(size)
+            if not children[node] or stop is not None
+        }
+        total = logsumexp(ends.values())
+        below = lambda node: [value for end, value in ends.items() if node in path_to(taxonomy, end)]  # noqa: E731
+        return [logsumexp(below(node)) - total for node in range(size)], {e: v - total for e, v in ends.items()}
+    nodes, ends = [], {}
+    for node in range(size):
+        above = parent_of(taxonomy, node)
+        rivals = [row[c] for c in children[above]] + ([stop[ranks[above]]] if stop is not None and above >= 0 else [])
+        nodes.append((nodes[above] if above >= 0 else 0.0) + row[node] - logsumexp(rivals))
+    for node in range(size):
+        if not children[node]:
+            ends[node] = nodes[node]
+        elif stop is not None:
+            ends[node] = (
+                nodes[node] + stop[ranks[node]] - logsumexp([row[c] for c in children[node]] + [stop[ranks[node]]])
+            )
+    return nodes, ends
+
+
+@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax"])
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_coherent_softmax_heads_equal_slow_twins(name, partial, seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    taxonomy = random_forest(rng, 25)
+    head = make_head(taxonomy, "single_path", head=name, partial_paths=partial)
+    scores = torch.randn(8, 25, dtype=torch.float64) * 3
+    labels = random_multi_hot(rng, taxonomy, 8, single_path=True)
+    stop = head.stop.tolist() if partial else None
+    found = head.log_probs(scores)
+    sums, counts = [0.0] * len(taxonomy.levels), [0] * len(taxonomy.levels)
+    for i in range(8):
+        nodes, ends = slow_single_path(scores[i].tolist(), taxonomy, name, stop)
+        assert found[i].tolist() == pytest.approx([min(value, -1e-7) for value in nodes], abs=1e-9)
+        assert logsumexp(ends.values()) == pytest.approx(0, abs=1e-9)
+        path = labels[i].nonzero()[:, 0].tolist()
+        for k, node in enumerate(path):
+            given = nodes[path[k - 1]] if k and name == "conditional_softmax" else 0.0
+            sums[k] -= nodes[node] - given
+            counts[k] += 1
+        if partial and not taxonomy.is_leaf[path[-1]]:
+            given = nodes[path[-1]] if name == "conditional_softmax" else 0.0
+            sums[len(path)] -= ends[path[-1]] - given
+            counts[len(path)] += 1
+    expected = [s / max(n, 1) for s, n in zip(sums, counts)]
+    for form in (labels, as_indices(labels)):
+        targets = Targets(form, 25)
+        assert head.losses(scores, targets).tolist() == pytest.approx(expected)
+        assert head.counts(targets).tolist() == counts
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("seed", range(3))
+def test_conditional_sigmoid_equals_a_slow_twin(make, seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    taxonomy = make(rng, 20)
+    head = make_head(taxonomy, "multi_path", head="conditional_sigmoid")
+    scores = torch.randn(7, 20, dtype=torch.float64) * 2
+    labels = random_multi_hot(rng, taxonomy, 7, single_path=False)
+    found = head.log_probs(scores)
+    sums, counts = [0.0] * len(taxonomy.levels), [0] * len(taxonomy.levels)
+    for i in range(7):
+        probabilities = []
+        for c in range(20):
+            above = [probabilities[p] for p in taxonomy.parents(c).tolist()]
+            own = 1 / (1 + math.exp(-scores[i, c].item()))
+            probabilities.append(own * min(above, default=1.0))
+            if all(labels[i, p] for p in taxonomy.parents(c).tolist()):
+                sums[taxonomy.depths[c]] -= math.log(own if labels[i, c] else 1 - own)
+                counts[taxonomy.depths[c]] += 1
+        assert found[i].tolist() == pytest.approx([min(math.log(p), -1e-7) for p in probabilities], abs=1e-6)
+    for form in (labels, as_indices(labels)):
+        targets = Targets(form, 20)
+        assert head.losses(scores, targets).tolist() == pytest.approx([s / max(n, 1) for s, n in zip(sums, counts)])
+        assert head.counts(targets).tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "partial"),
+    [
+        ("path_softmax", random_forest, False),
+        ("path_softmax", random_forest, True),
+        ("conditional_softmax", random_forest, False),
+        ("conditional_softmax", random_forest, True),
+        ("conditional_sigmoid", random_forest, True),
+        ("conditional_sigmoid", random_dag, True),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 300, 10_000])
+@pytest.mark.parametrize("spread", [0.1, 10.0, 300.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spread, dtype):
+    rng = np.random.default_rng(size)
+    torch.manual_seed(size)
+    taxonomy = make(rng, size, 12) if make is random_forest else make(rng, size)
+    mode = "multi_path" if name == "conditional_sigmoid" else "single_path"
+    head = make_head(taxonomy, mode, head=name, partial_paths=partial).float()
+    # Scores as a bfloat16 encoder would give them, and the head's own work in float32.
+    scores = (torch.randn(4, size) * spread).to(dtype).float()
+    logits = log_probs_to_logits(head.log_probs(scores))
+    assert torch.isfinite(logits).all()
+    probabilities = torch.sigmoid(logits)
+    parents, children = torch.from_numpy(taxonomy.edges.copy()).T
+    assert (probabilities[:, children] <= probabilities[:, parents] + 1e-6).all()
+    assert (logits[:, children] <= logits[:, parents] + 1e-4 * logits[:, parents].abs()).all()
+
+
+@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax"])
+def test_leaves_share_all_probability_where_paths_are_full(name):
+    taxonomy = random_forest(np.random.default_rng(0), 60)
+    head = make_head(taxonomy, "single_path", head=name)
+    probabilities = head.log_probs(torch.randn(5, 60, dtype=torch.float64) * 4).exp()
+    torch.testing.assert_close(
+        probabilities[:, torch.from_numpy(taxonomy.is_leaf)].sum(1),
+        torch.ones(5, dtype=torch.float64),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_heads_are_refused_under_the_other_label_mode(taxonomy):
+    with pytest.raises(ValueError, match=r"head='path_softmax' does not fit label_mode='multi_path': use one of"):
+        HcalConfig.from_taxonomy(taxonomy, tiny_bert(), head="path_softmax", label_mode="multi_path")
+    with pytest.raises(ValueError, match="head='conditional_sigmoid' does not fit"):
+        HcalConfig.from_taxonomy(taxonomy, tiny_bert(), head="conditional_sigmoid")
+    with pytest.raises(ValueError, match='needs head="independent"'):
+        HcalConfig.paper(taxonomy, tiny_bert(), head="path_softmax")

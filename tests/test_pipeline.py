@@ -25,11 +25,14 @@ def logits_of(pipe, texts):
         return pipe.model(**pipe.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
 
 
-@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-@pytest.mark.parametrize("method", [None, "raw", "closure", "path"])
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [
+        ("single_path", "path"),
+        *((mode, m) for mode in ("single_path", "multi_path") for m in (None, "raw", "closure")),
+    ],
+)
 def test_output_is_the_decoded_set_with_scores_depths_and_paths(make_pipe, taxonomy, mode, method):
-    if (mode, method) == ("multi_path", "path"):
-        pytest.skip("path is for single_path")
     pipe = make_pipe(taxonomy, label_mode=mode)
     assert isinstance(pipe, HierarchicalTextClassificationPipeline)
     logits = logits_of(pipe, TEXTS)
@@ -108,7 +111,7 @@ def test_a_dag_gives_every_path(make_pipe, dag):
         ({"top_k": 2, "decode": "raw"}, ValueError, "give one"),
         ({"max_depth": -1}, ValueError, "at least 0"),
         ({"threshold": 7}, ValueError, "between 0 and 1"),
-        ({"decode": "beam"}, ValueError, "one of raw, closure, path"),
+        ({"decode": "beam"}, ValueError, "one of raw, closure, prune, path, top_down, expected_f1"),
     ],
 )
 def test_bad_arguments_are_refused(make_pipe, taxonomy, kwargs, error, message):

@@ -224,7 +224,7 @@ def test_default_metrics_work_in_metric_for_best_model(make_trainer, data, taxon
     assert trainer.state.best_metric is not None
     found = trainer.evaluate()
     for name in ("micro_f1", "macro_f1", "hierarchical_f1", "exact_match", "accuracy_level_2", "hvr", "raw_hvr",
-                 "raw_hvr_node", "raw_hvr_level_1", "raw_micro_f1", "hvr_score"):  # fmt: skip
+                 "raw_hvr_node", "raw_hvr_level_1", "raw_micro_f1", "hvr_score", "hvr_argmax"):  # fmt: skip
         assert isinstance(found[f"eval_{name}"], float), name
     assert found["eval_hvr"] == 0.0
     json.dumps(found)
