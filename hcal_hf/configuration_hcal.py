@@ -93,6 +93,11 @@ class HcalConfig(PreTrainedConfig):
         perturbation (`float`, defaults to 0.01):
             Half-width eps of the uniform noise on the unit prototypes in the training loss, given as at d = 256: the
             width used is eps * sqrt(256 / d). 0 switches it off.
+        thresholds (`list[float]`, *optional*):
+            Lowest probability of a predicted label for each of the L labels ([`HcalTrainer.tune_thresholds`] sets them);
+            no label's may be below those of its parents. Used where no threshold is given.
+        risk_alpha, risk_threshold (`float`, *optional*):
+            The risk level of `decode="risk"` and the probability it calls for ([`HcalTrainer.calibrate_risk`] sets both).
 
     Raises:
         ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG
@@ -125,6 +130,9 @@ class HcalConfig(PreTrainedConfig):
     projection_dim: int = 256
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01
+    thresholds: list[float] | None = None
+    risk_alpha: float | None = None
+    risk_threshold: float | None = None
 
     id2label: dict[int, str] | dict[str, str] | None = None
     label2id: dict[str, int] | dict[str, str] | None = None
@@ -178,6 +186,12 @@ class HcalConfig(PreTrainedConfig):
             raise ValueError(f"prototype_temperature must be above 0, got {self.prototype_temperature}.")
         if not self.perturbation >= 0:
             raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError(
+                f"thresholds must hold one number for each of {len(self.labels)} labels, got {len(self.thresholds)}."
+            )
+        if (self.risk_alpha is None) != (self.risk_threshold is None):
+            raise ValueError("risk_alpha and risk_threshold belong together: trainer.calibrate_risk sets both.")
 
     def validate_hierarchy(self) -> None:
         """The hierarchy must be valid and fit label_mode, head and objective."""
@@ -189,6 +203,11 @@ class HcalConfig(PreTrainedConfig):
             taxonomy.check_single_path()
         if self.objective == "aggregate":
             self._check_aggregate(taxonomy)
+        if self.thresholds is not None and len(taxonomy.edges):
+            low = taxonomy.edges[[self.thresholds[c] < self.thresholds[p] for p, c in taxonomy.edges.tolist()]]
+            if len(low):
+                parent, child = (taxonomy.labels[i] for i in low[0])
+                raise ValueError(f"The threshold of {child!r} is below that of its parent {parent!r}: it must not be.")
 
     def _check_aggregate(self, taxonomy: Taxonomy) -> None:
         """Child-to-parent aggregation as published needs a full path from root to leaf for every document."""
