@@ -93,6 +93,16 @@ class HcalConfig(PreTrainedConfig):
         perturbation (`float`, defaults to 0.01):
             Half-width eps of the uniform noise on the unit prototypes in the training loss, given as at d = 256: the
             width used is eps * sqrt(256 / d). 0 switches it off.
+        contrast (`"aggregate"`, *optional*):
+            Adds one task a level: the mean feature of each class in the batch against the perturbed prototypes of its
+            level ([`hcal_hf.objectives.aggregate_losses`]). Defined for single_path and multi_path.
+        contrast_alpha (`float`, defaults to 0.5):
+            Weight of a level's contrast task relative to the level's own weight.
+        prototype_anchor (`"label_text"`, *optional*):
+            Prototypes start from the encoder's embedding of the labels' own words: P = normalize(normalize(g(e)) + delta)
+            with the documents' projection g and a learned delta, initially 0.
+        label_texts (`list[str]`, *optional*):
+            The words of each of the L labels, for `prototype_anchor`; made from the names by default.
         thresholds (`list[float]`, *optional*):
             Lowest probability of a predicted label for each of the L labels ([`HcalTrainer.tune_thresholds`] sets them);
             no label's may be below those of its parents. Used where no threshold is given.
@@ -130,6 +140,10 @@ class HcalConfig(PreTrainedConfig):
     projection_dim: int = 256
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01
+    contrast: Literal["aggregate"] | None = None
+    contrast_alpha: float | int = 0.5
+    prototype_anchor: Literal["label_text"] | None = None
+    label_texts: list[str] | None = None
     thresholds: list[float] | None = None
     risk_alpha: float | None = None
     risk_threshold: float | None = None
@@ -151,6 +165,8 @@ class HcalConfig(PreTrainedConfig):
             self.id2label = id2label
         if self.label2id is None:
             self.label2id = label2id
+        if self.prototype_anchor and self.label_texts is None:
+            self.label_texts = self.to_taxonomy().texts()
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
@@ -186,6 +202,12 @@ class HcalConfig(PreTrainedConfig):
             raise ValueError(f"prototype_temperature must be above 0, got {self.prototype_temperature}.")
         if not self.perturbation >= 0:
             raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
+        if not self.contrast_alpha >= 0:
+            raise ValueError(f"contrast_alpha must be 0 or above, got {self.contrast_alpha}.")
+        if self.label_texts is not None and len(self.label_texts) != len(self.labels):
+            raise ValueError(
+                f"label_texts must hold one text for each of {len(self.labels)} labels, got {len(self.label_texts)}."
+            )
         if self.thresholds is not None and len(self.thresholds) != len(self.labels):
             raise ValueError(
                 f"thresholds must hold one number for each of {len(self.labels)} labels, got {len(self.thresholds)}."

@@ -1,12 +1,12 @@
 """From any table of texts and labels to an encoded data set, and from its rows to batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import logging
@@ -48,11 +48,25 @@ class LabelReader:
             mean that the path ends there).
         separator (`str`): between the steps of a path string ("A > B > C"); white space around it does not count.
         delimiter (`str`, *optional*): between several labels in one string ("A > B; C > D" with ";").
+        missing_is_empty (`bool`): whether a missing value in a single column is a document without labels.
+        class_names (`dict`, *optional*): names of the integers in columns that are `ClassLabel`s.
+
+    Raises:
+        ValueError: for a delimiter with one column a level, where each cell is one name.
     """
 
     columns: str | Sequence[str] = "labels"
     separator: str = SEPARATOR
     delimiter: str | None = None
+    missing_is_empty: bool = False
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and not isinstance(self.columns, str):
+            raise ValueError(
+                f"delimiter={self.delimiter!r} is for one column with several labels a cell; with one column a level "
+                f"({list(self.columns)}) each cell is one name: leave it out."
+            )
 
     @property
     def column_list(self) -> list[str]:
@@ -72,7 +86,11 @@ class LabelReader:
             return self._path_of_cells(cells)
         labels = cells[0]
         if _is_missing(labels):
-            raise ValueError(f"no labels in column {self.columns!r} ([] stands for a document without labels)")
+            if self.missing_is_empty:
+                return []
+            raise ValueError(f"no labels in column {self.columns!r}")
+        if isinstance(labels, int | float | np.number):
+            labels = _as_name(labels, self.class_names.get(self.columns))
         if isinstance(labels, str):
             labels = [part.strip() for part in labels.split(self.delimiter)] if self.delimiter else [labels]
             labels = [label for label in labels if label]
@@ -83,16 +101,22 @@ class LabelReader:
     def _split(self, label: str, known: Iterable[str]) -> str | list[str]:
         if self.separator.strip() not in label or label in known:
             return label
-        return split_path(label, self.separator)
+        steps = split_path(label, self.separator)
+        if "" in steps:
+            raise ValueError(f"{label!r} has an empty step between its separators ({self.separator.strip()!r})")
+        return steps
 
     def _path_of_cells(self, cells: Sequence[Any]) -> list[list[str]]:
-        path = [None if _is_missing(cell) or cell == "" else cell for cell in cells]
+        path = [
+            None if _is_missing(cell) else _as_name(cell, self.class_names.get(column)) or None
+            for column, cell in zip(self.columns, cells)
+        ]
         while path and path[-1] is None:
             path.pop()
         if None in path:
             empty, deeper = self.columns[path.index(None)], self.columns[len(path) - 1]
             raise ValueError(f"column {empty!r} is empty, but the deeper {deeper!r} is not")
-        return [[step.strip() if isinstance(step, str) else str(step) for step in path]] if path else []
+        return [[step for step in path if step]] if path else []
 
 
 def build_taxonomy(
@@ -102,6 +126,7 @@ def build_taxonomy(
     separator: str = SEPARATOR,
     delimiter: str | None = None,
     identity: Literal["path", "name"] = "path",
+    on_bad_row: Literal["raise", "drop"] = "raise",
 ) -> Taxonomy:
     """The taxonomy that the paths of a data set span, over all its splits.
 
@@ -109,24 +134,44 @@ def build_taxonomy(
         dataset: rows whose labels are paths (lists or strings), or one column a level.
         labels, separator, delimiter: as for [`encode_dataset`].
         identity: as for [`Taxonomy.from_paths`].
+        on_bad_row: `"raise"`: one [`BadRowsError`] that lists them by split and index. `"drop"`: pass over them and tell
+            how many.
 
     Raises:
-        ValueError: for labels that are not paths from a root, or no taxonomy.
+        BadRowsError: for rows whose labels are not paths from a root. Rows without labels are passed over.
+        ValueError: if the paths make no taxonomy.
     """
-    reader = LabelReader(labels, separator, delimiter)
+    reader = LabelReader(labels, separator, delimiter, missing_is_empty=True)
+    bad: list[tuple[str, int, str]] = []
     paths: dict[tuple[str, ...], None] = {}
-    for _, split in _splits(dataset):
-        for cells in _columns(split, reader.column_list):
-            if isinstance(labels, str) and _is_missing(cells[0]):
-                continue
-            found = reader(cells)
-            if len(found) > 1 and all(isinstance(label, str) for label in found):
-                raise ValueError(
-                    f"{found!r} does not tell the hierarchy: are these steps of one path, or several labels? Give paths, "
-                    f"[{found!r}] for one path: dataset.map(lambda row: {{{labels!r}: [row[{labels!r}]]}})."
-                )
-            paths.update(dict.fromkeys((label,) if isinstance(label, str) else tuple(label) for label in found))
+    for name, split in _splits(dataset):
+        reader = replace(reader, class_names=_class_names(split, reader.column_list))
+        for row, cells in enumerate(_columns(split, reader.column_list)):
+            try:
+                found = [path for path in _paths_of(reader(cells), labels) if path not in paths]
+                if found:
+                    Taxonomy.from_paths(found)  # refuses empty names and the like
+            except (ValueError, TypeError) as problem:
+                bad.append((name, row, str(problem)))
+            else:
+                paths.update(dict.fromkeys(found))
+    if bad and on_bad_row == "raise":
+        raise BadRowsError(bad)
+    if bad:
+        logger.warning(
+            f"{len(bad):,} rows passed over for the taxonomy, first: {bad[0][0]}[{bad[0][1]}]: {bad[0][2]}."
+        )
     return Taxonomy.from_paths(paths, identity=identity)
+
+
+def _paths_of(found: list[Any], column: Any) -> list[tuple[str, ...]]:
+    if len(found) > 1 and all(isinstance(label, str) for label in found):
+        raise ValueError(
+            f"{found!r} does not tell the hierarchy: are these steps of one path, or several labels? Give paths, "
+            f"[{found!r}] for one path: dataset.map(lambda row: {{{column!r}: [row[{column!r}]]}})"
+        )
+    paths = [(label,) if isinstance(label, str) else tuple(label) for label in found]
+    return paths
 
 
 def encode_dataset(
@@ -172,15 +217,21 @@ def encode_dataset(
     """
     if on_bad_row not in ("raise", "drop"):
         raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
-    reader = None if labels is None else LabelReader(labels, separator, delimiter)
+    reader = None
+    if labels is not None:
+        reader = LabelReader(labels, separator, delimiter, missing_is_empty=label_mode == "multi_path")
+    if max_length is None and tokenizer.model_max_length > 10**9:
+        logger.warning("The tokenizer names no longest text and max_length is not given: texts will not be cut.")
     if label_mode == "single_path":
         taxonomy.check_single_path()
-    encoder = _RowEncoder(taxonomy, tokenizer, text, reader, label_mode, partial_paths, max_length)
     encoded: dict[str, Any] = {}
     bad: list[tuple[str, int, str]] = []
     notes: list[str] = []
     for name, split in _splits(dataset):
         _check_columns(split, [text, *(reader.column_list if reader else [])], name)
+        if reader:
+            reader = replace(reader, class_names=_class_names(split, reader.column_list))
+        encoder = _RowEncoder(taxonomy, tokenizer, text, reader, label_mode, partial_paths, max_length)
         if isinstance(split, IterableDataset):
             encoded[name] = _encode_stream(split, encoder, name, on_bad_row)
         else:
@@ -253,12 +304,7 @@ class _RowEncoder:
         if self.label_mode == "single_path":
             _check_one_path(nodes, self.taxonomy)
         if not self.partial_paths:
-            inner = {parent for node in nodes.tolist() for parent in self.taxonomy.parents(node).tolist()}
-            for node in nodes.tolist():
-                if node not in inner and not self.taxonomy.is_leaf[node]:
-                    raise ValueError(
-                        f"the path to {self.taxonomy.labels[node]!r} ends at an inner node (partial_paths=True allows it)"
-                    )
+            _check_full_paths(nodes, self.taxonomy)
         return nodes.tolist(), len(nodes) - len(given)
 
 
@@ -272,6 +318,37 @@ def _check_one_path(nodes: np.ndarray, taxonomy: Taxonomy) -> None:
             f"single_path needs one path a document, got {len(paths)}: {', '.join(map(repr, paths[:3]))} "
             '(label_mode="multi_path" allows it)'
         )
+
+
+def _check_full_paths(nodes: np.ndarray, taxonomy: Taxonomy) -> None:
+    """Raises unless each path of a complete set of nodes ends at a leaf."""
+    inner = {parent for node in nodes.tolist() for parent in taxonomy.parents(node).tolist()}
+    for node in nodes.tolist():
+        if node not in inner and not taxonomy.is_leaf[node]:
+            raise ValueError(
+                f"the path to {taxonomy.labels[node]!r} ends at an inner node (partial_paths=True allows it)"
+            )
+
+
+def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_paths: bool) -> None:
+    """Checks the `labels` column of an encoded table against what a model expects of documents.
+
+    Raises:
+        BadRowsError: for rows that are not one path (single_path), or whose paths end at inner nodes (unless
+            `partial_paths`).
+    """
+    bad = []
+    for row, labels in enumerate(dataset["labels"]):
+        nodes = np.asarray(labels, dtype=np.int64)
+        try:
+            if label_mode == "single_path":
+                _check_one_path(nodes, taxonomy)
+            if not partial_paths:
+                _check_full_paths(nodes, taxonomy)
+        except ValueError as problem:
+            bad.append((str(getattr(dataset, "split", None) or "dataset"), row, str(problem)))
+    if bad:
+        raise BadRowsError(bad)
 
 
 def _encode_table(
@@ -317,6 +394,20 @@ def _encode_stream(split: IterableDataset, encoder: _RowEncoder, name: str, on_b
 
     features = {k: v for k, v in encoder.features().items() if k not in (_PROBLEM, _COMPLETED, _TRUNCATED)}
     return split.map(encode, batched=True, with_indices=True, remove_columns=columns, features=Features(features))
+
+
+def _as_name(cell: Any, class_names: list[str] | None = None) -> str:
+    """A cell as a name: numbers, which spreadsheets make of codes, as they were typed."""
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, int | float | np.number) and not isinstance(cell, bool) and float(cell).is_integer():
+        return class_names[int(cell)] if class_names else str(int(cell))  # 1.0 was 1 before a cell was empty
+    raise ValueError(f"a label must be a string or a whole number, got {cell!r} of type {type(cell).__name__}")
+
+
+def _class_names(split: Any, columns: list[str]) -> dict[str, list[str]]:
+    features = split.features or {}
+    return {name: features[name].names for name in columns if isinstance(features.get(name), ClassLabel)}
 
 
 def _is_missing(value: Any) -> bool:

@@ -5,12 +5,14 @@ by level on edge lists, for all documents at once. Whatever the probabilities, e
 agree with the hierarchy.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
 from .taxonomy import Taxonomy
 
-METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1")
+METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
 
 
 def default_method(label_mode: str) -> str:
@@ -23,9 +25,10 @@ def decode(
     taxonomy: Taxonomy,
     label_mode: str,
     method: str | None = None,
-    threshold: float | None = None,
+    threshold: float | Sequence[float] | torch.Tensor | None = None,
     partial_paths: bool = False,
     head: str = "independent",
+    risk_threshold: float | None = None,
 ) -> torch.Tensor:
     """The predicted label sets.
 
@@ -45,49 +48,102 @@ def decode(
             `partial_paths` and a coherent head where ending is more probable than the best child. multi_path: as prune.
             `"expected_f1"`: the labels with the largest p, as many as maximise 2 * sum of p over the set / (its size +
             sum of all p), with p first lowered to its ancestors' smallest.
+            `"risk"`: the labels whose p, lowered to its ancestors' smallest, is at least `risk_threshold`; in single_path
+            only those of the path that `path` finds. The sets are nested in `risk_threshold`
+            ([`hcal_hf.risk.calibrate_risk`] finds it).
             Default: `path` for single_path, `closure` for multi_path.
-        threshold (`float`, *optional*): lowest probability of a predicted label; 0.5 for multi_path, none for
-            single_path. With `path` and `top_down`, the path ends before its first label below the threshold;
-            `expected_f1` has none.
+        threshold (`float`, or a sequence or tensor of shape `[L]`, *optional*): lowest probability of a predicted label,
+            for all or for each, compared as log p >= log t (0 lets every label pass); 0.5 for multi_path, none for
+            single_path. With `path` and `top_down`, the path ends before its first label below its threshold;
+            `expected_f1` and `risk` have none.
         partial_paths (`bool`): whether a path may end at an inner node.
         head (`str`): the model's head; all but `independent` are coherent.
+        risk_threshold (`float`): for `"risk"` alone; above 1 every answer is empty.
 
     Returns:
         bool `torch.Tensor` of shape `[N, L]`.
 
     Raises:
-        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1 or one for `expected_f1`.
+        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1, of another shape, or one for
+            `expected_f1` or `risk`, and for `risk` without `risk_threshold` or any other method with one.
     """
     method = default_method(label_mode) if method is None else method
     if method not in METHODS:
         raise ValueError(f"decode must be one of {', '.join(METHODS)}, got {method!r}.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+    if (method == "risk") != (risk_threshold is not None):
+        raise ValueError(
+            f'decode="risk" and risk_threshold belong together, got decode={method!r} and risk_threshold={risk_threshold}:'
+            " calibrate_risk gives the threshold for a risk level."
+        )
     log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    lowest = None if threshold is None else log_thresholds(threshold, log_probs)
+    if method in ("expected_f1", "risk") and threshold is not None:
+        raise ValueError(f'decode="{method}" chooses its own size of the set: leave threshold out.')
     if method == "expected_f1":
-        if threshold is not None:
-            raise ValueError('decode="expected_f1" chooses its own size of the set: leave threshold out.')
         return best_expected_f1(log_probs, taxonomy)
+    if risk_threshold is not None:
+        return risk_answers(log_probs, taxonomy, label_mode, risk_threshold, partial_paths, head)
     single, coherent = label_mode == "single_path", head != "independent"
     if method == "path" and not single:
         raise ValueError('decode="path" needs label_mode="single_path"; use "closure" or "raw" with multi_path.')
-    if threshold is None and not single:
-        threshold = 0.5
+    if lowest is None and not single:
+        lowest = log_thresholds(0.5, log_probs)
     if single and method == "top_down":
         chosen = greedy_path(log_probs, taxonomy, partial_paths and coherent)
-    elif single and coherent:
-        chosen = most_probable_path(log_probs, taxonomy, partial_paths)
-    elif method == "path":
-        chosen = best_mean_path(log_probs, taxonomy, partial_paths)
+    elif single and (coherent or method == "path"):
+        chosen = best_path(log_probs, taxonomy, partial_paths, head)
     elif single:
         chosen = best_of_each_level(log_probs, taxonomy)
     else:
         chosen = torch.ones_like(log_probs, dtype=torch.bool)
-    if threshold is not None:
-        chosen = chosen & (log_probs.exp() >= threshold)
+    if lowest is not None:
+        chosen = chosen & (log_probs >= lowest)
     if method == "closure":
         return add_ancestors(chosen, taxonomy)
     return chosen if method == "raw" else cut_incoherent(chosen, taxonomy)
+
+
+def log_thresholds(threshold: float | Sequence[float] | torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """log t, of shape `[]` or `[L]`, to be compared with log-probabilities [N, L], in their dtype and on their device.
+
+    Raises:
+        ValueError: for a threshold outside 0 to 1, or neither one number nor one for each label.
+    """
+    values = torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
+    if values.ndim and values.shape != log_probs.shape[1:]:
+        raise ValueError(
+            f"threshold must be one number, or one for each of the {log_probs.shape[1]} labels, got shape "
+            f"{tuple(values.shape)}."
+        )
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        raise ValueError(f"threshold must lie between 0 and 1, got {values[outside].flatten()[0].item()}.")
+    return values.log().to(log_probs)
+
+
+def best_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool, head: str) -> torch.Tensor:
+    """What `path` decides [N, L]: the most probable path for a coherent head, that of the best mean for `independent`."""
+    find = best_mean_path if head == "independent" else most_probable_path
+    return find(log_probs, taxonomy, partial_paths)
+
+
+def risk_answers(
+    log_probs: torch.Tensor,
+    taxonomy: Taxonomy,
+    label_mode: str,
+    risk_threshold: float,
+    partial_paths: bool = False,
+    head: str = "independent",
+) -> torch.Tensor:
+    """What `risk` decides [N, L]; see [`decode`].
+
+    Raises:
+        ValueError: for a negative threshold or nan.
+    """
+    if not risk_threshold >= 0:
+        raise ValueError(f"risk_threshold must be 0 or above (above 1: no answers), got {risk_threshold}.")
+    answers = lower_to_ancestors(log_probs, taxonomy) >= torch.tensor(risk_threshold, dtype=torch.float64).log().item()
+    return answers & best_path(log_probs, taxonomy, partial_paths, head) if label_mode == "single_path" else answers
 
 
 def best_of_each_level(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
@@ -159,15 +215,28 @@ def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = Fa
 def best_expected_f1(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     """The sets [N, L] that maximise 2 * sum of p over the set / (its size + sum of all p), among the prefixes of the
     labels sorted by p; p is first lowered to the smallest of its ancestors', so that the prefixes hold all ancestors."""
-    lowest = log_probs.clone()
-    for parents, children in _edges_by_level(taxonomy, log_probs.device):
-        lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
     # Stable, and parents have smaller indices than children: at equal p the parent comes first.
-    sorted_p, order = lowest.exp().sort(dim=1, descending=True, stable=True)
+    sorted_p, order = lower_to_ancestors(log_probs, taxonomy).exp().sort(dim=1, descending=True, stable=True)
     sizes = torch.arange(1, log_probs.shape[1] + 1, device=log_probs.device)
     gains = 2 * sorted_p.cumsum(dim=1) / (sizes + sorted_p.sum(dim=1, keepdim=True))
     best = gains.argmax(dim=1, keepdim=True)
     return torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, order, sizes - 1 <= best)
+
+
+def lower_to_ancestors(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+    """Each node's value [N, L] lowered to the smallest of its ancestors': no child is above a parent."""
+    lowest = values.clone()
+    for parents, children in _edges_by_level(taxonomy, values.device):
+        lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
+    return lowest
+
+
+def raise_to_descendants(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+    """Each node's value [N, L] raised to the largest of its descendants': no child is above a parent."""
+    highest = values.clone()
+    for parents, children in reversed(_edges_by_level(taxonomy, values.device)):
+        highest.scatter_reduce_(1, parents.expand(len(highest), -1), highest[:, children], reduce="amax")
+    return highest
 
 
 def add_ancestors(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Metrics of a model's predictions, as the Trainer asks for them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ def compute_metrics(
     label_mode: str,
     partial_paths: bool = False,
     head: str = "independent",
+    thresholds: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Scores of logits against labels.
 
@@ -26,7 +28,7 @@ def compute_metrics(
         predictions: `predictions` are logits [N, L], `label_ids` are multi-hot [N, L] or node indices [N, K] padded with
             -100.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths, head: as in [`HcalConfig`].
+        label_mode, partial_paths, head, thresholds: as in [`HcalConfig`].
 
     Returns:
         F1s, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and violation rates
@@ -40,7 +42,7 @@ def compute_metrics(
     scores = torch.from_numpy(logits)
     metrics: dict[str, float] = {}
     for prefix, method in (("", None), ("raw_", "raw")):
-        sets = decode(scores, taxonomy, label_mode, method, partial_paths=partial_paths, head=head).numpy()
+        sets = decode(scores, taxonomy, label_mode, method, thresholds, partial_paths, head).numpy()
         found = classification_scores(sets, references, taxonomy)
         rates: dict[str, Any] = violation_rates(
             sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy()
@@ -57,5 +59,16 @@ def compute_metrics(
             rates[f"hvr_level_{k}"] = rate
         metrics.update({f"{prefix}{name}": value for name, value in {**found, **rates}.items()})
     if label_mode == "single_path":
-        metrics["hvr_argmax"] = float(violation_rates(best_of_each_level(scores, taxonomy).numpy(), taxonomy)["hvr"])
+        best: dict[str, Any] = violation_rates(best_of_each_level(scores, taxonomy).numpy(), taxonomy)
+        metrics["hvr_argmax"] = best["hvr"]
     return metrics
+
+
+def target_matrix(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Labels as the Trainer gives them, multi-hot [N, L] or padded node indices [N, K], as bool [N, L]."""
+    if np.issubdtype(labels.dtype, np.floating):
+        return labels > 0
+    row, column = np.nonzero(labels >= 0)
+    targets = np.zeros((len(labels), num_labels), dtype=bool)
+    targets[row, labels[row, column]] = True
+    return targets

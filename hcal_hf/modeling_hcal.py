@@ -2,24 +2,31 @@
 
 import contextlib
 import difflib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead, build_head, log_probs_to_logits
 from .objectives import aggregate_losses
 from .prototypes import LabelPrototypes
 from .targets import Targets
 from .taxonomy import Taxonomy
+
+logger = logging.get_logger(__name__)
 
 # Arguments of from_encoder that go to the encoder's from_pretrained; everything else belongs to HcalConfig.
 _LOADER_ARGUMENTS = (
@@ -43,7 +50,7 @@ class HcalOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
-            Uniform mean over the tasks that are present in the batch.
+            Uniform mean over the levels that are present in the batch, plus contrast_alpha times the contrast tasks'.
         logits (`torch.FloatTensor` of shape `[B, L]`):
             logit(p) of each node's probability, always finite; sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
@@ -78,6 +85,8 @@ class HcalPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # In half precision small steps would be lost on what is trained from scratch.
+    _keep_in_fp32_modules_strict = {"projection", "prototypes", "head"}
     # Our loss is a mean over the batch that forward sees; the Trainer must not count label cells for it.
     accepts_loss_kwargs = False
 
@@ -85,6 +94,9 @@ class HcalPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LabelPrototypes):
             init.normal_(module.weight, mean=0.0, std=module.init_std)
+            if module.is_anchored:
+                init.zeros_(module.anchors)
+                init.ones_(module.trained)
         elif isinstance(module, HierarchicalHead):
             for name, value in module.hierarchy_buffers().items():
                 init.copy_(getattr(module, name), value)
@@ -123,15 +135,31 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
                 "model with HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
             )
         self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
-        self.projection = nn.Linear(_hidden_size(config.encoder_config), config.projection_dim, bias=False)
-        self.prototypes = LabelPrototypes(self.taxonomy.num_labels, config.projection_dim, config.perturbation)
+        if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
+            self.encoder.pooler = None  # never used here; as a parameter without gradient it would break DDP
+        hidden_size = _hidden_size(config.encoder_config)
+        self.projection = nn.Linear(hidden_size, config.projection_dim, bias=False)
+        self.prototypes = LabelPrototypes(
+            self.taxonomy.num_labels,
+            config.projection_dim,
+            config.perturbation,
+            anchor_size=hidden_size if config.prototype_anchor else None,
+        )
         self.head = build_head(config, self.taxonomy)
-        self.task_names: list[str] = [f"level_{k}" for k in range(self.head.num_tasks)]
+        levels = range(self.head.num_tasks)
+        self.task_names: list[str] = [f"level_{k}" for k in levels]
+        if config.contrast:
+            self.task_names += [f"contrast_{k}" for k in levels]
         self.post_init()
 
     @classmethod
     def from_encoder(
-        cls, encoder: str, taxonomy: Taxonomy, preset: str | None = None, **kwargs: Any
+        cls,
+        encoder: str,
+        taxonomy: Taxonomy,
+        preset: str | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> "HcalForSequenceClassification":
         """A new model on a pretrained encoder, its head untrained.
 
@@ -139,6 +167,8 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             encoder (`str`): name on the Hub or folder of any model that `AutoModel` loads.
             taxonomy ([`Taxonomy`]): the label hierarchy.
             preset (`"paper"`, *optional*): start from [`HcalConfig.paper`] instead of the defaults.
+            descriptions (`dict[str, str]`, *optional*): words for labels, with `prototype_anchor="label_text"`; a label
+                without any is read by its name after its parents' names.
             kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), and arguments of the encoder's
                 `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
 
@@ -154,7 +184,24 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
                 raise TypeError(f"from_encoder has no argument {name!r}. Closest: {close or 'none'}.")
         if preset not in (None, "paper"):
             raise ValueError(f'preset must be "paper" or None, got {preset!r}.')
+        if not isinstance(encoder, str | os.PathLike):
+            raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
+        if not isinstance(taxonomy, Taxonomy):
+            raise TypeError(
+                f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: Taxonomy.from_paths makes one."
+            )
         loader = {name: kwargs.pop(name) for name in _LOADER_ARGUMENTS if name in kwargs}
+        names = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+        files = {name: loader[name] for name in names if name in loader}
+        stored, _ = PreTrainedConfig.get_config_dict(
+            encoder, **{k: v for k, v in files.items() if k != "trust_remote_code"}
+        )
+        if stored.get("model_type") == HcalConfig.model_type:
+            raise ValueError(
+                f"{encoder} is an HCAL model: load it with HcalForSequenceClassification.from_pretrained."
+            )
+        if stored.get("is_encoder_decoder"):
+            raise ValueError(f"{encoder} is an encoder-decoder: use a model that is an encoder or a decoder alone.")
         model = AutoModel.from_pretrained(encoder, **loader)
         if model.config.model_type not in CONFIG_MAPPING_NAMES:
             raise ValueError(
@@ -165,9 +212,86 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         # A new configuration sets the attention of its sub-configurations too: keep what the encoder was loaded with.
         attention = model.config._attn_implementation
         config = make_config(taxonomy, model.config, attn_implementation=attention, **kwargs)
-        hcal = cls(config, encoder=model)
-        # The head joins the encoder's device and (if it was loaded in one) half precision.
-        return hcal.to(device=model.device, dtype=model.dtype)
+        hcal = cls(config, encoder=model).to(device=model.device)
+        if config.prototype_anchor:
+            config.label_texts = label_texts(taxonomy, descriptions)
+            hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
+        elif descriptions:
+            raise ValueError('descriptions are read by prototype_anchor="label_text" alone: give that too.')
+        return hcal
+
+    def embed_labels(self, tokenizer: Any, batch_size: int = 64) -> None:
+        """Computes the anchors of the prototypes anew from `config.label_texts` with the encoder as it is now.
+
+        Raises:
+            ValueError: if the model's prototypes are not anchored.
+        """
+        if not self.prototypes.is_anchored:
+            raise ValueError('The prototypes have no anchors: make the model with prototype_anchor="label_text".')
+        assert self.config.label_texts is not None
+        states = embed_texts(self, tokenizer, self.config.label_texts, batch_size)
+        self.prototypes.anchors.copy_(states)
+
+    @torch.no_grad()
+    def add_labels(
+        self, paths: Sequence[Sequence[str]], tokenizer: Any, descriptions: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Adds labels to a trained model by their words, without training.
+
+        A new label's prototype is the direction of its words; the bias of a sigmoid head starts at its siblings' mean, a
+        threshold likewise. What held for the old set of labels alone, the risk calibration, is dropped. The order of
+        labels changes (they stay sorted by depth).
+
+        Args:
+            paths: the path of each new label, its last step new, the others known.
+            tokenizer: the encoder's.
+            descriptions (`dict[str, str]`, *optional*): words for the new labels.
+
+        Returns:
+            the new labels, as they stand in `config.labels`.
+
+        Raises:
+            ValueError: if the prototypes are not anchored, a path is unknown but for its last step, or a label is known.
+        """
+        if not self.prototypes.is_anchored:
+            raise ValueError(
+                'Labels are added by their words: that needs prototype_anchor="label_text" from the start.'
+            )
+        config, source = extended_config(self.config, paths, descriptions)
+        grown = type(self)(config, encoder=self.encoder).to(device=self.device)
+        grown.prototypes.to(self.prototypes.weight.dtype)
+        old, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
+        grown.projection.load_state_dict(self.projection.state_dict())
+        for name in ("weight", "anchors", "trained"):
+            getattr(grown.prototypes, name)[old] = getattr(self.prototypes, name)[source[old]]
+        grown.prototypes.weight[new] = 0.0
+        grown.prototypes.trained[new] = False
+        assert config.label_texts is not None
+        texts = [config.label_texts[i] for i in new]
+        grown.prototypes.anchors[new] = embed_texts(grown, tokenizer, texts)
+        if (bias := getattr(self.head, "bias", None)) is not None:
+            grown.head.scale.copy_(self.head.scale)
+            values = bias.float().cpu().numpy()
+            rows = [
+                values[j] if j >= 0 else mean_of_siblings(values, grown.taxonomy, source, i)
+                for i, j in enumerate(source)
+            ]
+            grown.head.bias.copy_(torch.tensor(np.array(rows)))
+        stop: Any = getattr(self.head, "stop", None)
+        if stop is not None:
+            inner_before = (~self.taxonomy.is_leaf).nonzero()[0].tolist()
+            rank = {node: i for i, node in enumerate(inner_before)}
+            for i, node in enumerate((~grown.taxonomy.is_leaf).nonzero()[0].tolist()):
+                if int(source[node]) in rank:  # an inner node that was a leaf starts with a stop score of 0
+                    grown.head.stop[i] = stop[rank[int(source[node])]]
+        grown.train(self.training)
+        self.__dict__.update(grown.__dict__)
+        added = [config.labels[i] for i in new]
+        logger.warning(
+            f"{len(added)} label(s) added by their words, without training: {', '.join(added[:5])}. Measure before use; "
+            "a risk calibration must be made anew."
+        )
+        return added
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -227,14 +351,16 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
             if noise is None and self.training:
                 noise = self.prototypes.sample_noise()
-            prototypes = self.prototypes(noise)
+            prototypes = self.prototypes(self.projection, noise)
             scores = self.head.scores(features @ prototypes.to(features).T)
             logits = log_probs_to_logits(self.head.log_probs(scores))
             loss = task_losses = task_counts = None
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
                 task_losses, task_counts = self._task_losses(features, prototypes, scores, targets)
-                loss = task_losses.sum() / (task_counts > 0).sum().clamp(min=1)
+                present = task_counts > 0
+                uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
+                loss = (self.weigh_contrast(uniform, present) * task_losses).sum()
 
         return HcalOutput(
             loss=loss,
@@ -257,7 +383,29 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             )
             losses = torch.cat([means[:-1], losses[-1:]])
             counts = torch.cat([classes[:-1], counts[-1:]])
+        if self.config.contrast:
+            means, classes = aggregate_losses(
+                features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
+            )
+            losses, counts = torch.cat([losses, means]), torch.cat([counts, classes])
         return losses, counts
+
+    @property
+    def num_levels(self) -> int:
+        """Number D of levels, each with one classification task; a weighter weighs these."""
+        return self.head.num_tasks
+
+    def weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Weights of all T tasks from those of the D classification tasks: contrast_k gets contrast_alpha times the weight
+        of level k.
+
+        Args:
+            weights (`torch.Tensor` of shape `[D]`).
+            present (`torch.Tensor` of shape `[T]`, bool): the tasks that occur in the batch.
+        """
+        if not self.config.contrast:
+            return weights
+        return torch.cat([weights, self.config.contrast_alpha * weights * present[self.num_levels :]])
 
     @property
     def document_tasks(self) -> list[bool]:
@@ -265,12 +413,16 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         classes of a batch is not."""
         per_document = [True] * len(self.task_names)
         if self.config.objective == "aggregate":
-            per_document[:-1] = [False] * (len(per_document) - 1)
+            per_document[: self.num_levels - 1] = [False] * (self.num_levels - 1)
+        if self.config.contrast:
+            per_document[self.num_levels :] = [False] * self.num_levels
         return per_document
 
     def count_tasks(self, labels: torch.Tensor) -> torch.Tensor:
-        """The `task_counts` [T] of the document tasks, from `labels` (as for `forward`) alone."""
-        return self.head.counts(Targets(labels, self.taxonomy.num_labels))
+        """The `task_counts` [T] of the document tasks, from `labels` (as for `forward`) alone; 0 for contrast tasks, which
+        count classes."""
+        counts = self.head.counts(Targets(labels, self.taxonomy.num_labels))
+        return F.pad(counts, (0, len(self.task_names) - len(counts)))
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Document vectors [B, hidden_size] from token states [B, S, hidden_size] and a mask [B, S] (1 = a token).

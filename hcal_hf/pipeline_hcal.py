@@ -1,14 +1,19 @@
 """Inference: texts in, labels with scores and paths out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
-from .decoding import decode, default_method
+from .decoding import decode, default_method, log_thresholds
 
 TASK = "hierarchical-text-classification"
+
+# A label of a DAG can have very many paths.
+MAX_PATHS = 100
 
 _ARGUMENTS = ("threshold", "top_k", "max_depth", "decode", "truncation", "max_length", "padding")
 
@@ -19,21 +24,23 @@ class HierarchicalTextClassificationPipeline(Pipeline):
 
     For each text it returns a list of `{"label", "score", "depth", "path"}`, from the roots down: the label, its
     probability, its depth (0 = top level) and the names on the way to it. In a DAG, a label with several paths has
-    them all under `"paths"`.
+    them (the first 100) under `"paths"`.
 
     Arguments, for the pipeline or for a call:
-        decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"` or `"expected_f1"`): how the label set is decided
-            ([`hcal_hf.decoding.decode`]); default `path` for single_path, `closure` for multi_path models.
-        threshold (`float`): lowest probability of a predicted label (before `closure` adds ancestors); default 0.5 for
-            multi_path, none for single_path.
+        decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"`, `"expected_f1"` or `"risk"`): how the label set is
+            decided ([`hcal_hf.decoding.decode`]); default `path` for single_path, `closure` for multi_path models. `risk`
+            needs a calibrated model ([`HcalTrainer.calibrate_risk`]).
+        threshold (`float`, or a sequence of L numbers): lowest probability of a predicted label, for all or for each
+            (before `closure` adds ancestors); default `config.thresholds`, where they are tuned, else 0.5 for multi_path
+            and none for single_path. `expected_f1` and `risk` have none.
         top_k (`int`): instead of deciding, list the k most probable labels of each level (those of at least `threshold`,
-            if given).
+            if given; tuned thresholds are not used).
         max_depth (`int`): leave out labels deeper than this.
         truncation (default `True`), max_length, padding: for the tokenizer.
 
     Raises:
         TypeError: for an unknown argument.
-        ValueError: for a value out of range, or `top_k` together with `decode`.
+        ValueError: for a value out of range, `top_k` together with `decode`, or `risk` without calibration.
     """
 
     _load_tokenizer = True
@@ -57,7 +64,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
     def _check(
         self,
         decode: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         top_k: int | None = None,
         max_depth: int | None = None,
     ) -> None:
@@ -82,8 +89,17 @@ class HierarchicalTextClassificationPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"logits": self.model(**model_inputs).logits}
 
-    def _decide(self, logits: torch.Tensor, decode: str | None, threshold: float | None) -> torch.Tensor:
+    def _decide(
+        self, logits: torch.Tensor, decode: str | None, threshold: float | Sequence[float] | None
+    ) -> torch.Tensor:
         config = self.model.config
+        if decode == "risk" and config.risk_threshold is None:
+            raise ValueError(
+                'decode="risk" needs a calibrated model, but config.risk_threshold is None: run '
+                "trainer.calibrate_risk(held_out_dataset, alpha=0.1) and save the model."
+            )
+        if threshold is None and decode not in ("expected_f1", "risk"):
+            threshold = config.thresholds
         return _decode(
             logits,
             self.model.taxonomy,
@@ -92,13 +108,14 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             threshold=threshold,
             partial_paths=config.partial_paths,
             head=config.head,
+            risk_threshold=config.risk_threshold if decode == "risk" else None,
         )
 
     def postprocess(
         self,
         model_outputs: dict[str, torch.Tensor],
         decode: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         top_k: int | None = None,
         max_depth: int | None = None,
     ) -> list[dict[str, Any]]:
@@ -109,14 +126,16 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             nodes = self._decide(logits, decode, threshold)[0].nonzero()[:, 0].tolist()
         else:
             nodes = []
+            log_probs = F.logsigmoid(logits)
+            passes = (log_probs >= log_thresholds(0.0 if threshold is None else threshold, log_probs))[0].tolist()
             for level in taxonomy.levels:
                 best = scores[level].topk(min(top_k, level.stop - level.start)).indices + level.start
-                nodes += [node for node in best.tolist() if threshold is None or scores[node] >= threshold]
+                nodes += [node for node in best.tolist() if passes[node]]
         found = []
         for node in nodes:
             depth = int(taxonomy.depths[node])
             if max_depth is None or depth <= max_depth:
-                paths = taxonomy.paths(node)
+                paths = taxonomy.paths(node, limit=MAX_PATHS)
                 label = {
                     "label": taxonomy.labels[node],
                     "score": scores[node].item(),

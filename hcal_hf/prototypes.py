@@ -15,17 +15,30 @@ class LabelPrototypes(nn.Module):
         dim (`int`): d.
         perturbation (`float`): half-width eps of the uniform noise at d = 256; eps * sqrt(256 / d) is used, so that
             the noise keeps its length relative to a unit prototype (HCAL's released width is 0.01 at d = 256).
+        anchor_size (`int`, *optional*): size of the text embeddings that the prototypes are anchored in; None for free
+            prototypes.
 
     Attributes:
-        weight (`nn.Parameter` of shape `[L, d]`): the prototypes in label order, initialised from N(0, 0.01^2).
+        weight (`nn.Parameter` of shape `[L, d]`): the prototypes in label order, initialised from N(0, 0.01^2). Anchored:
+            what is learned beside the anchor, initially 0.
+        anchors (`torch.Tensor` of shape `[L, anchor_size]`): pooled encoder states of the labels' words; anchored only.
+        trained (`torch.Tensor` of shape `[L]`, bool): the labels that training documents carry, all by default; anchored
+            only. The others' rows of `weight` get no gradient, so that being a negative everywhere does not push them away
+            from their words.
     """
 
-    init_std = 0.01
+    anchors: torch.Tensor
+    trained: torch.Tensor
 
-    def __init__(self, num_labels: int, dim: int, perturbation: float = 0.0):
+    def __init__(self, num_labels: int, dim: int, perturbation: float = 0.0, anchor_size: int | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_labels, dim))
         self.noise_width = perturbation * math.sqrt(256 / dim)
+        self.is_anchored = anchor_size is not None
+        self.init_std = 0.0 if self.is_anchored else 0.01
+        if anchor_size is not None:
+            self.register_buffer("anchors", torch.zeros(num_labels, anchor_size))
+            self.register_buffer("trained", torch.ones(num_labels, dtype=torch.bool))
 
     def sample_noise(self) -> torch.Tensor | None:
         """U of shape [L, d], iid Uniform(-eps, eps) from torch's generator, at least float32; None where eps is 0."""
@@ -34,16 +47,22 @@ class LabelPrototypes(nn.Module):
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return torch.empty_like(self.weight, dtype=dtype).uniform_(-self.noise_width, self.noise_width)
 
-    def forward(self, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """The unit prototypes, perturbed where `noise` is given: normalize(normalize(P) + U) (HCAL).
+    def forward(self, projection: nn.Module, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The unit prototypes, perturbed where `noise` is given: normalize(normalize(P) + U) (HCAL). Anchored, P is
+        normalize(g(e)) + delta.
 
         Args:
+            projection (`nn.Module`): g, from pooled encoder states to features; the documents' own.
             noise (`torch.Tensor` of shape `[L, d]`, *optional*): U, a constant for the gradient.
 
         Returns:
             `torch.Tensor` of shape `[L, d]`, at least float32.
         """
-        unit = F.normalize(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)), dim=-1)
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        if self.is_anchored:
+            weight = torch.where(self.trained[:, None], weight, weight.detach())
+            weight = weight + F.normalize(projection(self.anchors.to(self.weight.dtype)).to(weight), dim=-1)
+        unit = F.normalize(weight, dim=-1)
         if noise is None:
             return unit
         return F.normalize(unit + noise.detach().to(unit), dim=-1)

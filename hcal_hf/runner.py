@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, load_dataset
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -17,10 +17,10 @@ from .configuration_hcal import HcalConfig
 from .data import build_taxonomy, encode_dataset
 from .features import pooled_features
 from .modeling_hcal import HcalForSequenceClassification
-from .pipeline_hcal import HierarchicalTextClassificationPipeline
+from .pipeline_hcal import TASK
 from .taxonomy import SEPARATOR, Taxonomy
 from .trainer import HcalTrainer
-from .training_args import HcalTrainingArguments
+from .training_args import PAPER_SETTINGS, HcalTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -93,7 +93,10 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
     if argv and argv[0].endswith((".yaml", ".yml")):
-        parser.set_defaults(**_read_config(argv.pop(0)))
+        values = _read_config(argv.pop(0))
+        if values.get("preset") == "paper":
+            values = {**PAPER_SETTINGS, **values}
+        parser.set_defaults(**values)
     model, data, training = parser.parse_args_into_dataclasses(argv)
     return model, data, training
 
@@ -172,9 +175,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     trainer = HcalTrainer(
         model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
     )
-    resume = args.resume_from_checkpoint
-    if resume in ("True", "true", True):
-        resume = get_last_checkpoint(args.output_dir)
+    resume: Any = args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "false", "none"):
+        resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     trainer.save_state()
@@ -187,9 +190,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
         path = os.path.join(args.output_dir, f"{held_out}_results.json")
         Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
-        pipe = HierarchicalTextClassificationPipeline(
-            model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer
-        )
+        pipe = pipeline(TASK, model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
     return metrics
 
@@ -205,7 +206,10 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
         )
     if data_args.dataset is not None:
-        return load_dataset(data_args.dataset)
+        loaded = load_dataset(data_args.dataset)
+        if "train" not in loaded:
+            raise ValueError(f"{data_args.dataset} has no split named train, only {sorted(loaded)}.")
+        return loaded
     kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
     files: dict[str, str] = {}
     found: set[str] = set()
@@ -248,7 +252,7 @@ def results_table(metrics: dict[str, float], taxonomy: Taxonomy, prefix: str, do
 
 
 def print_predictions(
-    pipe: HierarchicalTextClassificationPipeline,
+    pipe: Any,
     raw: Any,
     encoded: Any,
     taxonomy: Taxonomy,
@@ -263,9 +267,12 @@ def print_predictions(
     print("\nPredictions (probability of each step):")
     for i, text, labels in zip(rows, texts, pipe(texts, max_length=data_args.max_length)):
         print(f"\n  {' '.join(text.split())[:110]}")
-        scores = {label["label"]: label["score"] for label in labels}
-        for path in taxonomy.decode(taxonomy.index(label["label"]) for label in labels) or [[]]:
-            steps = taxonomy.complete([taxonomy.index_path(path)] if path else [])
-            shown = SEPARATOR.join(f"{taxonomy.names[n]} ({scores[taxonomy.labels[n]]:.2f})" for n in steps)
+        above = {tuple(label["path"][:-1]) for label in labels}
+        scores = {tuple(label["path"]): label["score"] for label in labels}
+        for path in [path for path in scores if path not in above] or [()]:
+            steps = [path[: depth + 1] for depth in range(len(path))]
+            shown = SEPARATOR.join(
+                f"{step[-1]} ({scores[step]:.2f})" if step in scores else step[-1] for step in steps
+            )
             print(f"    predicted: {shown or '(nothing)'}")
         print(f"    true:      {'; '.join(SEPARATOR.join(path) for path in taxonomy.decode(encoded[i]['labels']))}")

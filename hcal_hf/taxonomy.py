@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, KeysView, Sequence
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -268,6 +268,7 @@ class Taxonomy:
         if not any(SEPARATOR in label for label in self.labels):
             return self.labels
         names = list(self.labels)
+        taken: dict[tuple[int, str], int] = {}
         for node, label in enumerate(self.labels):
             if SEPARATOR not in label:
                 continue
@@ -277,11 +278,31 @@ class Taxonomy:
                 above = names[step] + SEPARATOR + above
             if above and label.startswith(above) and len(label) > len(above):
                 names[node] = label[len(above) :]
+        for node, name in enumerate(names):
+            for parent in self._parent_lists[node] or [-1]:
+                other = taken.setdefault((parent, name), node)
+                if other != node:
+                    raise ValueError(
+                        f"{self.labels[other]!r} and {self.labels[node]!r} are both {name!r} inside a path: a label that "
+                        f"starts with the path of its parent and {SEPARATOR!r} is named by the rest. Rename one of them."
+                    )
         return tuple(names)
 
-    def paths(self, node: int) -> list[list[str]]:
-        """All paths of names from a root to a node; one in a forest, possibly several in a DAG."""
-        return [[self.names[i] for i in path] for path in self._index_paths(int(node))]
+    def texts(self) -> list[str]:
+        """The words of each label, for an encoder to read: its name after its parents' names, underscores as spaces."""
+        words = [name.replace("_", " ") for name in self.names]
+        return [
+            ": ".join(
+                [", ".join(words[parent] for parent in self._parent_lists[node]), word]
+                if self._parent_lists[node]
+                else [word]
+            )
+            for node, word in enumerate(words)
+        ]
+
+    def paths(self, node: int, limit: int | None = None) -> list[list[str]]:
+        """The paths of names from a root to a node; one in a forest, possibly very many in a DAG: `limit` stops there."""
+        return [[self.names[i] for i in path] for path in islice(self._index_paths(int(node)), limit)]
 
     def _index_paths(self, node: int) -> Iterator[list[int]]:
         parents = self.parents(node)
@@ -397,6 +418,10 @@ class Taxonomy:
             return self._flat_list(labels)
         nodes: set[int] = set()
         for label in labels:
+            if not isinstance(label, str | Sequence | np.ndarray):
+                raise ValueError(
+                    f"A label must be a string or a path (a list of strings), got {label!r} in {labels!r}."
+                )
             nodes.update(self._named(label) if isinstance(label, str) else self._walk(list(label)))
         return nodes
 
@@ -472,20 +497,29 @@ class Taxonomy:
                     steps[parent, text] = node
         return steps
 
-    @staticmethod
-    def _closest(label: str, known: Sequence[str]) -> str:
-        close = difflib.get_close_matches(label, known, n=3, cutoff=0.0) if len(known) <= 20_000 else []
-        if len(known) > 20_000:  # a full comparison would take minutes: compare with those that share a beginning
-            start = label[:2].lower()
-            close = difflib.get_close_matches(
-                label,
-                [text for text in known if text[:2].lower() == start][:20_000] or known[:20_000],
-                n=3,
-                cutoff=0.0,
-            )
-        if not close:
+    def _closest(self, label: str, known: Sequence[str]) -> str:
+        if not known:
             return "Nothing stands there."
-        return f"Closest known: {', '.join(map(repr, close))}."
+        among_all = known is self.labels
+        if among_all and label in self._suggestions:  # bad labels come in numbers, and repeat
+            return self._suggestions[label]
+        shortlist = known
+        if len(known) > 100:
+            table = self._letter_pairs if among_all else _letter_pairs(known)
+            shortlist = [known[i] for i in _sharing_most(label, table, len(known))]
+        close = difflib.get_close_matches(label, shortlist, n=3, cutoff=0.0)
+        text = f"Closest known: {', '.join(map(repr, close))}."
+        if among_all:
+            self._suggestions[label] = text
+        return text
+
+    @cached_property
+    def _suggestions(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def _letter_pairs(self) -> dict[str, np.ndarray]:
+        return _letter_pairs(self.labels)
 
     # ---- Python ----
 
@@ -509,6 +543,24 @@ class Taxonomy:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["labels"], state["edges"])  # type: ignore[misc]
+
+
+def _letter_pairs(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """For each pair of neighbouring letters the indices of the names that hold it."""
+    holders: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        lower = name.lower()
+        for pair in set(map("".join, zip(lower, lower[1:]))):
+            holders[pair].append(i)
+    return {pair: np.array(indices) for pair, indices in holders.items()}
+
+
+def _sharing_most(label: str, table: dict[str, np.ndarray], number: int) -> list[int]:
+    """The names (at most 50) that share the most letter pairs with a label: few enough to compare in full."""
+    lower = label.lower()
+    found = [table[pair] for pair in set(map("".join, zip(lower, lower[1:]))) if pair in table]
+    shared = np.bincount(np.concatenate(found), minlength=number) if found else np.zeros(number, dtype=np.int64)
+    return np.argsort(-shared, kind="stable")[:50].tolist()
 
 
 def split_path(text: str, separator: str = SEPARATOR) -> list[str]:
@@ -592,7 +644,14 @@ def _unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
         unique[tuple(path)] = None
     if () in unique:
         raise ValueError("A path must have at least one step, got an empty one: leave it out.")
-    _check_names(list(dict.fromkeys(chain.from_iterable(unique))), "name in a path")
+    names = list(dict.fromkeys(chain.from_iterable(unique)))
+    _check_names(names, "name in a path")
+    for name in names:
+        if SEPARATOR in name:
+            raise ValueError(
+                f"The name {name!r} holds {SEPARATOR!r}, which separates the steps of a path in labels: write it "
+                f"in another way, such as {name.replace(SEPARATOR, ' - ')!r}."
+            )
     return list(unique)
 
 

@@ -6,6 +6,18 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+PAPER_SETTINGS: dict[str, Any] = {
+    "optim": "sgd",
+    "optim_args": "momentum=0.9",
+    "learning_rate": 0.01,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "weight_decay": 1e-4,
+    "prototype_lr_multipliers": [5.0, 10.0, 20.0],
+    "loss_weighting": "hcal",
+    "loss_weighting_kwargs": {"gamma": 0.5},
+}
+
 
 @dataclass
 class HcalTrainingArguments(TrainingArguments):
@@ -50,6 +62,9 @@ class HcalTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
 
     def __post_init__(self) -> None:
+        metric: str = self.metric_for_best_model or ""
+        if getattr(self, "greater_is_better", None) is None and "hvr" in metric:
+            self.greater_is_better = False  # transformers takes every metric but a loss to be better when greater
         super().__post_init__()
         if self.prototype_lr_multipliers is None:
             return
@@ -64,17 +79,9 @@ class HcalTrainingArguments(TrainingArguments):
     @classmethod
     def paper(cls, output_dir: str | None = None, **kwargs: Any) -> "HcalTrainingArguments":
         """HCAL's released optimiser settings: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.01 for the
-        backbone, and 5, 10, 20 times that for the prototypes from the leaves upwards; weights softmax(L / 0.5).
+        backbone, and 5, 10, 20 times that for the prototypes from the leaves upwards, constant, without gradient clipping;
+        weights softmax(L / 0.5).
 
         Goes with [`HcalConfig.paper`]. `kwargs` override.
         """
-        preset: dict[str, Any] = {
-            "optim": "sgd",
-            "optim_args": "momentum=0.9",
-            "learning_rate": 0.01,
-            "weight_decay": 1e-4,
-            "prototype_lr_multipliers": [5.0, 10.0, 20.0],
-            "loss_weighting": "hcal",
-            "loss_weighting_kwargs": {"gamma": 0.5},
-        }
-        return cls(output_dir=output_dir, **{**preset, **kwargs})
+        return cls(output_dir=output_dir, **{**PAPER_SETTINGS, **kwargs})

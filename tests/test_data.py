@@ -137,6 +137,53 @@ def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, toke
     assert (len(dropped["train"]), len(dropped["test"])) == (2, 1)
 
 
+def test_messy_rows_are_listed_when_the_taxonomy_is_built(caplog):
+    table = Dataset.from_dict(
+        {"l1": ["A", "A", "B", " "], "l2": [" ", None, "x > y", None], "l3": [None, "C", None, None]}
+    )
+    with pytest.raises(BadRowsError) as error:
+        build_taxonomy(table, ["l1", "l2", "l3"])
+    assert [row for _, row, _ in error.value.rows] == [1, 2]
+    assert "dataset[1]: column 'l2' is empty, but the deeper 'l3' is not" in str(error.value)
+    assert "dataset[2]: The name 'x > y' holds ' > '" in str(error.value)
+    with caplog.at_level("WARNING", logger="hcal_hf.data"):
+        assert build_taxonomy(table, ["l1", "l2", "l3"], on_bad_row="drop").labels == ("A",)
+    assert "2 rows passed over" in caplog.text
+    with pytest.raises(BadRowsError, match="has an empty step"):
+        build_taxonomy(Dataset.from_dict({"labels": ["A > B > "]}))
+
+
+def test_codes_stay_what_was_typed_whether_or_not_a_cell_is_empty(tokenizer):
+    whole = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1, 2]})
+    holes = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1.0, float("nan")]})
+    taxonomy = build_taxonomy(whole, ["l1", "l2"])
+    assert taxonomy.labels == ("x", "1", "2")
+    assert names(taxonomy, encode_dataset(holes, taxonomy, tokenizer, labels=["l1", "l2"])) == [["x", "1"], ["x"]]
+    flat = Dataset.from_dict({"text": ["a"], "labels": [2]})
+    assert names(taxonomy, encode_dataset(flat, taxonomy, tokenizer)) == [["x", "2"]]
+    with pytest.raises(BadRowsError, match=r"a string or a whole number, got 1\.5"):
+        build_taxonomy(Dataset.from_dict({"l1": ["x"], "l2": [1.5]}), ["l1", "l2"])
+
+
+def test_class_label_columns_are_read_by_their_names(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["a", "b"], "labels": ["opera", "botany"]}).class_encode_column("labels")
+    assert [row[-1] for row in names(taxonomy, encode_dataset(table, taxonomy, tokenizer))] == ["opera", "botany"]
+
+
+def test_an_empty_cell_is_a_document_without_labels_in_multi_path_alone(taxonomy, tokenizer, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,labels\nstars,astronomy\nthe cat,\n")
+    table = load_dataset("csv", data_files=str(tmp_path / "rows.csv"), cache_dir=str(tmp_path))["train"]
+    assert encode_dataset(table, taxonomy, tokenizer, label_mode="multi_path")["labels"][1] == []
+    with pytest.raises(BadRowsError, match=r"train\[1\]: no labels in column 'labels'"):
+        encode_dataset(table, taxonomy, tokenizer, label_mode="single_path")
+
+
+def test_a_delimiter_with_one_column_a_level_is_refused(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["a"], "l1": ["A"], "l2": ["B;C"]})
+    with pytest.raises(ValueError, match="leave it out"):
+        build_taxonomy(table, ["l1", "l2"], delimiter=";")
+
+
 def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
     rows = [GOOD[0], {"text": "stars", "labels": [["nowhere"]]}, GOOD[1]]
     stream = Dataset.from_list(rows).to_iterable_dataset()

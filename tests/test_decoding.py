@@ -99,7 +99,7 @@ def test_many_children_of_one_parent_do_not_overflow():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"method": "beam"}, "one of raw, closure, prune, path, top_down, expected_f1, got 'beam'"),
+        ({"method": "beam"}, "one of raw, closure, prune, path, top_down, expected_f1, risk, got 'beam'"),
         ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"method": "path", "label_mode": "multi_path"}, 'needs label_mode="single_path"'),
     ],
@@ -224,3 +224,51 @@ def test_no_decoder_but_raw_contradicts_the_hierarchy_on_any_input(mode, head, m
 def test_expected_f1_has_no_threshold(taxonomy):
     with pytest.raises(ValueError, match="leave threshold out"):
         decode(torch.zeros(1, 13), taxonomy, "multi_path", "expected_f1", threshold=0.5)
+
+
+# ---- One threshold a label ----
+
+
+@pytest.mark.parametrize("form", ["list", "array", "tensor"])
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+def test_each_label_may_have_its_own_threshold(make, form):
+    taxonomy = make(np.random.default_rng(3), 20)
+    generator = torch.Generator().manual_seed(3)
+    logits, limits = torch.randn(30, 20, generator=generator), torch.rand(20, generator=generator)
+    given = {"list": limits.tolist(), "array": limits.numpy(), "tensor": limits}[form]
+    probabilities = torch.sigmoid(logits).tolist()
+    above = [{c for c in range(20) if row[c] >= limits[c].item()} for row in probabilities]
+    assert as_sets(decode(logits, taxonomy, "multi_path", "raw", given)) == above
+    closed = as_sets(decode(logits, taxonomy, "multi_path", threshold=given))
+    assert closed == [set().union(*(ancestors(taxonomy, c) for c in chosen)) for chosen in above]
+    pruned = as_sets(decode(logits, taxonomy, "multi_path", "prune", threshold=given))
+    assert pruned == [{c for c in chosen if ancestors(taxonomy, c) <= chosen} for chosen in above]
+    if make is random_forest:
+        paths = as_sets(decode(logits, taxonomy, "single_path"))
+        cut = as_sets(decode(logits, taxonomy, "single_path", threshold=given))
+        assert cut == [{c for c in path if ancestors(taxonomy, c) <= some} for path, some in zip(paths, above)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_thresholds_are_compared_in_log_space(ragged, dtype):
+    """exp(-200) is 0 in float32: only in log space is it below 1e-80 and above 0."""
+    logits = torch.full((1, ragged.num_labels), -200.0, dtype=dtype)
+    assert not decode(logits, ragged, "multi_path", "raw", 1e-80).any()
+    assert decode(logits, ragged, "multi_path", "raw", 1e-90).all()
+    assert decode(-1e4 * torch.ones_like(logits), ragged, "multi_path", "raw", 0.0).all()
+    assert decode(torch.zeros_like(logits), ragged, "multi_path", "raw", 0.5).all()
+    assert not decode(torch.full_like(logits, 16.0), ragged, "multi_path", "raw", 1.0).any()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        ([0.5] * 12, r"one for each of the 13 labels, got shape \(12,\)"),
+        (torch.full((1, 13), 0.5), r"got shape \(1, 13\)"),
+        ([0.5] * 12 + [1.5], "between 0 and 1, got 1.5"),
+        (float("nan"), "between 0 and 1, got nan"),
+    ],
+)
+def test_bad_thresholds_are_refused(taxonomy, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        decode(torch.zeros(1, 13), taxonomy, "multi_path", threshold=threshold)

@@ -11,6 +11,7 @@ from transformers import (
     ModernBertConfig,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
 )
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalOutput
@@ -53,8 +54,17 @@ def test_from_encoder_keeps_the_pretrained_weights(on_encoder):
     model, folder = on_encoder
     expected = AutoModel.from_pretrained(folder).state_dict()
     found = model.encoder.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert {name for name in expected if not name.startswith("pooler.")} == found.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_every_parameter_gets_a_gradient(on_encoder):
+    """A parameter without one, such as an unused pooler, breaks training on several processes."""
+    model, _ = on_encoder
+    model.zero_grad()
+    model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert [name for name in unused if "embed" not in name] == []
 
 
 def test_save_and_load(on_encoder, tmp_path):
@@ -101,6 +111,7 @@ def test_half_precision_keeps_the_head_in_float32(on_encoder, tmp_path):
     model.save_pretrained(tmp_path)
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+    assert half.prototypes.weight.dtype == half.projection.weight.dtype == torch.float32
     output = half(input_ids=IDS, attention_mask=MASK, labels=LABELS)
     assert output.logits.dtype == output.task_losses.dtype == output.features.dtype == torch.float32
     output.loss.backward()
@@ -205,7 +216,7 @@ def test_pooled_states_replace_the_encoder(make_model, taxonomy):
         model(pooled_states=pooled, input_ids=IDS)
 
 
-def test_from_encoder_refuses_unknown_arguments_and_presets(taxonomy, encoder_dir):
+def test_from_encoder_refuses_what_it_cannot_use(taxonomy, encoder_dir, tmp_path):
     with pytest.raises(TypeError, match=r"no argument 'projection_dims'. Closest: \['projection_dim'"):
         HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, projection_dims=3)
     with pytest.raises(ValueError, match="'papers'"):
@@ -214,8 +225,18 @@ def test_from_encoder_refuses_unknown_arguments_and_presets(taxonomy, encoder_di
     assert (model.config.objective, model.dtype, model.prototypes.weight.dtype) == (
         "aggregate",
         torch.bfloat16,
-        torch.bfloat16,
+        torch.float32,
     )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is an HCAL model: load it with"):
+        HcalForSequenceClassification.from_encoder(str(tmp_path), taxonomy)
+    with pytest.raises(TypeError, match="taxonomy must be a Taxonomy, got list"):
+        HcalForSequenceClassification.from_encoder(encoder_dir, ["a", "b"])
+    with pytest.raises(TypeError, match="got BertModel"):
+        HcalForSequenceClassification.from_encoder(model.encoder, taxonomy)
+    T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=8).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        HcalForSequenceClassification.from_encoder(str(tmp_path / "t5"), taxonomy)
 
 
 def test_a_model_needs_labels():
@@ -227,7 +248,7 @@ def test_loading_an_encoder_as_a_model_initialises_the_rest(taxonomy, encoder_di
     config = HcalConfig.from_taxonomy(taxonomy, AutoConfig.from_pretrained(encoder_dir), label_mode="multi_path")
     model = HcalForSequenceClassification.from_pretrained(encoder_dir, config=config)
     expected = AutoModel.from_pretrained(encoder_dir).state_dict()
-    assert all(torch.equal(model.encoder.state_dict()[name], value) for name, value in expected.items())
+    assert all(torch.equal(value, expected[name]) for name, value in model.encoder.state_dict().items())
     assert model.head.depths.tolist() == taxonomy.depths.tolist()
     assert model.head.scale.item() == pytest.approx(10.0)
     assert model.head.bias.abs().max() == 0

@@ -106,7 +106,7 @@ def test_noise_is_uniform_scaled_with_the_dimension_fresh_and_for_training_only(
 def test_the_gradient_passes_the_normalisation_but_not_the_noise(make_model, taxonomy):
     prototypes = make_model(taxonomy, dtype=torch.float64).prototypes
     noise = torch.full((13, 8), 0.1, dtype=torch.float64, requires_grad=True)
-    prototypes(noise).pow(3).sum().backward()
+    prototypes(torch.nn.Identity(), noise).pow(3).sum().backward()
     assert noise.grad is None
     unit_rows = torch.nn.functional.normalize(prototypes.weight.detach(), dim=1)
     # Along a prototype itself the gradient of its direction is zero.
@@ -139,6 +139,7 @@ def test_paper_arguments(tmp_path):
     args = HcalTrainingArguments.paper(str(tmp_path), report_to="none")
     assert (args.optim, args.learning_rate, args.weight_decay) == ("sgd", 0.01, 1e-4)
     assert args.prototype_lr_multipliers == [5.0, 10.0, 20.0]
+    assert (args.max_grad_norm, args.lr_scheduler_type) == (0.0, "constant")
     assert (args.loss_weighting, args.loss_weighting_kwargs) == ("hcal", {"gamma": 0.5})
     with pytest.raises(ValueError, match='need optim="sgd", got \'adamw'):
         HcalTrainingArguments(str(tmp_path), prototype_lr_multipliers=[5.0], report_to="none")

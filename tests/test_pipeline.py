@@ -140,3 +140,60 @@ def test_from_a_saved_folder(make_pipe, taxonomy, tmp_path):
     pipe.tokenizer.save_pretrained(tmp_path)
     again = pipeline("hierarchical-text-classification", model=str(tmp_path), device="cpu")
     assert again(TEXTS) == pipe(TEXTS)
+
+
+# ---- Tuned thresholds and risk ----
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+def test_tuned_thresholds_hold_until_others_are_given_and_survive_saving(make_pipe, taxonomy, mode, tmp_path):
+    pipe = make_pipe(taxonomy, label_mode=mode)
+    logits = logits_of(pipe, TEXTS)
+    thresholds = (0.6 + 0.15 * taxonomy.depths).tolist()
+    untuned = pipe(TEXTS)
+    names = lambda found: [[item["label"] for item in labels] for labels in found]  # noqa: E731
+
+    def expected(method=None, threshold=None):
+        sets = decode(logits, taxonomy, mode, method, threshold)
+        return [[taxonomy.labels[i] for i in row.nonzero()[:, 0].tolist()] for row in sets]
+
+    pipe.model.config.thresholds = thresholds
+    assert names(pipe(TEXTS)) == expected(threshold=thresholds) != names(untuned)
+    for method in ("raw", "closure", "prune", "top_down"):
+        assert names(pipe(TEXTS, decode=method)) == expected(method, thresholds)
+    assert names(pipe(TEXTS, decode="expected_f1")) == expected("expected_f1")
+    other = [0.45] * taxonomy.num_labels
+    assert names(pipe(TEXTS, threshold=other)) == names(pipe(TEXTS, threshold=0.45)) == expected(threshold=0.45)
+    assert len(pipe(TEXTS[0], top_k=100)) == taxonomy.num_labels
+    some = pipe(TEXTS[0], top_k=100, threshold=thresholds)
+    assert sorted(taxonomy.index(item["label"]) for item in some) == [
+        i for i, p in enumerate(torch.sigmoid(logits[0]).tolist()) if p >= thresholds[i]
+    ]
+    pipe.model.save_pretrained(tmp_path)
+    pipe.tokenizer.save_pretrained(tmp_path)
+    again = pipeline("hierarchical-text-classification", model=str(tmp_path), device="cpu")
+    assert again.model.config.thresholds == thresholds
+    assert names(again(TEXTS)) == names(pipe(TEXTS))
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+def test_risk_needs_calibration_and_survives_saving(make_pipe, taxonomy, mode, tmp_path):
+    pipe = make_pipe(taxonomy, label_mode=mode)
+    with pytest.raises(ValueError, match=r"config.risk_threshold is None: run trainer.calibrate_risk"):
+        pipe(TEXTS, decode="risk")
+    for threshold in (0.4, 2.0):
+        pipe.model.config.risk_alpha, pipe.model.config.risk_threshold = 0.1, threshold
+        pipe.model.config.thresholds = [0.9] * taxonomy.num_labels  # plays no part
+        found = pipe(TEXTS, decode="risk")
+        sets = decode(logits_of(pipe, TEXTS), taxonomy, mode, "risk", risk_threshold=threshold)
+        for labels, row in zip(found, sets):
+            assert [taxonomy.index(item["label"]) for item in labels] == row.nonzero()[:, 0].tolist()
+        assert any(found) == (threshold < 1)
+        pipe.model.save_pretrained(tmp_path)
+        pipe.tokenizer.save_pretrained(tmp_path)
+        again = pipeline("hierarchical-text-classification", model=str(tmp_path), device="cpu", decode="risk")
+        assert [[item["label"] for item in labels] for labels in again(TEXTS)] == [
+            [item["label"] for item in labels] for labels in found
+        ]
+    with pytest.raises(ValueError, match="leave threshold out"):
+        pipe(TEXTS, decode="risk", threshold=0.5)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hcal_hf import HcalTrainer, HcalTrainingArguments, encode_dataset
+from hcal_hf import BadRowsError, HcalTrainer, HcalTrainingArguments, encode_dataset
 from hcal_hf.weighting import LossWeighter, UniformWeighter
 
 TEXTS = {
@@ -294,3 +294,136 @@ def test_wrong_models_arguments_and_batches_are_refused(make_trainer, make_model
     trainer = make_trainer(taxonomy, data.remove_columns("labels"))
     with pytest.raises(ValueError, match="The batch has no labels"):
         trainer.train()
+
+
+# ---- Thresholds and risk ----
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("granularity", ["global", "label"])
+def test_thresholds_are_tuned_on_predictions_and_used_from_then_on(
+    make_trainer, data, taxonomy, mode, granularity, tmp_path
+):
+    trainer = make_trainer(taxonomy, data, eval_data=data, config={"label_mode": mode})
+    before = trainer.evaluate()["eval_micro_f1"]
+    found = trainer.tune_thresholds(granularity=granularity, min_positives=4)
+    config = trainer.model.config
+    assert len(config.thresholds) == taxonomy.num_labels
+    assert found["before"] == pytest.approx(before)
+    assert trainer.evaluate()["eval_micro_f1"] == pytest.approx(found["after"])
+    if granularity == "global":
+        assert len(set(config.thresholds)) == 1
+        assert found["after"] >= found["before"]
+        assert mode == "single_path" or found["after"] > found["before"]
+    assert trainer.tune_thresholds(data, granularity)["before"] == pytest.approx(found["after"])
+    trainer.data_collator.targets = "indices"
+    thresholds = config.thresholds
+    trainer.tune_thresholds(data, granularity)
+    assert config.thresholds == pytest.approx(thresholds)
+    trainer.save_model(str(tmp_path / "tuned"))
+    assert type(config).from_pretrained(tmp_path / "tuned").thresholds == config.thresholds
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+def test_risk_is_calibrated_on_held_out_documents(make_trainer, data, taxonomy, mode, tmp_path):
+    trainer = make_trainer(taxonomy, data.select(range(14)), config={"label_mode": mode, "dtype": torch.float32})
+    trainer.train()
+    held_out = data.select(range(14, 28))
+    found = {alpha: trainer.calibrate_risk(held_out, alpha) for alpha in (0.05, 0.2, 0.6)}
+    names = {"alpha", "threshold", "documents", "risk", "answered", "levels", "completeness", "empty"}
+    for alpha, values in found.items():
+        assert set(values) == names
+        assert values["alpha"] == alpha
+        assert values["documents"] == 14
+        assert values["risk"] <= alpha
+    assert found[0.05]["empty"] == 1  # 14 documents are too few
+    assert found[0.05]["threshold"] > 1
+    assert found[0.6]["threshold"] < found[0.2]["threshold"]
+    assert found[0.6]["answered"] > 0
+    config = trainer.model.config
+    assert (config.risk_alpha, config.risk_threshold) == (0.6, found[0.6]["threshold"])
+    trainer.tune_thresholds(held_out)
+    assert trainer.calibrate_risk(held_out, 0.6) == found[0.6]
+    trainer.save_model(str(tmp_path / "calibrated"))
+    again = type(config).from_pretrained(tmp_path / "calibrated")
+    assert (again.risk_alpha, again.risk_threshold) == (0.6, found[0.6]["threshold"])
+
+
+def test_tuning_and_calibration_refuse_what_cannot_work(make_trainer, data, taxonomy, caplog):
+    trainer = make_trainer(
+        taxonomy, data, eval_data=data, eval_strategy="steps", save_strategy="steps", load_best_model_at_end=True
+    )
+    trainer.eval_dataset = None
+    for call in (trainer.tune_thresholds, lambda: trainer.calibrate_risk(None)):
+        with pytest.raises(ValueError, match="needs one data set with labels, got none"):
+            call()
+    with pytest.raises(ValueError, match=r"got a dictionary of \['one'\]"):
+        trainer.tune_thresholds({"one": data})
+    with pytest.raises(ValueError, match="got the training data"):
+        trainer.calibrate_risk(data)
+    with pytest.raises(ValueError, match="needs a data set with labels"):
+        trainer.tune_thresholds(data.remove_columns("labels"))
+    with pytest.raises(ValueError, match="metric must be one of micro_f1, macro_f1, got 'accuracy'"):
+        trainer.tune_thresholds(data, metric="accuracy")
+    assert trainer.model.config.thresholds is None
+    assert trainer.compute_metrics is not None
+    trainer.eval_dataset = data.select(range(7))
+    trainer.calibrate_risk(trainer.eval_dataset, 0.5)
+    assert "chose the best checkpoint" in caplog.text
+
+
+def test_violation_rates_are_better_when_smaller(tmp_path):
+    kwargs = {"report_to": "none", "load_best_model_at_end": True, "eval_strategy": "steps", "use_cpu": True}
+    for metric, expected in {"raw_hvr": False, "eval_hvr_node": False, "micro_f1": True, "loss": False}.items():
+        args = HcalTrainingArguments(str(tmp_path), metric_for_best_model=metric, **kwargs)
+        assert args.greater_is_better is expected, metric
+    assert HcalTrainingArguments(str(tmp_path), metric_for_best_model="hvr", greater_is_better=True).greater_is_better
+
+
+def test_learned_weights_are_trained_without_decay_and_resumed(make_trainer, data, taxonomy):
+    class Learned(LossWeighter):
+        def __init__(self, num_tasks):
+            super().__init__(num_tasks)
+            self.logits = torch.nn.Parameter(torch.zeros(num_tasks))
+
+        def forward(self, losses, present=None):
+            return self.logits.softmax(0)
+
+    kwargs = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.05}
+    whole = make_trainer(taxonomy, data, folder="learned", loss_weighter=Learned(3), **kwargs)
+    whole.train()
+    moved = whole.loss_weighter.logits.detach().clone()
+    assert moved.abs().min() > 0.01
+    (group,) = (g for g in whole.optimizer.param_groups if any(p is whole.loss_weighter.logits for p in g["params"]))
+    assert group["weight_decay"] == 0
+    again = make_trainer(taxonomy, data, folder="learned again", loss_weighter=Learned(3), **kwargs)
+    again.train(resume_from_checkpoint=os.path.join(whole.args.output_dir, "checkpoint-2"))
+    assert torch.equal(again.loss_weighter.logits, moved)
+    assert_same(weights(whole.model), weights(again.model))
+
+
+def test_training_rows_that_the_model_cannot_predict_are_refused_first(make_trainer, ragged, ragged_data):
+    rows = ragged_data.add_column("row", list(range(len(ragged_data)))).remove_columns("row")
+    inner = Dataset.from_dict({"input_ids": [[2], [3]], "attention_mask": [[1], [1]], "labels": [[2], [0]]})
+    trainer = make_trainer(ragged, inner)
+    with pytest.raises(BadRowsError, match=r"dataset\[1\]: the path to 'a' ends at an inner node"):
+        trainer.train()
+    empty = Dataset.from_dict({"input_ids": [[2], [3]], "attention_mask": [[1], [1]], "labels": [[2], []]})
+    with pytest.raises(BadRowsError, match=r"dataset\[1\]: single_path needs one path"):
+        make_trainer(ragged, empty, folder="empty").train()
+    make_trainer(ragged, rows, folder="fine", max_steps=1).train()
+
+
+def test_what_a_trainer_of_its_own_loss_cannot_take_is_refused(make_model, taxonomy, data, tmp_path):
+    args = HcalTrainingArguments(str(tmp_path), report_to="none", label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="label_smoothing_factor and compute_loss_func have no place"):
+        HcalTrainer(make_model(taxonomy), args)
+    args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, batch_eval_metrics=True)
+    with pytest.raises(ValueError, match="compute_metrics of your own"):
+        HcalTrainer(make_model(taxonomy), args)
+
+
+def test_model_init_and_positional_arguments_work_as_in_transformers(make_model, taxonomy, data, tokenizer, tmp_path):
+    args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no")
+    HcalTrainer(None, args, None, data, None, tokenizer, model_init=lambda: make_model(taxonomy)).train()
+    HcalTrainer(make_model(taxonomy), args, None, data, data, tokenizer).train()

@@ -1,13 +1,17 @@
-"""Metrics on predicted label sets, in numpy; `hvr/` is also an `evaluate` module that can be pushed to the Hub."""
+"""Metrics on predicted label sets, in numpy.
+
+The folders `hvr/` and `hierarchical_f1/` are also `evaluate` modules that can be pushed to the Hub as they are.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .classification import TaxonomyLike, classification_scores
+from .hierarchical_f1.scores import hierarchical_scores_from_edges
 from .hvr.violations import violation_rates_from_edges
 
-__all__ = ["classification_scores", "violation_rates"]
+__all__ = ["classification_scores", "hierarchical_scores", "violation_rates"]
 
 
 def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None) -> dict[str, float | list[float]]:
@@ -22,3 +26,23 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
         ValueError: wrong shapes, types, ids or scores.
     """
     return violation_rates_from_edges(predictions, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, scores)
+
+
+def hierarchical_scores(
+    predictions: Any, references: Any, taxonomy: TaxonomyLike, lca: bool | None = None
+) -> dict[str, float]:
+    """`hierarchical_*`, `hierarchical_*_documents`, `lca_*` and `c_*`: see `hierarchical_scores_from_edges`.
+
+    Args:
+        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
+        references: the same documents in either form; the two forms may differ.
+        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
+        lca: whether to compute the `lca_` scores, which are defined on forests only. None: where no label has two
+            parents.
+
+    Raises:
+        ValueError: different numbers of documents; wrong shapes, types or ids; `lca=True` on a DAG.
+    """
+    return hierarchical_scores_from_edges(
+        predictions, references, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, lca
+    )

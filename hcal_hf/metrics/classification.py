@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .hvr.violations import Cells, Hierarchy, LabelSets, Words, count_bits, share
-
-FloatArray = NDArray[np.float64]
+from .hierarchical_f1.label_sets import Cells, Hierarchy, Words, count_bits, share
+from .hierarchical_f1.scores import f1, mean, named_scores, paired_sets, pooled_scores
 
 
 class TaxonomyLike(Protocol):
@@ -58,39 +56,26 @@ def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyL
         ValueError: different numbers of documents; wrong shapes, types or ids (see `LabelSets`, `Hierarchy`).
     """
     hierarchy = Hierarchy(taxonomy.edges, taxonomy.num_labels, taxonomy.depths)
-    predicted = LabelSets(predictions, hierarchy.num_labels, "predictions")
-    expected = LabelSets(references, hierarchy.num_labels, "references")
+    predicted, expected = paired_sets(predictions, references, hierarchy)
     num_documents = expected.num_documents
-    if predicted.num_documents != num_documents:
-        raise ValueError(
-            f"predictions holds {predicted.num_documents} documents and references {num_documents}; give both for the "
-            "same documents in the same order."
-        )
     cells = Cells(hierarchy, predicted, expected)
     prediction, reference = cells.words(predicted), cells.words(expected)
 
-    hits = _per_label(cells, prediction & reference)
-    num_predicted = _per_label(cells, prediction)
-    num_expected = _per_label(cells, reference)
-    label_f1 = _f1(hits, num_predicted, num_expected)
+    hits = cells.count_by_label(prediction & reference)
+    num_predicted = cells.count_by_label(prediction)
+    num_expected = cells.count_by_label(reference)
+    label_f1 = f1(hits, num_predicted, num_expected)
 
-    complete_prediction = _with_ancestors(cells, prediction)
-    complete_reference = _with_ancestors(cells, reference)
-    complete_hits = count_bits(complete_prediction & complete_reference)
-    num_complete_predicted = count_bits(complete_prediction)
-    num_complete_expected = count_bits(complete_reference)
-
+    complete = cells.with_ancestors(prediction), cells.with_ancestors(reference)
     differing = cells.documents_by_depth(prediction ^ reference)
-    differing_ends = cells.documents_by_depth(_end_nodes(cells, prediction) ^ _end_nodes(cells, reference))
+    differing_ends = cells.documents_by_depth(cells.end_nodes(prediction) ^ cells.end_nodes(reference))
     scores = {
         "micro_precision": share(hits.sum(), num_predicted.sum()),
         "micro_recall": share(hits.sum(), num_expected.sum()),
         "micro_f1": share(2 * hits.sum(), num_predicted.sum() + num_expected.sum()),
-        "macro_f1": _mean(label_f1[num_expected > 0]),
-        "macro_f1_all": _mean(label_f1),
-        "hierarchical_precision": share(complete_hits, num_complete_predicted),
-        "hierarchical_recall": share(complete_hits, num_complete_expected),
-        "hierarchical_f1": share(2 * complete_hits, num_complete_predicted + num_complete_expected),
+        "macro_f1": mean(label_f1[num_expected > 0]),
+        "macro_f1_all": mean(label_f1),
+        **named_scores("hierarchical_{}", *pooled_scores(*complete)),
         "exact_match": _share_without(differing, num_documents),
         "leaf_accuracy": _share_without(differing_ends, num_documents),
     }
@@ -101,42 +86,10 @@ def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyL
         correct = count_bits(labelled[depth] & ~differing[depth])
         scores[f"accuracy_level_{depth}"] = share(correct, count_bits(labelled[depth]))
         scores[f"micro_f1_level_{depth}"] = share(2 * hits[at].sum(), totals)
-        scores[f"macro_f1_level_{depth}"] = _mean(label_f1[at[num_expected[at] > 0]])
+        scores[f"macro_f1_level_{depth}"] = mean(label_f1[at[num_expected[at] > 0]])
     return scores
-
-
-def _with_ancestors(cells: Cells, words: Words) -> Words:
-    """The sets completed with all ancestors of their members."""
-    words = words.copy()
-    depth = cells.depth[cells.child]
-    for level in range(cells.hierarchy.num_levels - 1, 0, -1):  # deepest first, so that each edge is walked once
-        edges = np.flatnonzero(depth == level)
-        np.bitwise_or.at(words, cells.parent[edges], words[cells.child[edges]])
-    return words
-
-
-def _end_nodes(cells: Cells, words: Words) -> Words:
-    """The members without a child in the set."""
-    inner = np.zeros_like(words)
-    np.bitwise_or.at(inner, cells.parent, words[cells.child])
-    return words & ~inner
 
 
 def _share_without(by_depth: Words, num_documents: int) -> float:
     """Share of the documents that are marked at no depth in `by_depth` [levels, blocks]."""
     return share(num_documents - count_bits(np.bitwise_or.reduce(by_depth, axis=0)), num_documents)
-
-
-def _per_label(cells: Cells, words: Words) -> FloatArray:
-    """Number of documents per label [L]."""
-    counts = np.bincount(cells.label, weights=np.bitwise_count(words), minlength=cells.hierarchy.num_labels)
-    return counts.astype(np.float64, copy=False)
-
-
-def _f1(hits: FloatArray, num_predicted: FloatArray, num_expected: FloatArray) -> FloatArray:
-    """F1 = 2 TP / (predicted + referenced) per label [L]; 0.0 where both are 0."""
-    return 2 * hits / np.maximum(num_predicted + num_expected, 1)
-
-
-def _mean(values: FloatArray) -> float:
-    return share(values.sum(), values.size)

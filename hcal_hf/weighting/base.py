@@ -8,7 +8,8 @@ class LossWeighter(nn.Module):
     """Turns the losses of T tasks into weights.
 
     `forward` reads the state and never moves it; `after_step` moves it, once per optimiser step, never in evaluation.
-    Buffers and parameters are saved with each checkpoint and restored on resuming.
+    Buffers and parameters are saved with each checkpoint and restored on resuming; parameters join the optimiser, at
+    `learning_rate` and without weight decay.
 
     Args:
         num_tasks (`int`): T.
@@ -36,7 +37,7 @@ class LossWeighter(nn.Module):
         raise NotImplementedError
 
     def after_step(self, losses: torch.Tensor, present: torch.Tensor) -> None:
-        """Moves the state after an optimiser step.
+        """Moves the state, once per optimiser step, when the losses of all its micro-batches are known.
 
         Args:
             losses (`torch.Tensor` of shape `[T]`): the step's mean task losses over all its micro-batches and processes.

@@ -1,1 +1,4 @@
-"""HVR as an `evaluate` module: `violations.py` holds the maths, `hvr.py` the module. Imports neither by itself."""
+"""HVR as an `evaluate` module: `label_sets.py` and `violations.py` hold the maths, `hvr.py` the module.
+
+Imports none of them by itself.
+"""

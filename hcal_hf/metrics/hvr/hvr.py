@@ -7,7 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from .violations import flatten_ids, violation_rates_from_edges
+from .label_sets import flatten_ids
+from .violations import violation_rates_from_edges
 
 _DESCRIPTION = """
 Hierarchical violation rate (HVR): the share of documents whose predicted label set holds at least one label without
