@@ -1,0 +1,172 @@
+import pytest
+import torch
+from conftest import tiny_bert
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from hcal_hf import (
+    HcalConfig,
+    HcalForSequenceClassification,
+    HcalTrainer,
+    HcalTrainingArguments,
+    Taxonomy,
+    encode_dataset,
+)
+from hcal_hf.anchors import embed_texts, label_texts
+
+
+@pytest.fixture
+def anchored(taxonomy, encoder_dir):
+    torch.manual_seed(0)
+    return HcalForSequenceClassification.from_encoder(
+        encoder_dir,
+        taxonomy,
+        prototype_anchor="label_text",
+        projection_dim=8,
+        descriptions={"opera": "music and drama"},
+    ).eval()
+
+
+def test_label_texts_are_descriptions_or_names_after_their_parents(taxonomy):
+    texts = label_texts(taxonomy, {"opera": "music on a stage"})
+    assert texts[taxonomy.index("opera")] == "music on a stage"
+    assert texts[taxonomy.index("physics")] == "science: physics"
+    assert texts[0] == "science"
+    dag = Taxonomy.from_edges([("a_b", "c"), ("d", "c")])
+    assert dag.texts() == ["a b", "d", "a b, d: c"]
+    with pytest.raises(ValueError, match=r"Unknown label 'oprea'\. Closest known: 'opera'"):
+        label_texts(taxonomy, {"oprea": "x"})
+
+
+def test_prototypes_start_as_the_projected_words(anchored, tokenizer, taxonomy):
+    config = anchored.config
+    assert config.label_texts[taxonomy.index("opera")] == "music and drama"
+    assert anchored.prototypes.weight.abs().max() == 0
+    with torch.no_grad():
+        for i in (0, 5, taxonomy.index("opera")):
+            words = tokenizer(config.label_texts[i], return_tensors="pt")
+            pooled = anchored.encoder(**words).last_hidden_state.mean(1)
+            expected = torch.nn.functional.normalize(anchored.projection(pooled), dim=1)[0]
+            torch.testing.assert_close(anchored.prototypes(anchored.projection)[i], expected)
+
+
+def test_delta_is_added_to_the_unit_anchor(anchored):
+    with torch.no_grad():
+        anchored.prototypes.weight.normal_()
+        base = torch.nn.functional.normalize(anchored.projection(anchored.prototypes.anchors), dim=1)
+        expected = torch.nn.functional.normalize(base + anchored.prototypes.weight, dim=1)
+        torch.testing.assert_close(anchored.prototypes(anchored.projection), expected)
+
+
+def test_labels_without_documents_get_no_gradient_of_their_own(anchored, taxonomy):
+    anchored.train()
+    anchored.prototypes.trained[taxonomy.index("opera")] = False
+    labels = torch.from_numpy(taxonomy.encode("poetry"))[None]
+    anchored(input_ids=torch.tensor([[2, 3]]), labels=labels).loss.backward()
+    gradient = anchored.prototypes.weight.grad
+    assert gradient[taxonomy.index("opera")].abs().max() == 0
+    assert gradient[taxonomy.index("quantum")].abs().max() > 0
+
+
+def test_save_and_load(anchored, tmp_path):
+    anchored.prototypes.trained[3] = False
+    anchored.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, anchored(input_ids=ids).logits)
+    assert loaded.prototypes.trained.tolist() == anchored.prototypes.trained.tolist()
+    assert loaded.config.label_texts == anchored.config.label_texts
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_training_marks_labels_and_embeds_them_anew_each_epoch(anchored, taxonomy, tokenizer, tmp_path, freeze):
+    anchored.encoder.requires_grad_(not freeze)
+    rows = [{"text": "stars", "labels": "astronomy"}, {"text": "poems", "labels": "poetry"}] * 4
+    data = encode_dataset(Dataset.from_list(rows), taxonomy, tokenizer)
+    before = anchored.prototypes.anchors.clone()
+    args = HcalTrainingArguments(
+        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none",
+        use_cpu=True, save_strategy="steps", save_steps=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = HcalTrainer(anchored, args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    carried = {taxonomy.labels[i] for i in anchored.prototypes.trained.nonzero()[:, 0].tolist()}
+    assert carried == {"science", "physics", "astronomy", "arts", "writing", "poetry"}
+    assert torch.equal(anchored.prototypes.anchors, before) == freeze
+    final = {name: value.clone() for name, value in anchored.state_dict().items()}
+    for step in (1, 2, 3):  # within an epoch, between epochs, within the last
+        other = HcalForSequenceClassification.from_pretrained(tmp_path / "checkpoint-1")
+        other.encoder.requires_grad_(not freeze)
+        again = HcalTrainer(other, args, train_dataset=data, processing_class=tokenizer)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert all(torch.equal(value, final[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("mode", "head", "partial"),
+    [
+        ("single_path", "path_softmax", False),
+        ("single_path", "conditional_softmax", True),
+        ("multi_path", "conditional_sigmoid", False),
+    ],
+)
+def test_labels_are_added_by_their_words(taxonomy, encoder_dir, tokenizer, caplog, mode, head, partial):
+    torch.manual_seed(0)
+    model = HcalForSequenceClassification.from_encoder(
+        encoder_dir, taxonomy, prototype_anchor="label_text", projection_dim=8, label_mode=mode, head=head,
+        partial_paths=partial,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in (model.prototypes.weight, *model.head.parameters()):
+            parameter.add_(torch.randn(parameter.shape))
+    model.config.risk_alpha, model.config.risk_threshold = 0.1, 0.5
+    old_labels, old_rows = model.config.labels, model.prototypes(model.projection).detach()
+    old_bias = getattr(model.head, "bias", None)
+    with caplog.at_level("WARNING", logger="hcal_hf.modeling_hcal"):
+        added = model.add_labels(
+            [["arts", "stage", "ballet"], ["sports"], ["science", "physics", "quantum", "spin"]], tokenizer,
+            descriptions={"ballet": "drama with music"},
+        )  # fmt: skip
+    assert set(added) == {"ballet", "sports", "spin"}
+    assert "3 label(s) added by their words, without training" in caplog.text
+    config = model.config
+    assert (config.risk_alpha, config.risk_threshold, config.num_labels) == (None, None, 16)
+    assert model.taxonomy.index_path(["science", "physics", "quantum", "spin"]) == config.labels.index("spin")
+    assert model.task_names[-1] == "level_3"
+    rows = model.prototypes(model.projection).detach()
+    for label in old_labels:
+        torch.testing.assert_close(rows[config.labels.index(label)], old_rows[old_labels.index(label)])
+    ballet = config.labels.index("ballet")
+    with torch.no_grad():
+        pooled = embed_texts(model, tokenizer, ["drama with music"])
+        torch.testing.assert_close(rows[ballet], torch.nn.functional.normalize(model.projection(pooled), dim=1)[0])
+    if old_bias is not None:
+        assert model.head.bias[ballet] == old_bias[old_labels.index("opera")]
+        roots = old_bias[[old_labels.index("science"), old_labels.index("arts")]]
+        torch.testing.assert_close(model.head.bias[config.labels.index("sports")], roots.mean())
+    output = model(input_ids=torch.tensor([[2, 3]]), labels=torch.from_numpy(model.taxonomy.encode("opera"))[None])
+    assert output.logits.shape == (1, 16)
+    assert torch.isfinite(output.task_losses).all()
+    with pytest.raises(ValueError, match="'ballet' is already a label"):
+        model.add_labels([["ballet"]], tokenizer)
+
+
+def test_a_model_with_added_labels_saves_and_loads(anchored, tokenizer, tmp_path):
+    anchored.add_labels([["arts", "stage", "ballet"]], tokenizer)
+    anchored.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, anchored(input_ids=ids).logits, atol=1e-6, rtol=0)
+
+
+def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_dir):
+    with pytest.raises(ValueError, match="needs prototype_anchor"):
+        make_model(taxonomy).add_labels([["new"]], tokenizer)
+    with pytest.raises(ValueError, match="have no anchors"):
+        make_model(taxonomy).embed_labels(tokenizer)
+    with pytest.raises(ValueError, match="give that too"):
+        HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, descriptions={"opera": "x"})
+    with pytest.raises(ValueError, match="one text for each of 13 labels, got 1"):
+        HcalConfig.from_taxonomy(taxonomy, tiny_bert(), prototype_anchor="label_text", label_texts=["x"])
