@@ -351,13 +351,12 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
             if noise is None and self.training:
                 noise = self.prototypes.sample_noise()
-            prototypes = self.prototypes(self.projection, noise)
-            scores = self.head.scores(features @ prototypes.to(features).T)
+            scores = self.head.scores(self.prototypes.cosines(features, self.projection, noise))
             logits = log_probs_to_logits(self.head.log_probs(scores))
             loss = task_losses = task_counts = None
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
-                task_losses, task_counts = self._task_losses(features, prototypes, scores, targets)
+                task_losses, task_counts = self._task_losses(features, noise, scores, targets)
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
                 loss = (self.weigh_contrast(uniform, present) * task_losses).sum()
@@ -373,20 +372,20 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         )
 
     def _task_losses(
-        self, features: torch.Tensor, prototypes: torch.Tensor, scores: torch.Tensor, targets: Targets
+        self, features: torch.Tensor, noise: torch.Tensor | None, scores: torch.Tensor, targets: Targets
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses, counts = self.head.losses(scores, targets), self.head.counts(targets)
+        if self.config.objective == "document" and not self.config.contrast:
+            return losses, counts
+        prototypes = self.prototypes(self.projection, noise).to(features)
+        means, classes = aggregate_losses(
+            features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
+        )
         if self.config.objective == "aggregate":
             # The leaf level keeps its documents, every level above is trained on its class means (HCAL).
-            means, classes = aggregate_losses(
-                features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
-            )
             losses = torch.cat([means[:-1], losses[-1:]])
             counts = torch.cat([classes[:-1], counts[-1:]])
         if self.config.contrast:
-            means, classes = aggregate_losses(
-                features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
-            )
             losses, counts = torch.cat([losses, means]), torch.cat([counts, classes])
         return losses, counts
 
@@ -423,6 +422,16 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         count classes."""
         counts = self.head.counts(Targets(labels, self.taxonomy.num_labels))
         return F.pad(counts, (0, len(self.task_names) - len(counts)))
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that the encoder has positions for; None where it has no such limit."""
+        config: Any = self.config.encoder_config
+        limit = getattr(config, "max_position_embeddings", None)
+        embeddings: Any = getattr(self.encoder, "embeddings", None)
+        if limit and getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None) is not None:
+            limit -= embeddings.position_embeddings.padding_idx + 1  # RoBERTa counts positions from there
+        return limit
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Document vectors [B, hidden_size] from token states [B, S, hidden_size] and a mask [B, S] (1 = a token).

@@ -12,6 +12,9 @@ from .decoding import decode, default_method, log_thresholds
 
 TASK = "hierarchical-text-classification"
 
+# Tokenizers that name no longest text say so by a number beyond this.
+NO_LIMIT = 10**9
+
 # A label of a DAG can have very many paths.
 MAX_PATHS = 100
 
@@ -80,11 +83,16 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         self._decide(torch.zeros(1, self.model.config.num_labels), decode=decode, threshold=threshold)
 
     def preprocess(self, inputs: Any, truncation: Any = True, **kwargs: Any) -> dict[str, GenericTensor]:
-        if isinstance(inputs, dict):
-            return self.tokenizer(**inputs, return_tensors="pt", truncation=truncation, **kwargs)
-        if not isinstance(inputs, str):
+        if not isinstance(inputs, str | dict):
             raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
-        return self.tokenizer(inputs, return_tensors="pt", truncation=truncation, **kwargs)
+        texts = {"text": inputs} if isinstance(inputs, str) else inputs
+        if truncation and kwargs.get("max_length") is None and self.tokenizer.model_max_length > NO_LIMIT:
+            kwargs["max_length"] = self.model.max_tokens  # what the tokenizer does not know
+            truncation = truncation if kwargs["max_length"] else False
+        tokens = self.tokenizer(**texts, return_tensors="pt", truncation=truncation, **kwargs)
+        if not tokens["input_ids"].numel():
+            raise ValueError(f"The text has no tokens: {inputs!r}.")
+        return tokens
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"logits": self.model(**model_inputs).logits}

@@ -66,3 +66,23 @@ class LabelPrototypes(nn.Module):
         if noise is None:
             return unit
         return F.normalize(unit + noise.detach().to(unit), dim=-1)
+
+    def cosines(
+        self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cosines [B, L] of unit features [B, d] with the prototypes that `forward` returns.
+
+        Free prototypes are not normalised one by one, which would copy [L, d] several times over: their inner products are
+        divided by their norms instead, with |normalize(P) + U|^2 = 1 + 2 <P, U> / |P| + |U|^2.
+        """
+        if self.is_anchored:
+            return features @ self(projection, noise).to(features).T
+        weight = self.weight.to(features)
+        norms = torch.linalg.vector_norm(weight, dim=-1).clamp(min=1e-12)
+        cosines = features @ weight.T / norms
+        if noise is None:
+            return cosines
+        noise = noise.detach().to(features)
+        along = torch.linalg.vecdot(weight, noise) / norms
+        lengths = (1 + 2 * along + torch.linalg.vecdot(noise, noise)).sqrt()
+        return (cosines + features @ noise.T) / lengths

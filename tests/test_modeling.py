@@ -106,6 +106,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(on_encoder, tmp_path):
         torch.testing.assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_the_longest_text_fits(on_encoder):
+    model, _ = on_encoder
+    if (limit := model.max_tokens) < 1000:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, limit), 5), attention_mask=torch.ones(1, limit))
+            with pytest.raises((IndexError, RuntimeError, ValueError)):
+                model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1))
+
+
 def test_half_precision_keeps_the_head_in_float32(on_encoder, tmp_path):
     model, _ = on_encoder
     model.save_pretrained(tmp_path)

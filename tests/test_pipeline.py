@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -76,6 +78,16 @@ def test_lists_generators_datasets_batches_and_dictionaries_agree(make_pipe, tax
 def test_long_texts_are_truncated_by_default(make_pipe, taxonomy):
     pipe = make_pipe(taxonomy)
     assert pipe("stars " * 100) == pipe("stars " * 16)
+
+
+def test_the_encoders_positions_cut_where_the_tokenizer_names_no_limit(make_pipe, taxonomy, tokenizer):
+    pipe = make_pipe(taxonomy)
+    pipe.tokenizer = copy.deepcopy(tokenizer)
+    pipe.tokenizer.model_max_length = 10**30
+    assert pipe.model.max_tokens == 32
+    assert pipe("stars " * 100) == pipe("stars " * 32) != pipe("stars " * 31)
+    with pytest.raises(ValueError, match="The text has no tokens: ''"):
+        pipe("")
 
 
 def test_threshold_max_depth_and_top_k(make_pipe, taxonomy):
