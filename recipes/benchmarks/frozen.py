@@ -232,9 +232,7 @@ def local_classifier_per_parent(task: Task) -> Iterator[dict[str, Any]]:
 
     best: tuple[float, Any] = (-1.0, None)
     for c in (4.0, 16.0, 64.0):
-        model = LocalClassifierPerParentNode(
-            local_classifier=LogisticRegression(C=c, max_iter=1000), replace_classifiers=False
-        )
+        model = LocalClassifierPerParentNode(local_classifier=LogisticRegression(C=c, max_iter=1000))
         model.fit(task.x["train"].double().numpy(), paths("train"))
         sets: dict[str, np.ndarray] = {}
         for s in ("validation", "test"):
