@@ -1,4 +1,4 @@
-"""What a repository on the Hub can carry: the model's files import nothing but each other and what comes with transformers."""
+"""The model's files import nothing but each other and what comes with transformers, so that the Hub can carry them."""
 
 import ast
 import sys
