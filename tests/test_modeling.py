@@ -179,6 +179,12 @@ def test_output_fields(make_model, taxonomy):
     assert model.task_names == ["level_0", "level_1", "level_2"]
 
 
+def test_attentions_come_through(taxonomy):
+    config = HcalConfig.from_taxonomy(taxonomy, tiny_bert(), attn_implementation="eager")
+    output = HcalForSequenceClassification(config).eval()(input_ids=IDS, output_attentions=True)
+    assert [tuple(attention.shape) for attention in output.attentions] == [(3, 2, 4, 4)] * 2
+
+
 def test_levels_that_no_document_reaches_are_absent(make_model, ragged):
     model = make_model(ragged, partial_paths=True).eval()
     output = model(input_ids=IDS[:2], labels=torch.tensor([[2, -100], [0, -100]]))
