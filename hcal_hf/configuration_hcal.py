@@ -1,6 +1,7 @@
 """Configuration of an HCAL model: an encoder, a label hierarchy, and how labels are scored and trained."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal
@@ -27,11 +28,21 @@ _LOADER_KEYS = (
     "token",
 )
 
+# A risk_threshold above every probability (`hcal_hf.risk.NEVER`).
+_NEVER = 2.0
+
+# The most accurate coherent heads of recipes/benchmarks.
+DEFAULT_HEADS: dict[str, Literal["lookahead_softmax", "conditional_sigmoid"]] = {
+    "single_path": "lookahead_softmax",
+    "multi_path": "conditional_sigmoid",
+}
+
 # The label mode that each head is for; None: both.
 _HEAD_MODES = {
     "independent": None,
     "path_softmax": "single_path",
     "conditional_softmax": "single_path",
+    "lookahead_softmax": "single_path",
     "conditional_sigmoid": "multi_path",
 }
 
@@ -75,10 +86,11 @@ class HcalConfig(PreTrainedConfig):
             the empty one.
         partial_paths (`bool`, defaults to `False`):
             Whether a document's path may end at an inner node.
-        head (`str`, defaults to `"independent"`):
-            How scores become node probabilities. `independent`: one softmax a level (single_path), one sigmoid a label
-            (multi_path). Coherent, P(child) <= P(each parent): `path_softmax` and `conditional_softmax` (single_path),
-            `conditional_sigmoid` (multi_path).
+        head (`str`, defaults to `"auto"`):
+            How scores become node probabilities. Coherent, P(child) <= P(each parent): `lookahead_softmax`,
+            `path_softmax` and `conditional_softmax` (single_path), `conditional_sigmoid` (multi_path). `independent`, as
+            HCAL has it: one softmax a level (single_path), one sigmoid a label (multi_path). `auto` is replaced by
+            `lookahead_softmax` or `conditional_sigmoid`, by label_mode (`independent` under `objective="aggregate"`).
         objective (`"document"` or `"aggregate"`, defaults to `"document"`):
             What the levels above the leaves are trained on: each document's own feature, or the mean feature of each
             class in the batch (child-to-parent aggregation, HCAL). `aggregate` needs the `independent` head,
@@ -86,10 +98,14 @@ class HcalConfig(PreTrainedConfig):
         pooling (`"mean"`, `"cls"` or `"last"`, defaults to `"mean"`):
             Which token states make the document's vector: the mean over the tokens, the first, or the last one (for
             decoder-only encoders).
-        projection_dim (`int`, defaults to 256):
-            Size d of features and prototypes.
+        projection_dim (`int`, *optional*):
+            Size d of features and prototypes; the encoder's hidden size by default (HCAL: 256).
+        score_function (`"cosine"` or `"linear"`, defaults to `"cosine"`):
+            `cosine`: unit prototypes, score = cosine / tau (softmax heads) or a * cosine + b with learned a and b (sigmoid
+            heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias a label in
+            the sigmoid heads, as in logistic regression; anchors have a learned weight a level.
         prototype_temperature (`float`, defaults to 0.1):
-            tau in score = cosine / tau of the softmax heads; 1 / tau is the initial scale of the sigmoid heads.
+            tau in score = cosine / tau; 1 / tau is the initial scale of the sigmoid heads.
         perturbation (`float`, defaults to 0.01):
             Half-width eps of the uniform noise on the unit prototypes in the training loss, given as at d = 256: the
             width used is eps * sqrt(256 / d). 0 switches it off.
@@ -107,7 +123,12 @@ class HcalConfig(PreTrainedConfig):
             Lowest probability of a predicted label for each of the L labels ([`HcalTrainer.tune_thresholds`] sets them);
             no label's may be below those of its parents. Used where no threshold is given.
         risk_alpha, risk_threshold (`float`, *optional*):
-            The risk level of `decode="risk"` and the probability it calls for ([`HcalTrainer.calibrate_risk`] sets both).
+            The risk level of `decode="risk"`, above 0 and below 1, and the probability it calls for, from 0 to 1, or 2 for
+            no answers at all ([`HcalTrainer.calibrate_risk`] sets both).
+        score_temperature (`float`, defaults to 1.0):
+            T of temperature scaling ([`HcalTrainer.calibrate_temperature`] sets it): the probabilities are made from all
+            scores divided by T, biases and stop scores with them. Losses are of the scores as they are, so that training
+            does not depend on T.
 
     Raises:
         ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG
@@ -134,10 +155,13 @@ class HcalConfig(PreTrainedConfig):
     edges: list[list[int]] = field(default_factory=list)
     label_mode: Literal["single_path", "multi_path"] = "single_path"
     partial_paths: bool = False
-    head: Literal["independent", "path_softmax", "conditional_softmax", "conditional_sigmoid"] = "independent"
+    head: Literal[
+        "auto", "independent", "path_softmax", "conditional_softmax", "lookahead_softmax", "conditional_sigmoid"
+    ] = "auto"
     objective: Literal["document", "aggregate"] = "document"
     pooling: Literal["mean", "cls", "last"] = "mean"
-    projection_dim: int = 256
+    projection_dim: int | None = None
+    score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01
     contrast: Literal["aggregate"] | None = None
@@ -147,6 +171,7 @@ class HcalConfig(PreTrainedConfig):
     thresholds: list[float] | None = None
     risk_alpha: float | None = None
     risk_threshold: float | None = None
+    score_temperature: float | int = 1.0
 
     id2label: dict[int, str] | dict[str, str] | None = None
     label2id: dict[str, int] | dict[str, str] | None = None
@@ -165,6 +190,8 @@ class HcalConfig(PreTrainedConfig):
             self.id2label = id2label
         if self.label2id is None:
             self.label2id = label2id
+        if self.head == "auto" and self.label_mode in DEFAULT_HEADS:
+            self.head = "independent" if self.objective == "aggregate" else DEFAULT_HEADS[self.label_mode]
         if self.prototype_anchor and self.label_texts is None:
             self.label_texts = self.to_taxonomy().texts()
         if self.problem_type is None:
@@ -196,7 +223,7 @@ class HcalConfig(PreTrainedConfig):
 
     def validate_numbers(self) -> None:
         """Sizes and widths must be in range."""
-        if self.projection_dim < 1:
+        if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}.")
         if not self.prototype_temperature > 0:
             raise ValueError(f"prototype_temperature must be above 0, got {self.prototype_temperature}.")
@@ -208,12 +235,46 @@ class HcalConfig(PreTrainedConfig):
             raise ValueError(
                 f"label_texts must hold one text for each of {len(self.labels)} labels, got {len(self.label_texts)}."
             )
-        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+        if not 0 < self.score_temperature < math.inf:
+            raise ValueError(
+                f"score_temperature must be a finite number above 0 (1: scores as they are), got {self.score_temperature}:"
+                " trainer.calibrate_temperature sets it."
+            )
+
+    def validate_risk(self) -> None:
+        """The risk level and its threshold must be in range, and come together."""
+        if (self.risk_alpha is None) != (self.risk_threshold is None):
+            raise ValueError("risk_alpha and risk_threshold belong together: trainer.calibrate_risk sets both.")
+        if self.risk_alpha is not None and not 0 < self.risk_alpha < 1:
+            raise ValueError(
+                f"risk_alpha must lie between 0 and 1 (0.1: one label in ten may be wrong), got {self.risk_alpha}."
+            )
+        if self.risk_threshold is not None and not (0 <= self.risk_threshold <= 1 or self.risk_threshold == _NEVER):
+            raise ValueError(
+                f"risk_threshold must be a probability from 0 to 1, or {_NEVER} (no answers), got {self.risk_threshold}: "
+                "trainer.calibrate_risk sets it."
+            )
+
+    def validate_thresholds(self) -> None:
+        """Thresholds must be probabilities, one a label, that do not fall along edges."""
+        if self.thresholds is None:
+            return
+        if len(self.thresholds) != len(self.labels):
             raise ValueError(
                 f"thresholds must hold one number for each of {len(self.labels)} labels, got {len(self.thresholds)}."
             )
-        if (self.risk_alpha is None) != (self.risk_threshold is None):
-            raise ValueError("risk_alpha and risk_threshold belong together: trainer.calibrate_risk sets both.")
+        for label, threshold in zip(self.labels, self.thresholds):
+            if not 0 <= threshold <= 1:
+                raise ValueError(
+                    f"thresholds must be probabilities from 0 to 1, got {threshold} for {label!r}: "
+                    "trainer.tune_thresholds sets them."
+                )
+        for parent, child in self.edges:
+            if self.thresholds[child] < self.thresholds[parent]:
+                raise ValueError(
+                    f"The threshold of {self.labels[child]!r} is below that of its parent {self.labels[parent]!r}: it must "
+                    "not be."
+                )
 
     def validate_hierarchy(self) -> None:
         """The hierarchy must be valid and fit label_mode, head and objective."""
@@ -225,11 +286,6 @@ class HcalConfig(PreTrainedConfig):
             taxonomy.check_single_path()
         if self.objective == "aggregate":
             self._check_aggregate(taxonomy)
-        if self.thresholds is not None and len(taxonomy.edges):
-            low = taxonomy.edges[[self.thresholds[c] < self.thresholds[p] for p, c in taxonomy.edges.tolist()]]
-            if len(low):
-                parent, child = (taxonomy.labels[i] for i in low[0])
-                raise ValueError(f"The threshold of {child!r} is below that of its parent {parent!r}: it must not be.")
 
     def _check_aggregate(self, taxonomy: Taxonomy) -> None:
         """Child-to-parent aggregation as published needs a full path from root to leaf for every document."""

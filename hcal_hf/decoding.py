@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from .taxonomy import Taxonomy
 
 METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
+# These choose the size of the set themselves and take no thresholds.
+UNTHRESHOLDED = ("expected_f1", "risk")
 
 
 def default_method(label_mode: str) -> str:
@@ -77,7 +79,7 @@ def decode(
         )
     log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     lowest = None if threshold is None else log_thresholds(threshold, log_probs)
-    if method in ("expected_f1", "risk") and threshold is not None:
+    if method in UNTHRESHOLDED and threshold is not None:
         raise ValueError(f'decode="{method}" chooses its own size of the set: leave threshold out.')
     if method == "expected_f1":
         return best_expected_f1(log_probs, taxonomy)

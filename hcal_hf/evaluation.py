@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from .decoding import best_of_each_level, decode
+from .decoding import UNTHRESHOLDED, best_of_each_level, decode
 from .metrics import classification_scores, violation_rates
 from .taxonomy import Taxonomy
 
@@ -21,6 +21,8 @@ def compute_metrics(
     partial_paths: bool = False,
     head: str = "independent",
     thresholds: Sequence[float] | None = None,
+    method: str | None = None,
+    risk_threshold: float | None = None,
 ) -> dict[str, float]:
     """Scores of logits against labels.
 
@@ -28,11 +30,12 @@ def compute_metrics(
         predictions: `predictions` are logits [N, L], `label_ids` are multi-hot [N, L] or node indices [N, K] padded with
             -100.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths, head, thresholds: as in [`HcalConfig`].
+        label_mode, partial_paths, head, thresholds, risk_threshold: as in [`HcalConfig`].
+        method (`str`, *optional*): how to decode ([`hcal_hf.decoding.decode`]); the default of the label mode if None.
 
     Returns:
         F1s, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and violation rates
-        ([`hcal_hf.metrics.violation_rates`]) of the default decoding under their own names; of the raw decision, as
+        ([`hcal_hf.metrics.violation_rates`]) of the decoded decision under their own names; of the raw decision, as
         `raw_...`, the violation rates, `micro_f1`, `macro_f1`, `exact_match` and the accuracy of each level. `hvr_score`
         is of the probabilities, before any decision; `hvr_argmax` (single_path) of the best label of each level, which
         may contradict the hierarchy under every head. Each name works in `metric_for_best_model`.
@@ -41,8 +44,10 @@ def compute_metrics(
     references: Any = labels > 0 if np.issubdtype(labels.dtype, np.floating) else [row[row >= 0] for row in labels]
     scores = torch.from_numpy(logits)
     metrics: dict[str, float] = {}
-    for prefix, method in (("", None), ("raw_", "raw")):
-        sets = decode(scores, taxonomy, label_mode, method, thresholds, partial_paths, head).numpy()
+    for prefix, decoder in (("", method), ("raw_", "raw")):
+        lowest = None if decoder in UNTHRESHOLDED else thresholds
+        risk = risk_threshold if decoder == "risk" else None
+        sets = decode(scores, taxonomy, label_mode, decoder, lowest, partial_paths, head, risk).numpy()
         found = classification_scores(sets, references, taxonomy)
         rates: dict[str, Any] = violation_rates(
             sets, taxonomy, scores=None if prefix else torch.sigmoid(scores).numpy()

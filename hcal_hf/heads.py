@@ -37,6 +37,11 @@ def log_probs_to_logits(log_probs: torch.Tensor) -> torch.Tensor:
     return log_probs - log1mexp(log_probs)
 
 
+def tempered(scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """scores / T, any shape; the scores themselves, without a copy, where T is 1."""
+    return scores if temperature == 1 else scores / temperature
+
+
 def segment_logsumexp(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
     """Log-sum-exp over the columns of each segment.
 
@@ -80,12 +85,14 @@ class HierarchicalHead(nn.Module):
         """The value that each parameter of the head itself starts from."""
         return {}
 
-    def scores(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Label scores [B, L] from cosines [B, L]."""
-        raise NotImplementedError
+    def scores(self, products: torch.Tensor) -> torch.Tensor:
+        """Label scores [B, L] from what the prototypes make of the features [B, L]: cosines, or with linear scores inner
+        products."""
+        return products / self.temperature
 
-    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [B, L] of the nodes, at most -1e-7."""
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
+        """Log-probabilities [B, L] of the nodes, at most -1e-7, from all scores (also those for stopping) divided by
+        `score_temperature`."""
         raise NotImplementedError
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -96,15 +103,22 @@ class HierarchicalHead(nn.Module):
         """The denominators [T] of `losses`, int64: they depend on the labels alone."""
         raise NotImplementedError
 
+    def negative_log_likelihood(
+        self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
+    ) -> torch.Tensor:
+        """-log P(labels), summed over the documents, from all scores divided by `score_temperature`; convex in its
+        inverse. Of a coherent single_path head it is that of the end nodes; of the others, which give each level or label
+        a probability of its own, the sum over the levels or the label cells that `losses` takes."""
+        losses = self.losses(tempered(scores, score_temperature), targets)
+        return (losses * self.counts(targets)).sum()
+
 
 class LevelSoftmaxHead(HierarchicalHead):
     """`independent`, single_path: one softmax a level over cosine / tau; a document takes part in the levels that its
     path reaches. Nothing makes the levels agree (HCAL)."""
 
-    def scores(self, cosines: torch.Tensor) -> torch.Tensor:
-        return cosines / self.temperature
-
-    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
+        scores = tempered(scores, score_temperature)
         by_level = [F.log_softmax(scores[:, level], dim=1) for level in self.taxonomy.levels]
         return clamp_log_probs(torch.cat(by_level, dim=1))
 
@@ -120,9 +134,13 @@ class LevelSoftmaxHead(HierarchicalHead):
         return (targets.at_levels(self.taxonomy.levels, self.depths) >= 0).sum(dim=0)
 
 
+# How much of what lies below a node of the top level, and of any other level, is added to its score.
+_CARRIES = {"conditional_softmax": (0.0, 0.0), "lookahead_softmax": (1.0, 0.5), "path_softmax": (1.0, 1.0)}
+
+
 class SiblingSoftmaxHead(HierarchicalHead):
-    """`conditional_softmax` and `path_softmax`, single_path: the probability of a node is its parent's times a softmax
-    among its siblings.
+    """`conditional_softmax`, `path_softmax` and `lookahead_softmax`, single_path: the probability of a node is its parent's
+    times a softmax among its siblings.
 
     Each node v has a value u_v = s_v + carry * lse_v, where lse_v is the log-sum-exp of its children's values (and of
     its stop score, with partial_paths); a softmax of u over siblings divides the parent's probability.
@@ -131,6 +149,9 @@ class SiblingSoftmaxHead(HierarchicalHead):
       siblings, over the documents whose path reaches a node of depth k - 1 that has children.
     - carry = 1, `path_softmax`: the same as one softmax over all end nodes, whose score is the sum of s over the path.
       Level k's loss is -log of the true node's probability.
+    - carry = 1 at the top level and 1/2 below it, `lookahead_softmax`: a node is chosen also by what its children would
+      say, which fades by half with each level, so that the many scores of a deep branch do not outweigh the node's own.
+      With two levels it is `path_softmax`. Losses as there.
 
     With partial_paths each inner node has a learned stop score, initially 0, that competes with its children; a document
     that ends there has "stop" as its target at the next level.
@@ -140,8 +161,9 @@ class SiblingSoftmaxHead(HierarchicalHead):
     rank: torch.Tensor
 
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
-        self.carry = {"conditional_softmax": 0.0, "path_softmax": 1.0}[config.head]
         super().__init__(config, taxonomy)
+        top, below = _CARRIES[config.head]
+        self.carries = [top] + [below] * (self.num_tasks - 1)
         self.stop = nn.Parameter(torch.empty(int((~taxonomy.is_leaf).sum()))) if config.partial_paths else None
 
     def hierarchy_buffers(self) -> dict[str, torch.Tensor]:
@@ -156,31 +178,32 @@ class SiblingSoftmaxHead(HierarchicalHead):
     def initial_values(self) -> dict[str, float]:
         return {"stop": 0.0}
 
-    def scores(self, cosines: torch.Tensor) -> torch.Tensor:
-        return cosines / self.temperature
-
-    def _conditionals(self, scores: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def _conditionals(
+        self, scores: torch.Tensor, score_temperature: float = 1.0
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """log P(node | parent) of each level [B, n_k], and log P(stop | inner node) [B, I] (-inf without stops)."""
         levels = self.taxonomy.levels
+        scores = tempered(scores, score_temperature)
+        stop_scores = None if self.stop is None else tempered(self.stop, score_temperature)
         values: list[torch.Tensor] = [scores[:, level] for level in levels]
         below: list[torch.Tensor] = []  # lse of the inner nodes of each level, from the leaves up
         for k in range(len(levels) - 2, -1, -1):
             segments, inner = self._family(k)
             lse = segment_logsumexp(values[k + 1], segments, len(inner))
-            if self.stop is not None:
-                lse = torch.logaddexp(lse, self.stop[self.rank[levels[k]][inner]].to(lse))
+            if stop_scores is not None:
+                lse = torch.logaddexp(lse, stop_scores[self.rank[levels[k]][inner]].to(lse))
             below.append(lse)
-            if self.carry:
-                values[k] = values[k].index_add(1, inner, self.carry * lse)
+            if self.carries[k]:
+                values[k] = values[k].index_add(1, inner, lse, alpha=self.carries[k])
         below.reverse()
         conditionals = [F.log_softmax(values[0], dim=1)]
         for k, lse in enumerate(below):
             segments, _ = self._family(k)
             conditionals.append(values[k + 1] - lse[:, segments])
         everything = torch.cat(below, dim=1) if below else scores[:, :0]
-        if self.stop is None:
+        if stop_scores is None:
             return conditionals, torch.full_like(everything, -torch.inf)
-        return conditionals, self.stop.to(everything) - everything
+        return conditionals, stop_scores.to(everything) - everything
 
     def _family(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For the nodes of level k + 1 the number of their parent among the inner nodes of level k, and those nodes'
@@ -196,16 +219,30 @@ class SiblingSoftmaxHead(HierarchicalHead):
             found.append(found[-1][:, self.parents[level] - above.start] + conditional)
         return found
 
-    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
         # An only child's log P(child | parent) is 0, and must not become positive by rounding.
-        conditionals = [conditional.clamp(max=0) for conditional in self._conditionals(scores)[0]]
+        conditionals = [c.clamp(max=0) for c in self._conditionals(scores, score_temperature)[0]]
         return clamp_log_probs(torch.cat(self._accumulate(conditionals), dim=1))
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
         conditionals, stops = self._conditionals(scores)
-        terms = self._accumulate(conditionals) if self.carry else conditionals
+        joint = any(self.carries)
+        terms = self._accumulate(conditionals) if joint else conditionals
+        return self._loss_sums(terms, stops, targets, joint) / self.counts(targets).clamp(min=1)
+
+    def negative_log_likelihood(
+        self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
+    ) -> torch.Tensor:
+        # The conditionals of a path multiply to the probability of its end, whatever the losses of the levels are.
+        return self._loss_sums(*self._conditionals(scores, score_temperature), targets, False).sum()
+
+    def _loss_sums(
+        self, terms: list[torch.Tensor], stops: torch.Tensor, targets: Targets, joint: bool
+    ) -> torch.Tensor:
+        """Minus the documents' terms [B, n_k] at their own nodes, summed in each level [T]; `joint`: the terms are of the
+        nodes themselves, not given their parents."""
         at_levels, ends = self._targets(targets)
-        rows = torch.arange(len(scores), device=scores.device)
+        rows = torch.arange(len(terms[0]), device=terms[0].device)
         sums = []
         for k in range(self.num_tasks):
             here = at_levels[:, k]
@@ -214,11 +251,11 @@ class SiblingSoftmaxHead(HierarchicalHead):
                 above = self.taxonomy.levels[k - 1]
                 node = at_levels[:, k - 1].clamp(min=0)
                 stop = stops[rows, self.rank[above][node].clamp(min=0)]
-                if self.carry:
+                if joint:
                     stop = stop + terms[k - 1][rows, node]
                 found = found + torch.where(ends[:, k], stop, 0.0).sum()
             sums.append(-found)
-        return torch.stack(sums) / self.counts(targets).clamp(min=1)
+        return torch.stack(sums)
 
     def _targets(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """The label of each document at each level [B, D] (-100: none), and whether it stops just above it [B, D]."""
@@ -237,26 +274,30 @@ class SiblingSoftmaxHead(HierarchicalHead):
 
 
 class SigmoidHead(HierarchicalHead):
-    """Base of the multi_path heads: scores are a * cosine + b with a learned scale a (initially 1 / tau) and biases b."""
+    """Base of the multi_path heads: from cosines, scores are a * cosine + b with a learned scale a (initially 1 / tau) and
+    biases b; linear scores hold both already."""
 
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
         super().__init__(config, taxonomy)
-        self.scale = nn.Parameter(torch.empty(()))
-        self.bias = nn.Parameter(torch.empty(taxonomy.num_labels))
+        is_cosine = config.score_function == "cosine"
+        self.scale = nn.Parameter(torch.empty(())) if is_cosine else None
+        self.bias = nn.Parameter(torch.empty(taxonomy.num_labels)) if is_cosine else None
 
     def initial_values(self) -> dict[str, float]:
         return {"scale": 1.0 / self.temperature, "bias": 0.0}
 
-    def scores(self, cosines: torch.Tensor) -> torch.Tensor:
-        return self.scale.to(cosines) * cosines + self.bias.to(cosines)
+    def scores(self, products: torch.Tensor) -> torch.Tensor:
+        if self.scale is None or self.bias is None:
+            return super().scores(products)
+        return self.scale.to(products) * products + self.bias.to(products)
 
 
 class LabelSigmoidHead(SigmoidHead):
     """`independent`, multi_path: one sigmoid a label; level k's loss is the binary cross-entropy averaged over its
     (document, label) cells."""
 
-    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
-        return clamp_log_probs(F.logsigmoid(scores))
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
+        return clamp_log_probs(F.logsigmoid(tempered(scores, score_temperature)))
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
         cells = F.binary_cross_entropy_with_logits(scores, targets.multi_hot.to(scores), reduction="none")
@@ -288,8 +329,8 @@ class ConditionalSigmoidHead(SigmoidHead):
         edges = self.edges[self.taxonomy.edge_slices[k]]
         return edges[:, 0], edges[:, 1] - level.start
 
-    def log_probs(self, scores: torch.Tensor) -> torch.Tensor:
-        own = F.logsigmoid(scores)
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
+        own = F.logsigmoid(tempered(scores, score_temperature))
         found = clamp_log_probs(own[:, self.taxonomy.levels[0]])
         for k, level in enumerate(self.taxonomy.levels[1:], start=1):
             parents, children = self._edges_into(k)
@@ -324,6 +365,7 @@ HEADS: dict[tuple[str, str], type[HierarchicalHead]] = {
     ("independent", "single_path"): LevelSoftmaxHead,
     ("independent", "multi_path"): LabelSigmoidHead,
     ("path_softmax", "single_path"): SiblingSoftmaxHead,
+    ("lookahead_softmax", "single_path"): SiblingSoftmaxHead,
     ("conditional_softmax", "single_path"): SiblingSoftmaxHead,
     ("conditional_sigmoid", "multi_path"): ConditionalSigmoidHead,
 }

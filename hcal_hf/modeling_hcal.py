@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead, build_head, log_probs_to_logits
-from .objectives import aggregate_losses
+from .objectives import aggregate_losses, feature_gradient_norms, num_processes
 from .prototypes import LabelPrototypes
 from .targets import Targets
 from .taxonomy import Taxonomy
@@ -57,6 +57,8 @@ class HcalOutput(ModelOutput):
             Unweighted mean loss of each task (`model.task_names`); 0 for a task absent from the batch.
         task_counts (`torch.LongTensor` of shape `[T]`, *optional*, returned with `labels`):
             The denominator of each task's mean; 0 for a task absent from the batch.
+        task_gradient_norms (`torch.FloatTensor` of shape `[D]`, *optional*, returned with `gradient_norms=True`):
+            The norm of the gradient of each level's task loss with respect to `features`.
         features (`torch.FloatTensor` of shape `[B, d]`):
             L2-normalised document features.
         hidden_states, attentions:
@@ -67,6 +69,7 @@ class HcalOutput(ModelOutput):
     logits: torch.Tensor | None = None
     task_losses: torch.Tensor | None = None
     task_counts: torch.Tensor | None = None
+    task_gradient_norms: torch.Tensor | None = None
     features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -97,11 +100,17 @@ class HcalPreTrainedModel(PreTrainedModel):
             if module.is_anchored:
                 init.zeros_(module.anchors)
                 init.ones_(module.trained)
+            if module.is_linear:
+                init.copy_(module.depths, torch.from_numpy(self.taxonomy.depths.copy()))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            if module.anchor_scale is not None:
+                init.ones_(module.anchor_scale)
         elif isinstance(module, HierarchicalHead):
             for name, value in module.hierarchy_buffers().items():
                 init.copy_(getattr(module, name), value)
             for name, start in module.initial_values().items():
-                if getattr(module, name) is not None:
+                if getattr(module, name, None) is not None:
                     init.constant_(getattr(module, name), start)
         elif isinstance(module, nn.Linear):
             # Keeps the encoder's geometry: cosines start as those of (a projection of) the pooled states.
@@ -138,12 +147,16 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
             self.encoder.pooler = None  # never used here; as a parameter without gradient it would break DDP
         hidden_size = _hidden_size(config.encoder_config)
-        self.projection = nn.Linear(hidden_size, config.projection_dim, bias=False)
+        size = hidden_size if config.projection_dim is None else config.projection_dim
+        self.projection = nn.Linear(hidden_size, size, bias=False)
         self.prototypes = LabelPrototypes(
             self.taxonomy.num_labels,
-            config.projection_dim,
+            size,
             config.perturbation,
             anchor_size=hidden_size if config.prototype_anchor else None,
+            depths=torch.from_numpy(self.taxonomy.depths.copy()) if config.score_function == "linear" else None,
+            # A softmax gains nothing from biases, and they would tell labels with documents from those without.
+            has_bias=config.label_mode == "multi_path",
         )
         self.head = build_head(config, self.taxonomy)
         levels = range(self.head.num_tasks)
@@ -269,14 +282,23 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         assert config.label_texts is not None
         texts = [config.label_texts[i] for i in new]
         grown.prototypes.anchors[new] = embed_texts(grown, tokenizer, texts)
-        if (bias := getattr(self.head, "bias", None)) is not None:
+        if (scale := self.prototypes.anchor_scale) is not None:
+            assert grown.prototypes.anchor_scale is not None
+            grown.prototypes.anchor_scale[: len(scale)] = scale
+            grown.prototypes.anchor_scale[len(scale) :] = scale[-1]  # a new level goes on as the deepest one
+        if getattr(self.head, "scale", None) is not None:
             grown.head.scale.copy_(self.head.scale)
+        bias_of = next(
+            (m for m in ("head", "prototypes") if getattr(getattr(self, m), "bias", None) is not None), None
+        )
+        if bias_of is not None:
+            bias = getattr(self, bias_of).bias
             values = bias.float().cpu().numpy()
             rows = [
                 values[j] if j >= 0 else mean_of_siblings(values, grown.taxonomy, source, i)
                 for i, j in enumerate(source)
             ]
-            grown.head.bias.copy_(torch.tensor(np.array(rows)))
+            getattr(grown, bias_of).bias.copy_(torch.tensor(np.array(rows)))
         stop: Any = getattr(self.head, "stop", None)
         if stop is not None:
             inner_before = (~self.taxonomy.is_leaf).nonzero()[0].tolist()
@@ -310,6 +332,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         pooled_states: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        gradient_norms: bool = False,
         **kwargs: Any,
     ) -> HcalOutput:
         """
@@ -322,11 +345,15 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
                 Ancestor-complete: multi-hot, floating, of shape `[B, L]`, or int64 node indices `[B, K]` padded with
                 -100.
             noise (`torch.Tensor` of shape `[L, d]`, *optional*):
-                The perturbation U of the prototypes. Drawn anew in training mode by default; in evaluation mode there
-                is none unless given.
+                The perturbation U of the prototypes. Drawn anew in training mode by default, by each process its own
+                ([`HcalTrainer`] gives all the same); in evaluation mode there is none unless given.
+            gradient_norms (`bool`):
+                Also returns `task_gradient_norms`, at the cost of one backward pass through prototypes and head for each
+                level; needs `labels`.
 
         In training mode `logits` come from the same perturbed prototypes as the loss; in evaluation mode from the
-        clean ones.
+        clean ones. `config.score_temperature` divides the scores behind the logits, in both modes, and not those of the
+        losses, which stay comparable whatever was calibrated.
         """
         outputs = None
         if pooled_states is None:
@@ -351,21 +378,24 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
             if noise is None and self.training:
                 noise = self.prototypes.sample_noise()
-            scores = self.head.scores(self.prototypes.cosines(features, self.projection, noise))
-            logits = log_probs_to_logits(self.head.log_probs(scores))
-            loss = task_losses = task_counts = None
+            scores = self.head.scores(self.prototypes.products(features, self.projection, noise))
+            logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
+            loss = task_losses = task_counts = norms = None
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
                 task_losses, task_counts = self._task_losses(features, noise, scores, targets)
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
                 loss = (self.weigh_contrast(uniform, present) * task_losses).sum()
+                if gradient_norms:
+                    norms = feature_gradient_norms(task_losses[: self.num_levels], features)
 
         return HcalOutput(
             loss=loss,
             logits=logits,
             task_losses=task_losses,
             task_counts=task_counts,
+            task_gradient_norms=norms,
             features=features,
             hidden_states=None if outputs is None else outputs.get("hidden_states"),
             attentions=None if outputs is None else outputs.get("attentions"),
@@ -378,8 +408,10 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         if self.config.objective == "document" and not self.config.contrast:
             return losses, counts
         prototypes = self.prototypes(self.projection, noise).to(features)
+        # In evaluation a process may well be alone with its batch.
+        gather = self.training and num_processes() > 1
         means, classes = aggregate_losses(
-            features, prototypes, targets, self.taxonomy, self.config.prototype_temperature
+            features, prototypes, targets, self.taxonomy, self.config.prototype_temperature, gather
         )
         if self.config.objective == "aggregate":
             # The leaf level keeps its documents, every level above is trained on its class means (HCAL).

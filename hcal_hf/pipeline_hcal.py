@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
-from .decoding import decode, default_method, log_thresholds
+from .decoding import UNTHRESHOLDED, decode, default_method, log_thresholds
 
 TASK = "hierarchical-text-classification"
 
@@ -106,7 +106,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
                 'decode="risk" needs a calibrated model, but config.risk_threshold is None: run '
                 "trainer.calibrate_risk(held_out_dataset, alpha=0.1) and save the model."
             )
-        if threshold is None and decode not in ("expected_f1", "risk"):
+        if threshold is None and decode not in UNTHRESHOLDED:
             threshold = config.thresholds
         return _decode(
             logits,

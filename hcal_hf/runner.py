@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,26 @@ class ModelArguments:
     label_mode: str = field(default=_DEFAULTS["label_mode"], metadata={"help": "single_path or multi_path."})
     head: str = field(
         default=_DEFAULTS["head"],
-        metadata={"help": "independent, path_softmax, conditional_softmax, conditional_sigmoid."},
+        metadata={
+            "help": "auto (by label_mode), lookahead_softmax, path_softmax, conditional_softmax, conditional_sigmoid, or "
+            "independent."
+        },
     )
     partial_paths: bool = field(
         default=_DEFAULTS["partial_paths"], metadata={"help": "Whether a path may end at an inner node."}
     )
     pooling: str = field(default=_DEFAULTS["pooling"], metadata={"help": "mean, cls or last."})
-    projection_dim: int = field(default=_DEFAULTS["projection_dim"], metadata={"help": "Size of the prototypes."})
+    projection_dim: int | None = field(
+        default=_DEFAULTS["projection_dim"], metadata={"help": "Size of the prototypes; the encoder's by default."}
+    )
+    score_function: str | None = field(
+        default=None, metadata={"help": "cosine or linear; by default linear if the encoder is frozen, else cosine."}
+    )
+    prototype_anchor: str | None = field(
+        default="auto",
+        metadata={"help": "label_text or none; by default label_text if the encoder is frozen, else none."},
+    )
+    contrast: str | None = field(default=None, metadata={"help": "aggregate: one more task a level, on class means."})
     prototype_temperature: float = field(
         default=_DEFAULTS["prototype_temperature"], metadata={"help": "tau in score = cosine / tau."}
     )
@@ -56,8 +70,8 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Where texts, labels and hierarchy come from."""
+class TableArguments:
+    """Where texts and labels come from."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with train, validation and test files (.jsonl, .csv, .parquet, ...)."}
@@ -69,12 +83,24 @@ class DataArguments:
     )
     separator: str = field(default=SEPARATOR, metadata={"help": "Between the steps of a path string."})
     delimiter: str | None = field(default=None, metadata={"help": "Between several labels in one string."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens a text at most."})
+    on_bad_row: str = field(default="raise", metadata={"help": '"raise" or "drop".'})
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How labels are read, as `build_taxonomy` and `encode_dataset` take it."""
+        labels = self.labels[0] if len(self.labels) == 1 else self.labels
+        return {"labels": labels, "separator": self.separator, "delimiter": self.delimiter}
+
+
+@dataclass
+class DataArguments(TableArguments):
+    """Where texts, labels and hierarchy come from."""
+
     taxonomy: str | None = field(
         default=None, metadata={"help": "JSON file of the hierarchy; the paths of all splits by default."}
     )
     identity: str = field(default="path", metadata={"help": '"path" or "name": what makes two nodes one.'})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens a text at most."})
-    on_bad_row: str = field(default="raise", metadata={"help": '"raise" or "drop".'})
     feature_cache: str | None = field(
         default=None, metadata={"help": "Where features of a frozen encoder are kept; output_dir/features by default."}
     )
@@ -132,29 +158,24 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
         raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
     tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
     raw = load_data(data_args)
-    labels = data_args.labels[0] if len(data_args.labels) == 1 else data_args.labels
-    reading: dict[str, Any] = {"separator": data_args.separator, "delimiter": data_args.delimiter}
     if data_args.taxonomy:
         taxonomy = Taxonomy.from_json(data_args.taxonomy)
     else:
-        taxonomy = build_taxonomy(raw, labels, identity=data_args.identity, **reading)  # type: ignore[arg-type]
+        taxonomy = build_taxonomy(raw, identity=data_args.identity, **data_args.reading)  # type: ignore[arg-type]
     with args.main_process_first(desc="encoding"):
-        encoded = encode_dataset(
-            raw,
-            taxonomy,
-            tokenizer,
-            data_args.text,
-            labels,
-            label_mode=model_args.label_mode,  # type: ignore[arg-type]
-            # The paper preset is for full paths, as HcalConfig.paper checks on the taxonomy.
-            partial_paths=model_args.partial_paths,
-            max_length=data_args.max_length,
-            on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
-            **reading,
-        )
+        # The paper preset is for full paths, as HcalConfig.paper checks on the taxonomy.
+        encoded = encode(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
 
     names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
     chosen = {name: getattr(model_args, name) for name in names}
+    # What was most accurate in recipes/benchmarks.
+    frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
+    if chosen["score_function"] is None:
+        chosen["score_function"] = "linear" if frozen else "cosine"
+    if chosen["prototype_anchor"] == "auto":
+        chosen["prototype_anchor"] = "label_text" if frozen else None
+    elif chosen["prototype_anchor"] == "none":
+        chosen["prototype_anchor"] = None
     if model_args.preset is not None:  # a preset wins over defaults, not over what was asked for
         chosen = {name: value for name, value in chosen.items() if value != _DEFAULTS[name]}
     model = HcalForSequenceClassification.from_encoder(model_args.encoder, taxonomy, model_args.preset, **chosen)
@@ -195,25 +216,31 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     return metrics
 
 
-def load_data(data_args: DataArguments) -> DatasetDict:
-    """The splits train, validation and test from a folder of files named so, or from the Hub.
+def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:
+    """Splits from a folder of files that are named so, or from the Hub.
+
+    Args:
+        data_args: the folder or the name on the Hub.
+        splits: those to load, from `SPLITS`; train, and validation and test where there are any, by default.
 
     Raises:
-        ValueError: if neither or both are given, the folder has no training file, or files of one split differ in type.
+        ValueError: if neither or both are given, a split is missing, or the files differ in type.
     """
+    required = ("train",) if splits is None else tuple(splits)
     if (data_args.data_dir is None) == (data_args.dataset is None):
         raise ValueError(
             "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
         )
     if data_args.dataset is not None:
         loaded = load_dataset(data_args.dataset)
-        if "train" not in loaded:
-            raise ValueError(f"{data_args.dataset} has no split named train, only {sorted(loaded)}.")
-        return loaded
+        for split in required:
+            if split not in loaded:
+                raise ValueError(f"{data_args.dataset} has no split named {split}, only {sorted(loaded)}.")
+        return loaded if splits is None else DatasetDict({split: loaded[split] for split in required})
     kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
     files: dict[str, str] = {}
     found: set[str] = set()
-    for split in SPLITS:
+    for split in SPLITS if splits is None else required:
         for path in sorted(Path(data_args.data_dir).glob(f"{split}.*")):  # type: ignore[arg-type]
             kind = kinds.get(Path(path.name.removesuffix(".gz")).suffix)
             if kind and split not in files:
@@ -221,18 +248,42 @@ def load_data(data_args: DataArguments) -> DatasetDict:
                 found.add(kind)
             elif kind:
                 raise ValueError(f"{data_args.data_dir} has two files for {split}: {files[split]} and {path}.")
-    if "train" not in files:
-        raise ValueError(
-            f"{data_args.data_dir} has no training file: it must hold train.jsonl (or .csv, .parquet, .arrow, each also "
-            "with .gz), and may hold validation and test files."
-        )
+    for split in required:
+        if split not in files:
+            raise ValueError(
+                f"{data_args.data_dir} has no {'training' if split == 'train' else split} file: it must hold "
+                f"{split}.jsonl (or .csv, .parquet, .arrow, each also with .gz)."
+            )
     if len(found) > 1:
         raise ValueError(f"The files in {data_args.data_dir} must be of one type, found {sorted(found)}.")
     return load_dataset(found.pop(), data_files=files)
 
 
+def encode(
+    raw: DatasetDict,
+    taxonomy: Taxonomy,
+    tokenizer: Any,
+    data_args: TableArguments,
+    label_mode: str,
+    partial_paths: bool,
+) -> DatasetDict:
+    """[`encode_dataset`] with the columns and options of the arguments."""
+    return encode_dataset(
+        raw,
+        taxonomy,
+        tokenizer,
+        data_args.text,
+        label_mode=label_mode,  # type: ignore[arg-type]
+        partial_paths=partial_paths,
+        max_length=data_args.max_length,
+        on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
+        **data_args.reading,
+    )
+
+
 def results_table(metrics: dict[str, float], taxonomy: Taxonomy, prefix: str, documents: int) -> str:
-    """Accuracy and F1 of each level, and the overall scores of the raw and the decoded decision, in percent."""
+    """Accuracy and F1 of each level, and the overall scores of the raw and the decoded decision, in percent; calibration,
+    where it was measured ([`hcal_hf.calibration.calibration_metrics`])."""
 
     def percent(name: str) -> str:
         return f"{100 * metrics[f'{prefix}_{name}']:9.1f}"
@@ -248,6 +299,14 @@ def results_table(metrics: dict[str, float], taxonomy: Taxonomy, prefix: str, do
         lines.append(f"{decision:8s} {micro} {macro}    {exact}  {hvr.strip()}")
     if f"{prefix}_hvr_argmax" in metrics:
         lines += ["", f"HVR of the best label of each level on its own: {percent('hvr_argmax').strip()}"]
+    if f"{prefix}_ece" in metrics:
+        lines += ["", "calibration of      ECE  ECE, equal width  Brier score"]
+        for what, start in (("probabilities", ""), ("decisions", "end_")):
+            if f"{prefix}_{start}ece" in metrics:
+                mass, width, brier = (
+                    100 * metrics[f"{prefix}_{start}{name}"] for name in ("ece", "ece_equal_width", "brier")
+                )
+                lines.append(f"{what:14s} {mass:8.2f} {width:17.2f} {brier:12.2f}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from .calibration import (
+    calibration_metrics,
+    document_scores,
+    fit_temperature,
+    negative_log_likelihood,
+    tempered_logits,
+)
 from .data import HcalDataCollator, check_encoded
 from .decoding import decode
 from .evaluation import compute_metrics as default_compute_metrics
@@ -21,6 +30,7 @@ from .evaluation import target_matrix
 from .metrics import classification_scores
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
 from .risk import calibrate_risk, describe_answers
+from .solver import check_solvable, feature_tensors, is_solvable, solve, solve_without_validation
 from .thresholds import tune_for_decoding
 from .training_args import HcalTrainingArguments
 from .weighting import LossWeighter, build_weighter
@@ -39,8 +49,13 @@ class HcalTrainer(Trainer):
 
     - Every logging step reports each task's mean loss and weight (`loss_level_0`, `weight_level_0`, ...).
     - Losses over documents are normalised over the whole accumulation window and all processes, so that
-      batch 2 x 4 accumulation steps is batch 8, whatever levels the documents reach. Weighters that follow the current
-      batch's losses (`per_batch`, such as `hcal`) weigh each micro-batch by its own losses instead.
+      batch 2 x 4 accumulation steps is batch 8, and two processes are one, whatever levels the documents reach. Weighters
+      that follow the current batch's losses (`per_batch`, such as `hcal`) weigh each micro-batch by its own losses over
+      all processes instead, and losses over class means take the means of each micro-batch over all processes: both are
+      the same on any number of processes, but not under accumulation.
+    - The prototypes' perturbation is drawn once an optimiser step, the same for all its micro-batches and processes.
+    - A loss that is NaN or infinite ends the training with a FloatingPointError that names its task and step: before the
+      optimiser takes the step, or at the next log with `logging_nan_inf_filter=False` (which saves waiting for the device).
     - In evaluation the loss is the model's own, the uniform mean over tasks: comparable between weighters.
     - Projection, head and prototypes have learning rates of their own ([`HcalTrainingArguments`]).
     - The weighter's state is saved with each checkpoint and restored on resuming.
@@ -55,6 +70,7 @@ class HcalTrainer(Trainer):
 
     Raises:
         TypeError: if the model or the arguments are of another class.
+        ValueError: for an argument that would replace the loss, or a weighter for another number of levels.
     """
 
     args: HcalTrainingArguments
@@ -104,6 +120,11 @@ class HcalTrainer(Trainer):
         self.task_names = model.task_names
         weighter_kwargs: Any = args.loss_weighting_kwargs or {}
         self.loss_weighter = loss_weighter or build_weighter(args.loss_weighting, model.num_levels, **weighter_kwargs)
+        if self.loss_weighter.num_tasks != model.num_levels:
+            raise ValueError(
+                f"loss_weighter is for {self.loss_weighter.num_tasks} tasks, the model has {model.num_levels} levels: make "
+                f"it with num_tasks={model.num_levels}."
+            )
         super().__init__(
             model=given,
             args=args,
@@ -116,24 +137,44 @@ class HcalTrainer(Trainer):
         )
         if model.prototypes.is_anchored:
             self.add_callback(_ReembedLabels(self))
-        self.loss_weighter.to(self.args.device)
+        # As precise as the losses.
+        state_dtype = torch.promote_types(model.projection.weight.dtype, torch.float32)
+        self.loss_weighter.to(device=self.args.device, dtype=state_dtype)
+        self._fresh_weighter = {name: value.clone() for name, value in self.loss_weighter.state_dict().items()}
         self._document_tasks = torch.tensor(model.document_tasks, device=self.args.device)
         # One row a task: sum of losses times their counts, sum of counts, sum of weights times steps present, steps.
         # Apple's devices have no float64.
         dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         self._logged = torch.zeros(4, len(self.task_names), dtype=dtype, device=self.args.device)
+        # Of the current accumulation window: sum of losses times their counts, sum of counts; the squared norms of the
+        # levels' gradients.
         self._window = torch.zeros(2, len(self.task_names), dtype=dtype, device=self.args.device)
+        self._squared_norms = torch.zeros(model.num_levels, dtype=dtype, device=self.args.device)
+        self._window_starts = True
+        # The first step with a loss, and with a weight, that was not finite; 0 for none.
+        self._first_bad = torch.zeros(2, len(self.task_names), dtype=torch.int64, device=self.args.device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`], after a check of the training rows against the model's label_mode and
         partial_paths (tables in memory; a stream is checked batch by batch).
 
+        A calibrated temperature belongs to the weights that it was fitted for: it goes back to 1, with a warning.
+
         Raises:
             BadRowsError: for rows that the model could never predict.
         """
         model = self.accelerator.unwrap_model(self.model)
+        if model.config.score_temperature != 1:
+            logger.warning(
+                f"score_temperature={model.config.score_temperature} was fitted for the weights before this training: it "
+                "is 1 again. Run trainer.calibrate_temperature(held_out_dataset) afterwards."
+            )
+            self._set_temperature(1.0)
         self._logged.zero_()
-        self._window.zero_()
+        self._first_bad.zero_()
+        self._window_starts = True
+        if self.model_init is not None:  # a new model, as in each trial of a search
+            self.loss_weighter.load_state_dict(self._fresh_weighter)
         in_memory = isinstance(self.train_dataset, Dataset) and "labels" in self.train_dataset.column_names
         if in_memory:
             config = model.config
@@ -144,7 +185,48 @@ class HcalTrainer(Trainer):
             )
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(carried)] = True
+        if self._solves_head(model):
+            return self._solve_head(model)
         return super().train(*args, **kwargs)
+
+    def _solves_head(self, model: HcalForSequenceClassification) -> bool:
+        """Whether `train` fits the head by L-BFGS instead of running the optimiser."""
+        if self.args.head_solver == "optimizer":
+            return False
+        is_frozen = not any(p.requires_grad for p in model.encoder.parameters())
+        has_features = isinstance(self.train_dataset, Dataset) and "pooled_states" in self.train_dataset.column_names
+        if self.args.head_solver == "lbfgs":
+            if not (is_frozen and has_features):
+                raise ValueError(
+                    'head_solver="lbfgs" fits the head of a frozen encoder on its features: call '
+                    "model.encoder.requires_grad_(False) and give data sets made by hcal_hf.features.pooled_features, or "
+                    'use head_solver="optimizer".'
+                )
+            check_solvable(model)
+        return is_frozen and has_features and is_solvable(model)
+
+    def _solve_head(self, model: HcalForSequenceClassification) -> TrainOutput:
+        args, start = self.args, time.perf_counter()
+        logger.warning(
+            "The encoder is frozen: L-BFGS fits the head on all documents at once. Learning rates, epochs, batch sizes and "
+            'the loss weighter are not used; head_solver="optimizer" would use them.'
+        )
+        evaluation = self.eval_dataset
+        if isinstance(evaluation, Dataset) and "pooled_states" in evaluation.column_names:
+            solution = solve(model, feature_tensors(self.train_dataset), feature_tensors(evaluation))
+        else:
+            solution = solve_without_validation(
+                model, feature_tensors(self.train_dataset), args.data_seed or args.seed
+            )
+        metrics = {
+            "train_runtime": time.perf_counter() - start,
+            "train_loss": solution.objective,
+            "head_strength": solution.strength,
+            "head_anchored": float(solution.anchored),
+            "head_score": solution.score,
+        }
+        self.log(dict(metrics))
+        return TrainOutput(self.state.global_step, solution.objective, metrics)
 
     # ---- Loss ----
 
@@ -173,6 +255,11 @@ class HcalTrainer(Trainer):
         Raises:
             ValueError: if the batch has no labels.
         """
+        weighter, levels = self.loss_weighter, self.loss_weighter.num_tasks
+        if model.training:
+            inputs = self._with_noise(inputs)
+            if weighter.needs_gradient_norms:
+                inputs = {**inputs, "gradient_norms": True}
         outputs = model(**inputs)
         if outputs.task_losses is None:
             raise ValueError(
@@ -182,22 +269,42 @@ class HcalTrainer(Trainer):
         if not model.training:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         losses, counts = self._over_replicas(outputs.task_losses, outputs.task_counts)
-        present = counts > 0
-        steps = self.current_gradient_accumulation_steps
-        if self.loss_weighter.per_batch or num_items_in_batch is None:
-            share = torch.full_like(losses, 1.0 / steps)
+        means, total, steps = losses.detach(), counts, self.current_gradient_accumulation_steps
+        if weighter.per_batch or num_items_in_batch is None:
+            # This micro-batch is weighed by its own losses, over all processes, which so agree on the weights.
+            means, total = self._over_processes(means, counts)
+            parts = steps
         else:
-            # Sums over documents divided by the window's denominators; DDP's mean over processes is undone.
-            total = num_items_in_batch
-            present = torch.where(self._document_tasks, total > 0, present)
-            exact = counts.to(losses) / total.clamp(min=1) * self.accelerator.num_processes
-            share = torch.where(self._document_tasks, exact, 1.0 / steps)
+            total = torch.where(self._document_tasks, num_items_in_batch, counts)
+            parts = 1
+        present = total > 0
+        # Sums over documents add up over processes, whose gradients DDP averages; class means are gathered already.
+        documents = counts.to(losses) / total.clamp(min=1) * self.accelerator.num_processes / parts
+        share = torch.where(self._document_tasks, documents, 1.0 / steps)
         hcal = self.accelerator.unwrap_model(model)
-        levels = hcal.num_levels
-        weights = hcal.weigh_contrast(self.loss_weighter(losses[:levels].detach(), present[:levels]), present)
+        weights = hcal.weigh_contrast(weighter(means[:levels], present[:levels]), present)
         loss = (weights * share * losses).sum()
+        penalty = weighter.penalty(present[:levels])
+        if penalty is not None:
+            loss = loss + penalty.to(loss) / steps
+        if weighter.needs_gradient_norms:
+            norms = self._norms_over_replicas(outputs.task_gradient_norms, outputs.task_counts)
+            self._squared_norms += (share[:levels] * norms / self.accelerator.num_processes).square()
         self._record(losses.detach(), counts, weights.detach(), present)
+        self._watch(means, weights.detach())
         return (loss, outputs) if return_outputs else loss
+
+    def _with_noise(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with the perturbation of this optimiser step, unless they bring their own."""
+        if "noise" in inputs:
+            return inputs
+        # Not from torch's generator, which the processes' dropout leaves in different states.
+        seed = np.random.SeedSequence([self.args.seed, self.state.global_step]).generate_state(1)[0]
+        noise = self.accelerator.unwrap_model(self.model).prototypes.sample_noise(int(seed))
+        if noise is None:
+            return inputs
+        # torch.nn.DataParallel deals out the rows of every tensor: one copy for each replica.
+        return {**inputs, "noise": noise.repeat(max(self.args.n_gpu, 1), 1)}
 
     def _over_replicas(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Joins what torch.nn.DataParallel has laid end to end, [replicas * T], into [T]."""
@@ -207,29 +314,78 @@ class HcalTrainer(Trainer):
         total = counts.sum(dim=0)
         return (losses * counts).sum(dim=0) / total.clamp(min=1), total
 
+    def _norms_over_replicas(self, norms: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """The norms [D] of the gradients of the joined losses, on the features of all replicas."""
+        levels = self.loss_weighter.num_tasks
+        if len(norms) == levels:
+            return norms
+        counts = counts.view(-1, len(self.task_names))[:, :levels]
+        return torch.linalg.vector_norm(norms.view(-1, levels) * counts / counts.sum(dim=0).clamp(min=1), dim=0)
+
+    def _over_processes(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean losses [T] over the batches of all processes, by their counts, and the sums of these."""
+        if self.accelerator.num_processes == 1:
+            return losses, counts
+        sums, total = self.accelerator.reduce(torch.stack([losses * counts, counts.to(losses)]), reduction="sum")
+        return sums / total.clamp(min=1), total
+
+    def _watch(self, losses: torch.Tensor, weights: torch.Tensor) -> None:
+        """Remembers, without waiting for the device, the first step with a loss or weight that is not finite."""
+        is_bad = ~torch.isfinite(torch.stack([losses, weights])) & (self._first_bad == 0)
+        self._first_bad.masked_fill_(is_bad, self.state.global_step + 1)
+
+    def _raise_if_not_finite(self) -> None:
+        for what, row in zip(("loss", "weight"), self._first_bad.tolist()):
+            found = [(step, name) for step, name in zip(row, self.task_names) if step]
+            if found:
+                step = min(found)[0]
+                names = ", ".join(name for first, name in found if first == step)
+                raise FloatingPointError(
+                    f"The {what} of {names} was NaN or infinite at step {step}. Lower the learning rate or max_grad_norm, "
+                    "look for documents with extreme inputs, and resume from a checkpoint before that step."
+                )
+
     def _record(
         self, losses: torch.Tensor, counts: torch.Tensor, weights: torch.Tensor, present: torch.Tensor
     ) -> None:
         losses, weights, total = losses.to(self._logged), weights.to(self._logged), counts.to(self._logged)
-        here = (counts > 0).to(self._logged)
+        # Each optimiser step counts once in the mean of a weight, whatever its number of micro-batches.
+        here = present.to(self._logged) / self.current_gradient_accumulation_steps
         self._window += torch.stack([losses * total, total])
         self._logged += torch.stack([losses * total, total, weights * here, here])
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            if type(self.loss_weighter).after_step is not LossWeighter.after_step:
-                sums, counts = self.accelerator.reduce(self._window, reduction="sum")
-                levels = self.loss_weighter.num_tasks
-                means = (sums / counts.clamp(min=1)).to(loss.dtype)
-                self.loss_weighter.after_step(means[:levels], counts[:levels] > 0)
+        if self._window_starts:
             self._window.zero_()
+            self._squared_norms.zero_()
+            self.loss_weighter.zero_grad()  # the Trainer clears the gradients of the model alone
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._window_starts = self.accelerator.sync_gradients
+        if self.args.logging_nan_inf_filter:
+            # The Trainer is about to wait for the loss of each micro-batch anyway.
+            self._raise_if_not_finite()
+        if self.accelerator.sync_gradients:
+            # Before anything else sees them, such as a gradient scaler that must decide alike on all processes.
+            self._average_weighter_gradients()
+            self._move_weighter(loss.dtype)
         return loss
+
+    def _move_weighter(self, dtype: torch.dtype) -> None:
+        weighter, levels = self.loss_weighter, self.loss_weighter.num_tasks
+        if type(weighter).after_step is LossWeighter.after_step:
+            return
+        sums, counts = self.accelerator.reduce(self._window, reduction="sum")
+        means = (sums / counts.clamp(min=1)).to(dtype)
+        found: tuple[torch.Tensor, ...] = (means[:levels], counts[:levels] > 0)
+        if weighter.needs_gradient_norms:
+            found += (self.accelerator.reduce(self._squared_norms, reduction="sum").sqrt().to(dtype),)
+        weighter.after_step(*found)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each task's mean loss and mean weight since the last log to the training logs."""
+        self._raise_if_not_finite()
         if "loss" in logs and self._logged[3].any():
             logs = {**logs, **self._task_logs()}
         super().log(logs, start_time)
@@ -242,6 +398,8 @@ class HcalTrainer(Trainer):
             if steps[k]:
                 logs[f"loss_{name}"] = (losses[k] / counts[k]).item()
                 logs[f"weight_{name}"] = (weights[k] / steps[k]).item()
+        for what, values in self.loss_weighter.report().items():
+            logs |= {f"{what}_{name}": value for name, value in zip(self.task_names, values.tolist())}
         return logs
 
     # ---- Optimiser ----
@@ -269,10 +427,9 @@ class HcalTrainer(Trainer):
                     groups.append({**group, "params": parameters, "lr": rate})
         learned = list(self.loss_weighter.parameters())
         if learned:
-            groups.append({**groups[0], "params": learned, "lr": self.args.learning_rate, "weight_decay": 0.0})
-            optimizer.register_step_pre_hook(self._average_weighter_gradients)
-            # The Trainer clears the gradients of the model alone.
-            optimizer.register_step_post_hook(lambda *_: self.loss_weighter.zero_grad())
+            own_rate = self.loss_weighter.learning_rate
+            rate = rates["head"] if own_rate is None else own_rate
+            groups.append({**groups[0], "params": learned, "lr": rate, "weight_decay": 0.0})
         optimizer.param_groups = groups
         if self.args.prototype_lr_multipliers is not None:
             self._scale_prototype_rows(optimizer)
@@ -282,9 +439,9 @@ class HcalTrainer(Trainer):
         """As in transformers, and no weight decay on the head's own scale and stop scores."""
         return [name for name in super().get_decay_parameter_names(model) if not name.startswith("head.")]
 
-    def _average_weighter_gradients(self, *_: Any) -> None:
+    def _average_weighter_gradients(self) -> None:
         for parameter in self.loss_weighter.parameters():
-            if parameter.grad is not None and self.args.world_size > 1:
+            if parameter.grad is not None and self.accelerator.num_processes > 1:
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
     def _scale_prototype_rows(self, optimizer: torch.optim.Optimizer) -> None:
@@ -330,7 +487,59 @@ class HcalTrainer(Trainer):
                 )
             self.loss_weighter.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
-    # ---- Decisions ----
+    # ---- Probabilities and decisions ----
+
+    def calibrate_temperature(self, dataset: Any = None) -> dict[str, float]:
+        """Fits one temperature to held-out documents ([`hcal_hf.calibration.fit_temperature`]) and writes it into
+        `model.config.score_temperature`, where the model's probabilities, and so evaluation, the pipeline and `save_model`,
+        find it.
+
+        Label thresholds and a risk calibration are of the probabilities before: where T changes they are dropped, with a
+        warning. Do this first, then `tune_thresholds`, then `calibrate_risk` on documents of its own. Training again sets T
+        to 1; the losses, in training and in evaluation, are those of T = 1 throughout.
+
+        Args:
+            dataset: held-out rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
+
+        Returns:
+            `temperature`, `documents`, and as `..._before` and `..._after`, on these very documents, `nll` (-log P of a
+            document's labels, [`hcal_hf.calibration.negative_log_likelihood`]), the calibration errors and the Brier
+            scores ([`hcal_hf.calibration.calibration_metrics`]).
+
+        Raises:
+            ValueError: for the training data, or without a data set or its labels.
+        """
+        dataset = self.eval_dataset if dataset is None else dataset
+        self._refuse_training_data(dataset, "calibrate_temperature")
+        features, targets = self._predicted(dataset, "calibrate_temperature", "features")
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
+        scores = document_scores(model, features)
+        fitted = fit_temperature(model.head, scores, targets)
+        found: dict[str, float] = {"temperature": fitted, "documents": len(targets)}
+        for name, temperature in (("before", config.score_temperature), ("after", fitted)):
+            logits = tempered_logits(model.head, scores, temperature)
+            metrics = {"nll": negative_log_likelihood(model.head, scores, targets, temperature)}
+            metrics |= calibration_metrics(
+                logits, targets, model.taxonomy, config.label_mode, config.partial_paths, config.head
+            )
+            found |= {f"{metric}_{name}": value for metric, value in metrics.items()}
+        self._set_temperature(fitted)
+        return found
+
+    def _set_temperature(self, temperature: float) -> None:
+        """Sets the temperature and drops what was fitted to the probabilities under another one."""
+        config = self.accelerator.unwrap_model(self.model).config
+        if config.score_temperature == temperature:
+            return
+        config.score_temperature = temperature
+        stale = [name for name in ("thresholds", "risk_threshold") if getattr(config, name) is not None]
+        if stale:
+            config.thresholds = config.risk_alpha = config.risk_threshold = None
+            logger.warning(
+                f"The temperature is now {temperature:.4g}: {' and '.join(stale)} held for the probabilities before and "
+                "are dropped. Run tune_thresholds or calibrate_risk again."
+            )
 
     def tune_thresholds(
         self, dataset: Any = None, granularity: str = "global", metric: str = "micro_f1", **kwargs: Any
@@ -353,7 +562,7 @@ class HcalTrainer(Trainer):
         Raises:
             ValueError: without a data set or its labels, or for an argument out of range.
         """
-        logits, targets = self._predicted(dataset, "tune_thresholds")
+        logits, targets = self._predicted(dataset, "tune_thresholds", "logits")
         model = self.accelerator.unwrap_model(self.model)
         config = model.config
         mode = (model.taxonomy, config.label_mode)
@@ -389,17 +598,13 @@ class HcalTrainer(Trainer):
         Raises:
             ValueError: for the training data, no data or no labels, or alpha out of range.
         """
-        if dataset is not None and dataset is self.train_dataset:
-            raise ValueError(
-                "calibrate_risk got the training data, on which the model is surer than on new documents: give documents "
-                "that were held out from training and from every choice."
-            )
+        self._refuse_training_data(dataset, "calibrate_risk")
         if dataset is not None and dataset is self.eval_dataset and self.args.load_best_model_at_end:
             logger.warning(
                 "calibrate_risk got the data that chose the best checkpoint (load_best_model_at_end): the guarantee does "
                 "not hold. Give other held-out documents."
             )
-        logits, targets = self._predicted(dataset, "calibrate_risk")
+        logits, targets = self._predicted(dataset, "calibrate_risk", "logits")
         model = self.accelerator.unwrap_model(self.model)
         config = model.config
         mode = (model.taxonomy, config.label_mode)
@@ -418,24 +623,33 @@ class HcalTrainer(Trainer):
             predictions, model.taxonomy, config.label_mode, config.partial_paths, config.head, config.thresholds
         )
 
-    def _predicted(self, dataset: Any, caller: str) -> tuple[torch.Tensor, np.ndarray]:
-        """Logits and true labels (bool) of a data set, both [N, L], gathered from all processes."""
-        dataset = self.eval_dataset if dataset is None and caller == "tune_thresholds" else dataset
+    def _refuse_training_data(self, dataset: Any, caller: str) -> None:
+        if dataset is not None and dataset is self.train_dataset:
+            raise ValueError(
+                f"{caller} got the training data, on which the model is surer than on new documents: give documents "
+                "that were held out from training and from every choice."
+            )
+
+    def _predicted(self, dataset: Any, caller: str, field: str) -> tuple[torch.Tensor, np.ndarray]:
+        """One field of the model's output, `logits` [N, L] or `features` [N, d], and the true labels (bool) [N, L] of a
+        data set, gathered from all processes."""
+        dataset = self.eval_dataset if dataset is None and caller != "calibrate_risk" else dataset
         if dataset is None or isinstance(dataset, dict):
             got = "none" if dataset is None else f"a dictionary of {sorted(dataset)}"
             raise ValueError(f"{caller} needs one data set with labels, got {got}: {caller}(dataset).")
         # Without metrics: they are not wanted, and with batch_eval_metrics nothing would be gathered.
         compute_metrics: Any = getattr(self, "compute_metrics")  # noqa: B009 - its type is unknown
         self.compute_metrics = None
+        config = self.accelerator.unwrap_model(self.model).config
+        ignored = [name for name in ("logits", *config.keys_to_ignore_at_inference) if name != field]
         try:
-            output = self.predict(dataset)
+            output = self.predict(dataset, ignore_keys=ignored)
         finally:
             self.compute_metrics = compute_metrics
         if output.label_ids is None:
             raise ValueError(f'{caller} needs a data set with labels: encode_dataset makes its "labels" column.')
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        targets = target_matrix(np.asarray(output.label_ids), logits.shape[1])
-        return torch.from_numpy(np.asarray(logits)), targets
+        found = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        return torch.from_numpy(np.asarray(found)), target_matrix(np.asarray(output.label_ids), config.num_labels)
 
 
 class _ReembedLabels(TrainerCallback):

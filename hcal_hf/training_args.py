@@ -1,10 +1,12 @@
 """Training arguments: transformers' own, and what HCAL adds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
+
+from .weighting import WEIGHTERS, check_weighter
 
 PAPER_SETTINGS: dict[str, Any] = {
     "optim": "sgd",
@@ -28,22 +30,29 @@ class HcalTrainingArguments(TrainingArguments):
 
     Args:
         loss_weighting (`str`, defaults to `"hcal"`):
-            Name of the weighter in `hcal_hf.weighting.WEIGHTERS`: `hcal` or `uniform`.
+            Name of the weighter in `hcal_hf.weighting.WEIGHTERS`: `hcal`, `hcal_rate`, `uniform`, `fixed`, `dwa`,
+            `uncertainty`, `famo`, `gradnorm`, or one of your own.
         loss_weighting_kwargs (`dict`, *optional*):
-            Arguments of the weighter, such as `{"gamma": 0.5}`.
+            Arguments of the weighter, such as `{"gamma": 0.5}`; its class lists them.
         head_learning_rate (`float`, *optional*):
             Learning rate of the projection and the head's own parameters; `learning_rate` by default.
         prototype_learning_rate (`float`, *optional*):
             Learning rate of the prototypes; `head_learning_rate` by default.
+        head_solver (`"auto"`, `"optimizer"` or `"lbfgs"`, defaults to `"auto"`):
+            How a model with a frozen encoder learns from `pooled_states`. `lbfgs`: all documents at once, the strength of
+            the regularisation chosen on the evaluation documents ([`hcal_hf.solver.solve`]); learning rates, epochs,
+            batch sizes and weighters have no part in it. `optimizer`: in batches, as every other model. `auto`: `lbfgs`
+            where it is defined, for linear scores and losses of documents.
         prototype_lr_multipliers (`list[float]`, *optional*):
             Factors on the prototypes' learning rate by level, from the deepest level upwards, the last one repeated
             beyond (HCAL's release: 5, 10, 20). SGD only: an adaptive optimiser would undo them.
 
     Raises:
-        ValueError: for `prototype_lr_multipliers` with another optimiser than SGD, or not positive.
+        ValueError: for an unknown weighter or argument of one, or for `prototype_lr_multipliers` with another optimiser
+            than SGD, or not positive.
     """
 
-    loss_weighting: str = field(default="hcal", metadata={"help": "Loss weighter: hcal or uniform."})
+    loss_weighting: str = field(default="hcal", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."})
     loss_weighting_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
     )
@@ -52,6 +61,9 @@ class HcalTrainingArguments(TrainingArguments):
     )
     prototype_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the prototypes; head_learning_rate by default."}
+    )
+    head_solver: Literal["auto", "optimizer", "lbfgs"] = field(
+        default="auto", metadata={"help": "How a head on frozen features is trained: auto, optimizer or lbfgs."}
     )
     prototype_lr_multipliers: list[float] | None = field(
         default=None,
@@ -66,6 +78,10 @@ class HcalTrainingArguments(TrainingArguments):
         if getattr(self, "greater_is_better", None) is None and "hvr" in metric:
             self.greater_is_better = False  # transformers takes every metric but a loss to be better when greater
         super().__post_init__()
+        weighter_kwargs: Any = self.loss_weighting_kwargs or {}
+        check_weighter(self.loss_weighting, weighter_kwargs)
+        if self.head_solver not in ("auto", "optimizer", "lbfgs"):
+            raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')
         if self.prototype_lr_multipliers is None:
             return
         if self.optim != "sgd":
@@ -84,4 +100,7 @@ class HcalTrainingArguments(TrainingArguments):
 
         Goes with [`HcalConfig.paper`]. `kwargs` override.
         """
-        return cls(output_dir=output_dir, **{**PAPER_SETTINGS, **kwargs})
+        settings = dict(PAPER_SETTINGS)
+        if "loss_weighting" in kwargs:
+            del settings["loss_weighting_kwargs"]  # they are another weighter's
+        return cls(output_dir=output_dir, **{**settings, **kwargs})

@@ -1,5 +1,6 @@
 """Tiny encoders and tokenizers, built in code: no network, no files but temporary ones."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
+
+# Each Trainer collects garbage when it starts; what the imports have made need not be searched each time.
+gc.freeze()
 
 WORDS = [
     "stars",
@@ -37,8 +41,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def build_tokenizer():
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -46,7 +49,11 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def taxonomy():
+def tokenizer():
+    return build_tokenizer()
+
+
+def build_taxonomy():
     """Three levels, all leaves at depth 2."""
     return Taxonomy.from_paths(
         [
@@ -62,11 +69,20 @@ def taxonomy():
 
 
 @pytest.fixture(scope="session")
-def ragged():
+def taxonomy():
+    return build_taxonomy()
+
+
+def build_ragged():
     """Leaves at depths 0, 1 and 2."""
     return Taxonomy.from_edges(
         [("a", "a1"), ("a", "a2"), ("a1", "a11"), ("a1", "a12"), ("b", "b1"), ("b", "b2")], roots=["a", "b", "c"]
     )
+
+
+@pytest.fixture(scope="session")
+def ragged():
+    return build_ragged()
 
 
 @pytest.fixture(scope="session")
@@ -88,18 +104,19 @@ def encoder_dir(tmp_path_factory, tokenizer):
     return str(folder)
 
 
+def build_model(taxonomy, seed=0, dtype=torch.float32, dropout=0.0, preset=None, **config):
+    """A model on a random tiny BERT, without dropout."""
+    torch.manual_seed(seed)
+    encoder = tiny_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    build = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
+    config = {"projection_dim": 8, **config} if preset is None else config
+    return HcalForSequenceClassification(build(taxonomy, encoder, **config)).to(dtype)
+
+
 @pytest.fixture
 def make_model():
     """A model on a random tiny BERT, without dropout: (taxonomy, seed=0, dtype, **config) -> model."""
-
-    def make(taxonomy, seed=0, dtype=torch.float32, dropout=0.0, preset=None, **config):
-        torch.manual_seed(seed)
-        encoder = tiny_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-        build = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
-        config = {"projection_dim": 8, **config} if preset is None else config
-        return HcalForSequenceClassification(build(taxonomy, encoder, **config)).to(dtype)
-
-    return make
+    return build_model
 
 
 def random_forest(rng: np.random.Generator, num_labels: int, max_depth: int = 5) -> Taxonomy:

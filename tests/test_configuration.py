@@ -5,6 +5,7 @@ from conftest import tiny_bert
 from transformers import AutoConfig, BertConfig
 
 from hcal_hf import HcalConfig, Taxonomy
+from hcal_hf.risk import NEVER
 
 
 def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):
@@ -34,6 +35,21 @@ def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):
         ("prototype_temperature", 0.0, "above 0, got 0.0"),
         ("prototype_temperature", "cold", "prototype_temperature"),
         ("perturbation", -0.1, "0 (off) or above, got -0.1"),
+        ("thresholds", [0.5] * 12 + [1.01], "from 0 to 1, got 1.01 for "),
+        ("thresholds", [-0.01] + [0.5] * 12, "from 0 to 1, got -0.01 for 'science'"),
+        ("thresholds", [float("nan")] * 13, "from 0 to 1, got nan for 'science'"),
+        ("thresholds", [0.5] * 12, "one number for each of 13 labels, got 12"),
+        ("thresholds", [0.5, 0.2] + [0.4] * 11, "is below that of its parent 'science': it must not be"),
+        ("risk_alpha", 0.1, "risk_alpha and risk_threshold belong together"),
+        ("score_temperature", 0.0, "a finite number above 0 (1: scores as they are), got 0.0"),
+        (
+            "score_temperature",
+            -1.0,
+            "above 0 (1: scores as they are), got -1.0: trainer.calibrate_temperature sets it",
+        ),
+        ("score_temperature", float("inf"), "a finite number above 0 (1: scores as they are), got inf"),
+        ("score_temperature", float("nan"), "a finite number above 0 (1: scores as they are), got nan"),
+        ("score_temperature", "warm", "score_temperature"),
         ("partial_paths", "yes", "partial_paths"),
         ("labels", "abc", "labels"),
         ("edges", [[0, 99]], "points outside"),
@@ -48,6 +64,33 @@ def test_wrong_fields_are_refused(taxonomy, field, value, message):
     fields = {"labels": list(taxonomy.labels), "edges": taxonomy.edges.tolist(), field: value}
     with pytest.raises(ValueError, match=re.escape(message)):
         HcalConfig(encoder_config=tiny_bert(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "threshold", "message"),
+    [
+        (0.0, 0.5, "risk_alpha must lie between 0 and 1 (0.1: one label in ten may be wrong), got 0.0"),
+        (1.0, 0.5, "risk_alpha must lie between 0 and 1"),
+        (float("nan"), 0.5, "risk_alpha must lie between 0 and 1"),
+        (0.1, -0.1, "risk_threshold must be a probability from 0 to 1, or 2.0 (no answers), got -0.1"),
+        (0.1, 95.0, "risk_threshold must be a probability from 0 to 1, or 2.0 (no answers), got 95.0"),
+        (0.1, float("nan"), "risk_threshold must be a probability"),
+    ],
+)
+def test_a_risk_out_of_range_is_refused(taxonomy, alpha, threshold, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        HcalConfig.from_taxonomy(taxonomy, risk_alpha=alpha, risk_threshold=threshold)
+
+
+def test_the_ends_of_the_ranges_are_allowed(taxonomy, tmp_path):
+    for threshold in (0.0, 1.0, NEVER):
+        config = HcalConfig.from_taxonomy(taxonomy, risk_alpha=0.999, risk_threshold=threshold)
+        config.thresholds = [0.0] * 6 + [1.0] * 7
+        config.save_pretrained(tmp_path)
+        assert HcalConfig.from_pretrained(tmp_path).risk_threshold == threshold
+    config.score_temperature = 0.0
+    with pytest.raises(ValueError, match="above 0"):
+        config.save_pretrained(tmp_path)
 
 
 def test_a_later_contradiction_is_refused_at_saving(tmp_path, taxonomy):

@@ -32,7 +32,7 @@ def test_level_softmax_equals_a_slow_twin(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = random_forest(rng, 25)
-    head = make_head(taxonomy, "single_path")
+    head = make_head(taxonomy, "single_path", head="independent")
     cosines = torch.rand(6, 25, dtype=torch.float64) * 2 - 1
     labels = random_multi_hot(rng, taxonomy, 6, single_path=True)
     scores = head.scores(cosines)
@@ -59,7 +59,7 @@ def test_label_sigmoid_equals_a_slow_twin(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = random_forest(rng, 20)
-    head = make_head(taxonomy, "multi_path")
+    head = make_head(taxonomy, "multi_path", head="independent")
     cosines = torch.rand(5, 20, dtype=torch.float64) * 2 - 1
     labels = random_multi_hot(rng, taxonomy, 5, single_path=False)
     scores = head.scores(cosines)
@@ -158,6 +158,12 @@ def slow_single_path(row, taxonomy, name, stop):
         total = logsumexp(ends.values())
         below = lambda node: [value for end, value in ends.items() if node in path_to(taxonomy, end)]  # noqa: E731
         return [logsumexp(below(node)) - total for node in range(size)], {e: v - total for e, v in ends.items()}
+    if name == "lookahead_softmax":
+        row = list(row)
+        for node in reversed(range(size)):  # children come after their parents
+            if children[node]:
+                rivals = [row[c] for c in children[node]] + ([stop[ranks[node]]] if stop is not None else [])
+                row[node] += logsumexp(rivals) * (1.0 if parent_of(taxonomy, node) < 0 else 0.5)
     nodes, ends = [], {}
     for node in range(size):
         above = parent_of(taxonomy, node)
@@ -173,7 +179,7 @@ def slow_single_path(row, taxonomy, name, stop):
     return nodes, ends
 
 
-@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax"])
+@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax", "lookahead_softmax"])
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_coherent_softmax_heads_equal_slow_twins(name, partial, seed):
@@ -240,6 +246,8 @@ def test_conditional_sigmoid_equals_a_slow_twin(make, seed):
         ("path_softmax", random_forest, True),
         ("conditional_softmax", random_forest, False),
         ("conditional_softmax", random_forest, True),
+        ("lookahead_softmax", random_forest, False),
+        ("lookahead_softmax", random_forest, True),
         ("conditional_sigmoid", random_forest, True),
         ("conditional_sigmoid", random_dag, True),
     ],
@@ -263,7 +271,17 @@ def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spre
     assert (logits[:, children] <= logits[:, parents] + 1e-4 * logits[:, parents].abs()).all()
 
 
-@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax"])
+def test_lookahead_over_two_levels_is_path_softmax():
+    taxonomy = random_forest(np.random.default_rng(3), 30, 2)
+    scores = torch.randn(6, 30, dtype=torch.float64) * 3
+    found, expected = (
+        make_head(taxonomy, "single_path", head=name).log_probs(scores)
+        for name in ("lookahead_softmax", "path_softmax")
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax", "lookahead_softmax"])
 def test_leaves_share_all_probability_where_paths_are_full(name):
     taxonomy = random_forest(np.random.default_rng(0), 60)
     head = make_head(taxonomy, "single_path", head=name)

@@ -4,6 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
+import hcal_hf
+
 PACKAGE = Path(__file__).parent.parent / "hcal_hf"
 ENTRY = ("modeling_hcal", "configuration_hcal", "pipeline_hcal")
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
@@ -37,3 +39,8 @@ def test_the_models_files_import_only_each_other_and_what_transformers_brings():
         waiting += siblings
     assert {"taxonomy", "heads", "prototypes", "objectives", "decoding", "targets"} <= found
     assert not found & {"trainer", "data", "features", "runner", "evaluation"}
+
+
+def test_everything_exported_exists_and_is_sorted():
+    assert [name for name in hcal_hf.__all__ if not hasattr(hcal_hf, name)] == []
+    assert sorted(hcal_hf.__all__) == hcal_hf.__all__

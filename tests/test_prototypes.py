@@ -1,30 +1,173 @@
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from conftest import random_forest, random_multi_hot
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
+from hcal_hf import prototypes as module
 from hcal_hf.prototypes import LabelPrototypes
 
 
-@pytest.mark.parametrize("anchored", [False, True])
-@pytest.mark.parametrize("noisy", [False, True])
-def test_cosines_are_inner_products_with_the_unit_prototypes_gradients_too(anchored, noisy):
+def make_prototypes(anchored=False, linear=False):
+    """7 prototypes of 5 dimensions, an even projection from 4, and everything that both learn."""
     torch.manual_seed(0)
-    prototypes = LabelPrototypes(7, 5, perturbation=0.5, anchor_size=4 if anchored else None).double()
+    depths = torch.tensor([0, 0, 1, 1, 1, 2, 2]) if linear else None
+    prototypes = LabelPrototypes(7, 5, 0.5, anchor_size=4 if anchored else None, depths=depths, has_bias=True).double()
     projection = torch.nn.Linear(4, 5, bias=False).double()
+    learned = [*prototypes.parameters(), *(projection.parameters() if anchored else [])]
     with torch.no_grad():
-        prototypes.weight.normal_(std=0.1)
+        for parameter in learned:
+            parameter.normal_(std=0.3)
         if anchored:
             prototypes.anchors.normal_()
-    noise = prototypes.sample_noise() if noisy else None
+            prototypes.trained[3] = False
     features = F.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1).requires_grad_()
+    return prototypes, projection, features, learned
+
+
+def written_out(prototypes, projection, features, noise):
+    """What `products` is by definition, label by label."""
+    columns = []
+    for i, row in enumerate(prototypes.weight):
+        if prototypes.is_anchored:
+            row = row if prototypes.trained[i] else row.detach()
+            anchor = projection(prototypes.anchors[i])
+            anchor = anchor / anchor.square().sum().sqrt()
+            row = row + (anchor * prototypes.anchor_scale[prototypes.depths[i]] if prototypes.is_linear else anchor)
+        length = row.square().sum().sqrt()
+        unit = row / length
+        if noise is not None:
+            unit = unit + noise[i]
+            unit = unit / unit.square().sum().sqrt()
+        column = features @ unit
+        columns.append(column * length + prototypes.bias[i] if prototypes.is_linear else column)
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("chunk", [10, 20, 2**20])
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_products_equal_a_slow_twin_gradients_too(monkeypatch, noisy, anchored, linear, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)  # 2 labels at a time, 4, or all by autograd
+    prototypes, projection, features, learned = make_prototypes(anchored, linear)
+    noise = prototypes.sample_noise() if noisy else None
     factors = torch.randn(6, 7, dtype=torch.float64)
-    found = prototypes.cosines(features, projection, noise)
-    expected = features @ prototypes(projection, noise).T
+    found = prototypes.products(features, projection, noise)
+    expected = written_out(prototypes, projection, features, noise)
     torch.testing.assert_close(found, expected)
-    parameters = [features, prototypes.weight, *([projection.weight] if anchored else [])]
-    gradients = torch.autograd.grad((found * factors).sum(), parameters)
-    for ours, theirs in zip(gradients, torch.autograd.grad((expected * factors).sum(), parameters)):
+    if not linear:
+        torch.testing.assert_close(found, features @ prototypes(projection, noise).T)
+    gradients = torch.autograd.grad((found * factors).sum(), [features, *learned])
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * factors).sum(), [features, *learned])):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_equal_finite_differences(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    prototypes, projection, features, learned = make_prototypes(anchored=True, linear=True)
+    prototypes.trained[:] = True
+    noise = prototypes.sample_noise()
+    # The perturbed inputs are those that `products` reads.
+    assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
+
+
+def test_products_of_a_captured_graph_are_the_same(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    prototypes, projection, features, learned = make_prototypes(anchored=True)
+    noise, factors = prototypes.sample_noise(), torch.randn(6, 7, dtype=torch.float64)
+    compiled = torch.compile(prototypes.products, backend="eager", fullgraph=True)
+    found = [function(features, projection, noise) for function in (prototypes.products, compiled)]
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*[torch.autograd.grad((f * factors).sum(), [features, *learned]) for f in found])
+
+
+def test_the_projection_learns_in_replicas_which_list_no_parameters(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    prototypes, projection, features, _ = make_prototypes(anchored=True)
+    replica = projection._replicate_for_data_parallel()  # as torch.nn.DataParallel makes them
+    replica.weight, replica.bias = projection.weight * 1, None
+    assert not list(replica.parameters())
+    found = [prototypes.products(features, g).square() for g in (replica, projection)]
+    torch.testing.assert_close(*[torch.autograd.grad(f.sum(), projection.weight) for f in found])
+
+
+def test_gradients_keep_their_precision_under_autocast_and_their_dtype_in_half_precision(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    prototypes, projection, features, learned = make_prototypes(anchored=True)
+    prototypes, projection, features = prototypes.float(), projection.float(), features.float()
+    noise = prototypes.sample_noise()
+    found = prototypes.products(features, projection, noise)
+    expected = torch.autograd.grad(found.square().sum(), learned, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = torch.autograd.grad(found.square().sum(), learned)
+    torch.testing.assert_close(cast, expected)
+    prototypes.bfloat16(), projection.bfloat16()
+    prototypes.products(features, projection, noise).square().sum().backward()
+    for parameter, gradient in zip(learned, expected):
+        assert parameter.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(parameter.grad.float(), gradient, atol=0.05, rtol=0.05)
+
+
+def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    prototypes, projection, features, _ = make_prototypes(anchored=True)
+    prototypes.weight.requires_grad_(False)
+    found = prototypes.products(features, projection)
+    (gradient,) = torch.autograd.grad(found.square().sum(), projection.weight, create_graph=True)
+    assert prototypes.weight.grad is None
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def peak_bytes(action):
+    """The most bytes that tensors hold at one time while an action runs, above what they hold before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        action()
+    with tempfile.TemporaryDirectory() as folder:
+        record.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    sizes = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event["name"] == "[memory]"]
+    return max(size["Total Allocated"] for size in sizes) - (sizes[0]["Total Allocated"] - sizes[0]["Bytes"])
+
+
+@pytest.mark.parametrize(
+    ("label_mode", "config"),
+    [
+        ("single_path", {"head": "independent"}),
+        ("single_path", {"head": "conditional_softmax"}),
+        ("single_path", {"head": "path_softmax"}),
+        ("multi_path", {"head": "independent"}),
+        ("multi_path", {"head": "conditional_sigmoid"}),
+        ("multi_path", {"head": "conditional_sigmoid", "score_function": "linear"}),
+        ("single_path", {"head": "path_softmax", "prototype_anchor": "label_text"}),
+        (
+            "single_path",
+            {"head": "path_softmax", "prototype_anchor": "label_text", "score_function": "linear"},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value.values()),
+)
+def test_a_training_step_needs_little_more_than_the_noise_and_the_gradient(
+    make_model, monkeypatch, label_mode, config
+):
+    monkeypatch.setattr(module, "CHUNK", 2**14)
+    rng = np.random.default_rng(0)
+    taxonomy = random_forest(rng, 5_000, max_depth=8)
+    model = make_model(taxonomy, label_mode=label_mode, projection_dim=256, partial_paths=True, **config).train()
+    labels = random_multi_hot(rng, taxonomy, 2, single_path=True)
+
+    def step():
+        outputs = model(pooled_states=torch.randn(2, 16), labels=labels)
+        outputs.loss.backward()
+
+    step()  # from now on the gradients are there
+    assert peak_bytes(step) < 2.5 * model.prototypes.weight.nbytes
 
 
 def test_half_precision_prototypes_are_compared_in_float32():
@@ -32,6 +175,6 @@ def test_half_precision_prototypes_are_compared_in_float32():
     with torch.no_grad():
         prototypes.weight.normal_()
     features = F.normalize(torch.randn(2, 4), dim=1)
-    found = prototypes.cosines(features, torch.nn.Identity())
+    found = prototypes.products(features, torch.nn.Identity())
     assert found.dtype == prototypes(torch.nn.Identity()).dtype == torch.float32
     torch.testing.assert_close(found, features @ F.normalize(prototypes.weight.float(), dim=1).T)

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import pipeline
 
 from hcal_hf import HcalTrainingArguments
-from hcal_hf.runner import DataArguments, ModelArguments, load_data, parse_arguments, run
+from hcal_hf.runner import DataArguments, ModelArguments, TableArguments, load_data, parse_arguments, run
 
 ROOT = Path(__file__).parent.parent
 WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany": "plants",
@@ -100,6 +100,23 @@ def test_missing_pieces_are_named(tmp_path, encoder_dir, data_dir):
     (data_dir / "test.jsonl").unlink()
     with pytest.raises(ValueError, match=r"must be of one type, found \['csv', 'json'\]"):
         load_data(DataArguments(data_dir=str(data_dir)))
+
+
+def test_splits_are_loaded_as_asked_for(data_dir, monkeypatch):
+    tables = TableArguments(data_dir=str(data_dir))
+    assert set(load_data(tables)) == {"train", "validation", "test"}
+    assert set(load_data(tables, ["test"])) == {"test"}
+    (data_dir / "train.jsonl").unlink()
+    assert set(load_data(tables, ["test", "validation"])) == {"test", "validation"}
+    with pytest.raises(ValueError, match=r"no training file: it must hold train\.jsonl"):
+        load_data(tables)
+    hub = DatasetDict({name: Dataset.from_dict({"text": ["a"]}) for name in ("train", "test", "extra")})
+    monkeypatch.setattr("hcal_hf.runner.load_dataset", lambda name: hub)
+    tables = TableArguments(dataset="somebody/rows")
+    assert set(load_data(tables)) == {"train", "test", "extra"}
+    assert set(load_data(tables, ["test"])) == {"test"}
+    with pytest.raises(ValueError, match=r"somebody/rows has no split named validation, only \['extra'"):
+        load_data(tables, ["validation"])
 
 
 def test_the_paper_preset_runs(tmp_path, encoder_dir, data_dir):

@@ -1,4 +1,4 @@
-"""Metrics on predicted label sets, in numpy.
+"""Metrics on predicted label sets and their probabilities, in numpy.
 
 The folders `hvr/` and `hierarchical_f1/` are also `evaluate` modules that can be pushed to the Hub as they are.
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from .calibration import brier_score, calibration_scores, expected_calibration_error
 from .classification import TaxonomyLike, classification_scores
 from .hierarchical_f1.scores import hierarchical_scores_from_edges
 from .hvr.violations import violation_rates_from_edges
 
-__all__ = ["classification_scores", "hierarchical_scores", "violation_rates"]
+__all__ = [
+    "brier_score",
+    "calibration_scores",
+    "classification_scores",
+    "expected_calibration_error",
+    "hierarchical_scores",
+    "violation_rates",
+]
 
 
 def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None) -> dict[str, float | list[float]]:

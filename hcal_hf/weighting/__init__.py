@@ -3,32 +3,88 @@
 Each weighter is a module of its own. Add one by subclassing [`LossWeighter`] and entering it in `WEIGHTERS`:
 
     WEIGHTERS["mine"] = MyWeighter
+
+From then on `HcalTrainingArguments(loss_weighting="mine", loss_weighting_kwargs={...})` builds it; the keyword arguments
+are those of its `__init__`.
 """
 
+import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from .base import LossWeighter
+from .dwa import DwaWeighter
+from .famo import FamoWeighter
+from .fixed import FixedWeighter
+from .gradnorm import GradNormWeighter
 from .hcal import HcalWeighter
+from .hcal_rate import HcalRateWeighter
+from .uncertainty import UncertaintyWeighter
 from .uniform import UniformWeighter
 
 WEIGHTERS: dict[str, type[LossWeighter]] = {
+    "dwa": DwaWeighter,
+    "famo": FamoWeighter,
+    "fixed": FixedWeighter,
+    "gradnorm": GradNormWeighter,
     "hcal": HcalWeighter,
+    "hcal_rate": HcalRateWeighter,
+    "uncertainty": UncertaintyWeighter,
     "uniform": UniformWeighter,
 }
+
+
+def check_weighter(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raises a ValueError for an unknown name, an argument that the weighter does not take, or one that it lacks."""
+    if name not in WEIGHTERS:
+        raise ValueError(
+            f"loss_weighting must be one of {', '.join(sorted(WEIGHTERS))}, got {name!r}.{_closest(name, WEIGHTERS)}"
+        )
+    # The first one is the number of tasks.
+    parameters = dict(list(inspect.signature(WEIGHTERS[name]).parameters.items())[1:])
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
+        return
+    for given in kwargs:
+        if given not in parameters:
+            takes = f"takes {', '.join(parameters)}" if parameters else "takes none"
+            raise ValueError(
+                f"loss_weighting_kwargs has {given!r}, but loss_weighting={name!r} {takes}.{_closest(given, parameters)}"
+            )
+    lacking = [key for key, p in parameters.items() if p.default is p.empty and key not in kwargs]
+    if lacking:
+        raise ValueError(f"loss_weighting={name!r} needs {', '.join(lacking)} in loss_weighting_kwargs.")
 
 
 def build_weighter(name: str, num_tasks: int, **kwargs: Any) -> LossWeighter:
     """The weighter of a name, for T tasks.
 
     Raises:
-        ValueError: for an unknown name or an argument that the weighter does not take.
+        ValueError: for an unknown name, an argument that the weighter does not take or lacks, or one out of range.
     """
-    if name not in WEIGHTERS:
-        raise ValueError(f"loss_weighting must be one of {sorted(WEIGHTERS)}, got {name!r}.")
+    check_weighter(name, kwargs)
     try:
         return WEIGHTERS[name](num_tasks, **kwargs)
     except TypeError as problem:
         raise ValueError(f"loss_weighting_kwargs={kwargs} do not fit loss_weighting={name!r}: {problem}.") from problem
 
 
-__all__ = ["WEIGHTERS", "HcalWeighter", "LossWeighter", "UniformWeighter", "build_weighter"]
+def _closest(given: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" Closest: {close[0]!r}." if close else ""
+
+
+__all__ = [
+    "WEIGHTERS",
+    "DwaWeighter",
+    "FamoWeighter",
+    "FixedWeighter",
+    "GradNormWeighter",
+    "HcalRateWeighter",
+    "HcalWeighter",
+    "LossWeighter",
+    "UncertaintyWeighter",
+    "UniformWeighter",
+    "build_weighter",
+    "check_weighter",
+]

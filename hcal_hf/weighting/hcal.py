@@ -2,7 +2,7 @@
 
 import torch
 
-from .base import LossWeighter
+from .base import LossWeighter, all_present, masked_softmax
 
 
 class HcalWeighter(LossWeighter):
@@ -14,6 +14,9 @@ class HcalWeighter(LossWeighter):
     Args:
         num_tasks (`int`): T.
         gamma (`float`, defaults to 0.5): temperature, in units of the losses.
+
+    Raises:
+        ValueError: for gamma out of range.
 
     Source: Jiang et al., HCAL, CIKM 2025 (arXiv 2508.13452), as in the authors' release.
     """
@@ -27,9 +30,4 @@ class HcalWeighter(LossWeighter):
         self.gamma = gamma
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        scaled = losses.detach() / self.gamma
-        if present is not None:
-            scaled = scaled.masked_fill(~present, float("-inf"))
-            # With no task at all a softmax would be NaN.
-            return torch.where(present.any(), scaled.softmax(dim=0), 0.0)
-        return scaled.softmax(dim=0)
+        return masked_softmax(losses.detach() / self.gamma, all_present(losses, present))

@@ -1,11 +1,15 @@
-"""How long the parts outside the model take: python recipes/benchmarks/speed.py
+"""How long the parts outside the model take, and what training with many labels needs:
 
-Prints a table of medians over rounds, as kept in speed.md. Times depend on the machine and on what else it does: compare
-ratios within one run.
+    python recipes/benchmarks/speed.py
+
+Prints tables, times being medians over rounds, as kept in speed.md. Times depend on the machine and on what else it does:
+compare ratios within one run. Memory does not: it is what tensors hold.
 """
 
 import argparse
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +18,11 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import BertConfig
 
-from hcal_hf import Taxonomy, decode
+from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy, decode
+from hcal_hf.heads import HEADS
 from hcal_hf.metrics import classification_scores, violation_rates
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,6 +43,50 @@ def tree_edges(size: int, children: int = 10) -> tuple[list[tuple[str, str]], li
     """(parent, child) labels of a tree whose nodes have `children` children each, and its roots."""
     names = [f"label number {i}" for i in range(size)]
     return [(names[i // children], names[i]) for i in range(children, size)], names[:children]
+
+
+def peak_bytes(action: Callable[[], Any]) -> int:
+    """The most bytes that tensors hold at one time while an action runs, above what they hold before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        action()
+    with tempfile.TemporaryDirectory() as folder:
+        record.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    sizes = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event["name"] == "[memory]"]
+    return max(size["Total Allocated"] for size in sizes) - (sizes[0]["Total Allocated"] - sizes[0]["Bytes"])
+
+
+def training_steps(rounds: int, size: int = 100_000, batch: int = 16) -> list[tuple[str, float, float]]:
+    """Forward and backward pass from given pooled states to the gradients of projection, prototypes and head, for each
+    head: (what, peak GiB above parameters and gradients, seconds)."""
+    edges, roots = tree_edges(size, children=5)
+    taxonomy = Taxonomy.from_edges(edges, roots)
+    encoder = BertConfig(hidden_size=256, num_hidden_layers=0, num_attention_heads=4, vocab_size=2)
+    states = torch.randn(batch, 256)
+    paths = [torch.from_numpy(taxonomy.complete([size - 1 - i])) for i in range(batch)]
+    labels = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=-100)
+    variants: dict[str, dict[str, Any]] = {
+        "": {},
+        ", label_text": {"prototype_anchor": "label_text"},
+        ", linear": {"score_function": "linear"},
+    }
+    rows = []
+    for head, mode in HEADS:
+        for name, options in variants.items():
+            config = HcalConfig.from_taxonomy(
+                taxonomy, encoder, head=head, label_mode=mode, partial_paths=True, **options
+            )
+            model = HcalForSequenceClassification(config).train()
+            if model.prototypes.is_anchored:
+                model.prototypes.anchors.normal_()
+
+            def step(model: HcalForSequenceClassification = model) -> None:
+                outputs = model(pooled_states=states, labels=labels)
+                outputs.loss.backward()  # with the logits, and what they were made of, still held
+
+            took = seconds(step, rounds)
+            rows.append((f"{head} ({mode}){name}", peak_bytes(step) / 2**30, took))
+    return rows
 
 
 def main() -> None:
@@ -89,6 +140,13 @@ def main() -> None:
     print(f"| {'what':{width}} | seconds |\n|{'-' * (width + 2)}|---------|")
     for name, took in rows:
         print(f"| {name:{width}} | {took:7.3f} |")
+
+    steps = training_steps(rounds)
+    width = max(len(name) for name, _, _ in steps)
+    title = "training step"
+    print(f"\n| {title:{width}} | GiB   | seconds |\n|{'-' * (width + 2)}|-------|---------|")
+    for name, peak, took in steps:
+        print(f"| {name:{width}} | {peak:.3f} | {took:7.3f} |")
 
 
 if __name__ == "__main__":
