@@ -211,6 +211,8 @@ class HcalTrainer(Trainer):
             "The encoder is frozen: L-BFGS fits the head on all documents at once. Learning rates, epochs, batch sizes and "
             'the loss weighter are not used; head_solver="optimizer" would use them.'
         )
+        # Callbacks set themselves up here, such as where their logs go.
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         evaluation = self.eval_dataset
         if isinstance(evaluation, Dataset) and "pooled_states" in evaluation.column_names:
             solution = solve(model, feature_tensors(self.train_dataset), feature_tensors(evaluation))
@@ -226,6 +228,7 @@ class HcalTrainer(Trainer):
             "head_score": solution.score,
         }
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, solution.objective, metrics)
 
     # ---- Loss ----

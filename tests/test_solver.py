@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_bert
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
+from transformers import TrainerCallback
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
 from hcal_hf.solver import feature_tensors, fit_head, solve, solve_without_validation
-from tests.conftest import tiny_bert
 
 SIZE = 16
 
@@ -201,9 +202,20 @@ def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_valida
     model = make_model(taxonomy)
     model.encoder.requires_grad_(False)
     trainer = make_trainer(tmp_path, model, train, validation if with_validation else None)
+    trainer.began = trainer.ended = 0
+
+    class Counter(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            trainer.began += 1
+
+        def on_train_end(self, *args, **kwargs):
+            trainer.ended += 1
+
+    trainer.add_callback(Counter)
     output = trainer.train()
     assert output.metrics["head_strength"] > 0
     assert trainer.state.log_history[-1]["head_score"] == output.metrics["head_score"]
+    assert trainer.began == trainer.ended == 1
     scores = trainer.evaluate(features_table(*validation))
     assert scores["eval_micro_f1"] > 0.6
     assert scores["eval_hvr"] == scores["eval_raw_hvr"] == 0
