@@ -54,6 +54,23 @@ def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, dat
     pipe = pipeline("hierarchical-text-classification", model=str(tmp_path / "out"), device="cpu")
     assert pipe("a music music")[0]["label"] == "arts"
     assert (tmp_path / "out" / "features").exists() == freeze
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["head"] == "lookahead_softmax"
+    expected = ("linear", "label_text") if freeze else ("cosine", None)
+    assert (config["score_function"], config.get("prototype_anchor")) == expected
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert any("head_strength" in entry for entry in state["log_history"]) == freeze  # L-BFGS
+
+
+def test_a_frozen_encoder_leaves_scores_anchors_and_solver_to_choose(tmp_path, encoder_dir, data_dir):
+    path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=True, score_function="cosine")
+    run(*parse_arguments([path, "--prototype_anchor", "none", "--num_train_epochs", "1"]))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["score_function"], config.get("prototype_anchor")) == ("cosine", None)
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    with pytest.raises(ValueError, match="score_function='cosine'"):
+        run(*parse_arguments([path, "--head_solver", "lbfgs"]))
 
 
 def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
