@@ -36,14 +36,16 @@ def weights_figure(
     Raises:
         ImportError: without matplotlib.
     """
-    # Where the tensors of a resumed run were logged twice, the later entry holds.
-    steps = {int(entry["step"]): entry for entry in log_history if "step" in entry}
     series: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for name in task_names:
-        drawn = [step for step in sorted(steps) if f"loss_{name}" in steps[step] and f"weight_{name}" in steps[step]]
-        if drawn:
-            losses = [float(steps[step][f"loss_{name}"]) for step in drawn]
-            series[name] = (drawn, losses, [float(steps[step][f"weight_{name}"]) for step in drawn])
+        found = {
+            int(entry["step"]): (float(entry[f"loss_{name}"]), float(entry[f"weight_{name}"]))
+            for entry in log_history
+            if f"loss_{name}" in entry and f"weight_{name}" in entry
+        }
+        if found:
+            drawn = sorted(found)
+            series[name] = (drawn, [found[step][0] for step in drawn], [found[step][1] for step in drawn])
     if not series:
         return None
     from matplotlib.figure import Figure  # not pyplot: it would choose a backend for the whole program
@@ -61,7 +63,10 @@ def weights_figure(
     loss_axes.set_ylabel("mean loss")
     weight_axes.set_ylabel("mean weight")
     weight_axes.set_xlabel("optimiser step")
-    weight_axes.set_ylim(bottom=min(0.0, weight_axes.get_ylim()[0]))
+    shown = [weight for *_, weights in series.values() for weight in weights]
+    if min(shown) >= 0 and max(shown) > 0:
+        weight_axes.set_ylim(0.0, 1.05 * max(shown))  # equal weights shall look equal
+    weight_axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss_axes, weight_axes):
         axes.grid(alpha=0.3)
     loss_axes.legend(fontsize="small")

@@ -19,6 +19,7 @@ from .data import build_taxonomy, encode_dataset
 from .features import pooled_features
 from .modeling_hcal import HcalForSequenceClassification
 from .pipeline_hcal import TASK
+from .plots import save_weights
 from .taxonomy import SEPARATOR, Taxonomy
 from .trainer import HcalTrainer
 from .training_args import PAPER_SETTINGS, HcalTrainingArguments
@@ -145,7 +146,8 @@ def _read_config(path: str) -> dict[str, Any]:
 def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments) -> dict[str, float]:
     """Trains, evaluates, saves, and shows a few predictions.
 
-    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json` and the trainer's state.
+    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json`, the trainer's state and,
+    where the training took logged steps, `weights.png` ([`hcal_hf.plots.weights_figure`]).
 
     Returns:
         the metrics of the test split (of the validation split, if there is no test split); {} without both.
@@ -196,12 +198,17 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     trainer = HcalTrainer(
         model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
     )
+    _announce_launch(trainer)
     resume: Any = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false", "none"):
         resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_weights(
+            os.path.join(args.output_dir, "weights.png"), trainer.state.log_history, trainer.task_names, taxonomy
+        )
 
     held_out = next((name for name in ("test", "validation") if name in table), None)
     if held_out is None:
@@ -211,9 +218,26 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
         path = os.path.join(args.output_dir, f"{held_out}_results.json")
         Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
-        pipe = pipeline(TASK, model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer)
+        # A sharded model predicts on all processes together or not at all: this one loads what was saved.
+        sharded = trainer.is_fsdp_enabled
+        predictor = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
+        pipe = pipeline(TASK, model=predictor, tokenizer=tokenizer, device=args.device if sharded else None)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
     return metrics
+
+
+def _announce_launch(trainer: HcalTrainer) -> None:
+    """Prints how many processes train in which way, and warns of a way that was asked for and not taken: on a CPU
+    accelerate leaves FSDP and DeepSpeed out without a word."""
+    taken = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
+    number, device = trainer.accelerator.num_processes, trainer.args.device.type
+    ways = [way for way, is_taken in taken.items() if is_taken] or (["DDP"] if number > 1 else [])
+    if not trainer.is_world_process_zero():
+        return
+    print(f"Training: {number} process{'es' if number > 1 else ''} on {device}{''.join(f', {way}' for way in ways)}")
+    for way, is_taken in taken.items():
+        if not is_taken and os.environ.get(f"ACCELERATE_USE_{way.upper()}", "").lower() == "true":
+            logger.warning(f"{way} was asked for and is not used on {device}: each process holds the whole model.")
 
 
 def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:

@@ -70,10 +70,12 @@ class HcalTrainer(Trainer):
 
     Raises:
         TypeError: if the model or the arguments are of another class.
-        ValueError: for an argument that would replace the loss, or a weighter for another number of levels.
+        ValueError: for an argument that would replace the loss, a weighter for another number of levels, or one that needs
+            gradient norms with `torch_compile`.
     """
 
     args: HcalTrainingArguments
+    control: Any
     # compute_loss does its own scaling over the accumulation window.
     loss_is_scaled_for_ga = True
 
@@ -124,6 +126,11 @@ class HcalTrainer(Trainer):
             raise ValueError(
                 f"loss_weighter is for {self.loss_weighter.num_tasks} tasks, the model has {model.num_levels} levels: make "
                 f"it with num_tasks={model.num_levels}."
+            )
+        if args.torch_compile and self.loss_weighter.needs_gradient_norms:
+            raise ValueError(
+                f"{type(self.loss_weighter).__name__} takes gradients within the forward pass, where a compiled model has "
+                "none: use torch_compile=False, or another loss_weighting."
             )
         super().__init__(
             model=given,
@@ -408,7 +415,11 @@ class HcalTrainer(Trainer):
     # ---- Optimiser ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser of transformers, its groups split by learning rate: encoder; projection and head; prototypes."""
+        """The optimiser of transformers, its groups split by learning rate: encoder; projection and head; prototypes.
+
+        Raises:
+            ValueError: for a weighter with parameters under FSDP.
+        """
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if not created:
@@ -429,6 +440,11 @@ class HcalTrainer(Trainer):
                 if parameters:
                     groups.append({**group, "params": parameters, "lr": rate})
         learned = list(self.loss_weighter.parameters())
+        if learned and self.is_fsdp_enabled:
+            raise ValueError(
+                f"{type(self.loss_weighter).__name__} has parameters of its own, which FSDP cannot shard with the model's: "
+                "use another loss_weighting, or several processes without FSDP."
+            )
         if learned:
             own_rate = self.loss_weighter.learning_rate
             rate = rates["head"] if own_rate is None else own_rate
