@@ -22,7 +22,8 @@ logger = logging.get_logger(__name__)
 STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 # It stops after so many of them in a row that are no better than the best one so far.
 PATIENCE = 2
-# C of biases and stop scores, which are hardly regularised: only so that a label of all or no documents keeps a finite one.
+# C of biases (as the prototypes hold them, before 1 / tau) and stop scores, which are hardly regularised: only so that a
+# label of all or no documents keeps a finite one.
 BIAS_STRENGTH = 100.0
 # Cells (document x label) that are worked on at a time, which bounds the memory.
 _CELLS = 4_000_000
@@ -47,10 +48,21 @@ class Solution:
     tried: list[dict[str, Any]] = field(default_factory=list)
 
 
-def is_solvable(model: HcalForSequenceClassification) -> bool:
-    """Whether [`fit_head`] is defined for the model: for linear scores and losses of documents."""
+def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
+    """Why [`fit_head`] is not defined for the model, with what to change; None where it is."""
     config = model.config
-    return config.score_function == "linear" and config.objective == "document" and not config.contrast
+    if config.score_function != "linear":
+        return (
+            f"L-BFGS fits linear scores, but the model has score_function={config.score_function!r}: make it with "
+            'score_function="linear", or train it with head_solver="optimizer".'
+        )
+    if config.objective != "document" or config.contrast:
+        return (
+            f"L-BFGS fits the losses of documents, but the model has objective={config.objective!r} and "
+            f"contrast={config.contrast!r}, which are defined on batches: leave them out, or train with "
+            'head_solver="optimizer".'
+        )
+    return None
 
 
 def feature_tensors(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,22 +74,6 @@ def feature_tensors(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     labels = np.full((len(nodes), sizes.max(initial=1)), -100, dtype=np.int64)
     labels[np.arange(labels.shape[1]) < sizes[:, None]] = [node for row in nodes for node in row]
     return states, torch.from_numpy(labels)
-
-
-def check_solvable(model: HcalForSequenceClassification) -> None:
-    """Raises ValueError, with what to change, for a model whose head cannot be fitted by [`fit_head`]."""
-    config = model.config
-    if config.score_function != "linear":
-        raise ValueError(
-            f"L-BFGS fits linear scores, but the model has score_function={config.score_function!r}: make it with "
-            'score_function="linear", or train it with head_solver="optimizer".'
-        )
-    if config.objective != "document" or config.contrast:
-        raise ValueError(
-            f"L-BFGS fits the losses of documents, but the model has objective={config.objective!r} and "
-            f"contrast={config.contrast!r}, which are defined on batches: leave them out, or train with "
-            'head_solver="optimizer".'
-        )
 
 
 def fit_head(
@@ -107,11 +103,12 @@ def fit_head(
         the value of the objective, a document.
 
     Raises:
-        ValueError: for a model that this is not defined for ([`check_solvable`]), or a strength not above 0.
+        ValueError: for a model that this is not defined for ([`unsolvable_because`]), or a strength not above 0.
 
     Source: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     """
-    check_solvable(model)
+    if reason := unsolvable_because(model):
+        raise ValueError(reason)
     if not strength > 0:
         raise ValueError(f"strength must be above 0, got {strength}.")
     prototypes, head = model.prototypes, model.head
@@ -125,7 +122,7 @@ def fit_head(
     if prototypes.anchor_scale is not None and not anchored:
         prototypes.anchor_scale.data.zero_()
         parameters = [p for p in parameters if p is not prototypes.anchor_scale]
-    shrunk = [p for p in parameters if p.shape == head.depths.shape or p is getattr(head, "stop", None)]
+    shrunk = [p for p in (prototypes.bias, getattr(head, "stop", None)) if p is not None]
     chunk = max(_CELLS // model.taxonomy.num_labels, 1)
 
     def objective() -> float:

@@ -30,7 +30,7 @@ from .evaluation import target_matrix
 from .metrics import classification_scores
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
 from .risk import calibrate_risk, describe_answers
-from .solver import check_solvable, feature_tensors, is_solvable, solve, solve_without_validation
+from .solver import feature_tensors, solve, solve_without_validation, unsolvable_because
 from .thresholds import tune_for_decoding
 from .training_args import HcalTrainingArguments
 from .weighting import LossWeighter, build_weighter
@@ -209,8 +209,9 @@ class HcalTrainer(Trainer):
                     "model.encoder.requires_grad_(False) and give data sets made by hcal_hf.features.pooled_features, or "
                     'use head_solver="optimizer".'
                 )
-            check_solvable(model)
-        return is_frozen and has_features and is_solvable(model)
+            if reason := unsolvable_because(model):
+                raise ValueError(reason)
+        return is_frozen and has_features and unsolvable_because(model) is None
 
     def _solve_head(self, model: HcalForSequenceClassification) -> TrainOutput:
         args, start = self.args, time.perf_counter()
