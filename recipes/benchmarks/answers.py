@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from frozen import LEFT_OUT, Task, solved
+from frozen import LEFT_OUT, Task, record, solved
 from torch.nn import functional as F
 
 from hcal_hf import HcalForSequenceClassification, Taxonomy, decode
@@ -238,11 +238,7 @@ def main() -> None:
     for name in options.sets:
         task = Task(name, options.data_dir / name, options.encoder, options.cache)
         for entry in measurements(task, options.data_dir / name, options.results, options.splits):
-            entry = {"dataset": name, **entry}
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            print(json.dumps(entry), flush=True)
+            record(options.output, {"dataset": name, **entry})
 
 
 def measurements(task: Task, folder: Path, results: Path, splits: int) -> Iterator[Measurement]:

@@ -333,6 +333,14 @@ def _mean_and_sd(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
+def record(path: Path, entry: dict[str, Any]) -> None:
+    """Appends a result to a file of JSON lines, and prints it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    print(json.dumps(entry), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path)
@@ -361,11 +369,8 @@ def main() -> None:
             parser.error(f"{name} has no methods {sorted(unknown)}, only {sorted(rows)}")
         for title in options.methods or rows:
             for entry in rows[title]():
-                entry = {"dataset": name, "method": title, "regime": "frozen", "train_size": size, **entry}
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                with open(options.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print(json.dumps(entry), flush=True)
+                found = {"dataset": name, "method": title, "regime": "frozen", "train_size": size, **entry}
+                record(options.output, found)
 
 
 if __name__ == "__main__":
