@@ -1,0 +1,417 @@
+"""When loss weighting helps: python recipes/benchmarks/weighting.py frozen stress finetune --data_dir DIR --encoder NAME
+
+frozen: heads on frozen features of four data sets, every weighter; each weighter's own argument is chosen on the validation
+split, at the learning rates that were best there with equal weights. stress: made-up hierarchies in which one level's loss
+dwarfs the others'. finetune: the whole encoder on clinc150. All train by HcalTrainer. Results are appended to --output as
+JSON lines; --tables writes them into weighting.md.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from frozen import (
+    BATCH,
+    EPOCHS,
+    LEFT_OUT,
+    MULTI_GRID,
+    PARTIAL,
+    SINGLE_GRID,
+    Task,
+    best_threshold,
+    logits_of,
+    make_model,
+    record,
+    violating,
+)
+from transformers import AutoTokenizer, BertConfig, PrinterCallback
+
+from hcal_hf import (
+    HcalConfig,
+    HcalForSequenceClassification,
+    HcalTrainer,
+    HcalTrainingArguments,
+    Taxonomy,
+    decode,
+    encode_dataset,
+)
+from hcal_hf.features import pooled_features
+from hcal_hf.metrics import classification_scores, violation_rates
+from hcal_hf.runner import DataArguments, load_data
+
+T = TypeVar("T")
+DEFAULT_HEADS = {"single_path": "lookahead_softmax", "multi_path": "conditional_sigmoid"}
+# Weighters compared with the head of HCAL itself and in the other parts; the first is the reference.
+MAIN = ("uniform", "hcal", "hcal_rate")
+FINETUNE_RATES = (5e-5, 1e-4)
+FINETUNE_EPOCHS = 4
+STRESS_RATES = (1e-2, 3e-2, 1e-1)
+FINETUNE_BATCH = 64
+# How many labels each level of the made-up hierarchies has, and what they are trained on.
+STRESS_LEVELS = (2, 4, 8, 16, 1024)
+STRESS_SCALES = (0.35, 0.35, 0.35, 0.35, 1.0)
+STRESS_FEATURES = 64
+STRESS_DOCUMENTS = {"train": 8192, "validation": 1024, "test": 4096}
+STRESS_STEPS = 384
+
+
+def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
+    """The arguments that are tried for a weighter."""
+    towards_leaves = list(range(1, levels + 1))
+    grids: dict[str, list[dict[str, Any]]] = {
+        "uniform": [{}],
+        "fixed": [{"weights": towards_leaves}, {"weights": towards_leaves[::-1]}],
+        "hcal": [{"gamma": gamma} for gamma in (0.1, 0.5, 2.0)],
+        "hcal_rate": [{"gamma": gamma} for gamma in (0.1, 0.5, 2.0)],
+        "dwa": [{"temperature": temperature} for temperature in (0.5, 2.0)],
+        "uncertainty": [{}, {"learning_rate": 1e-2}],
+        "famo": [{"learning_rate": rate} for rate in (0.005, 0.025)],
+        "gradnorm": [{"alpha": alpha} for alpha in (0.5, 1.5)],
+    }
+    return grids[weighter]
+
+
+WEIGHTERS = ("uniform", "fixed", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
+
+
+def feature_table(states: torch.Tensor, labels: torch.Tensor) -> Dataset:
+    """Features [N, D] and multi-hot labels [N, L] as the table that HcalTrainer takes."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(states.numpy().reshape(-1)), states.shape[1])
+    table = pa.table(
+        {"pooled_states": column, "labels": pa.array([torch.nonzero(row)[:, 0].tolist() for row in labels])}
+    )
+    return Dataset(table).with_format("numpy", columns=["pooled_states"], output_all_columns=True)
+
+
+def train(
+    model: HcalForSequenceClassification,
+    training: Dataset,
+    evaluation: Dataset,
+    steps: int,
+    weighting: tuple[str, dict[str, Any]],
+    seed: int,
+    processing_class: Any = None,
+    curve_points: int = 40,
+    **arguments: Any,
+) -> list[tuple[int, float]]:
+    """Trains and returns the curve of (step, micro-F1 on the evaluation documents)."""
+    name, kwargs = weighting
+    with tempfile.TemporaryDirectory() as folder:
+        args = HcalTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            loss_weighting=name,
+            loss_weighting_kwargs=kwargs,
+            head_solver="optimizer",
+            seed=seed,
+            eval_strategy="steps",
+            eval_steps=max(steps // curve_points, 1),
+            logging_steps=steps,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=False,
+            **arguments,
+        )
+        trainer = HcalTrainer(
+            model, args, train_dataset=training, eval_dataset=evaluation, processing_class=processing_class
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        history = trainer.state.log_history
+    return [(entry["step"], entry["eval_micro_f1"]) for entry in history if "eval_micro_f1" in entry]
+
+
+def steps_to_converge(curve: list[tuple[int, float]]) -> int:
+    """The first measured step with 95 % of the last score."""
+    return next(step for step, score in curve if score >= 0.95 * curve[-1][1])
+
+
+def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str) -> dict[str, float]:
+    """Percentages on a split; thresholds of multi_path sets are chosen on the validation split."""
+    truth = task.y[split].numpy() > 0
+    partial = task.name in PARTIAL
+    if task.label_mode == "single_path":
+        sets = decode(logits[split], task.taxonomy, task.label_mode, partial_paths=partial, head=head)
+        raw = decode(logits[split], task.taxonomy, task.label_mode, "raw", partial_paths=partial, head=head)
+        found = classification_scores(sets.numpy(), truth, task.taxonomy)
+        leaf, macro = found["leaf_accuracy"], found["macro_f1"]
+    else:
+        probabilities = {name: torch.sigmoid(logits[name]) for name in (split, "validation")}
+        thresholds = {
+            metric: best_threshold(task, probabilities["validation"], metric) for metric in ("micro_f1", "macro_f1")
+        }
+        raw = probabilities[split] >= thresholds["micro_f1"]
+        decoded = {
+            metric: decode(logits[split], task.taxonomy, task.label_mode, "closure", threshold=threshold).numpy()
+            for metric, threshold in thresholds.items()
+        }
+        found = classification_scores(decoded["micro_f1"], truth, task.taxonomy)
+        macro = classification_scores(decoded["macro_f1"], truth, task.taxonomy)["macro_f1"]
+        leaves = np.asarray(task.taxonomy.is_leaf)
+        sets = decoded["micro_f1"][:, leaves]
+        leaf = 2 * (sets & truth[:, leaves]).sum() / (sets.sum() + truth[:, leaves].sum())
+    scores = {"leaf": leaf, "top level": found["micro_f1_level_0"], "micro-F1": found["micro_f1"], "macro-F1": macro}
+    return {**{name: 100 * float(value) for name, value in scores.items()}, "HVR raw": violating(raw, task)}
+
+
+def total(scores: dict[str, float]) -> float:
+    """What is maximised on the validation split."""
+    return scores["micro-F1"] + scores["macro-F1"]
+
+
+def fit_frozen(
+    task: Task, head: str, rates: dict[str, float], weighting: tuple[str, dict[str, Any]], seed: int
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
+    """Logits of the validation and test splits, and the curve of the training."""
+    torch.manual_seed(seed)
+    model = make_model(task, {"head": head})
+    model.encoder.requires_grad_(False)
+    training, validation = (feature_table(task.x[split], task.y[split]) for split in ("train", "validation"))
+    steps = EPOCHS[task.name] * -(-len(training) // BATCH[task.name])
+    batch = {"per_device_train_batch_size": BATCH[task.name], "per_device_eval_batch_size": 1024}
+    curve = train(model, training, validation, steps, weighting, seed, weight_decay=0.01, **batch, **rates)
+    return logits_of(task, model), curve
+
+
+def frozen(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.sets:
+        task = Task(name, options.data_dir / name, options.encoder, options.cache)
+
+        def score(
+            head: str, rates: dict[str, float], weighting: tuple[str, dict[str, Any]], task: Task = task
+        ) -> float:
+            logits, _ = fit_frozen(task, head, rates, weighting, 0)
+            return total(scores_of(task, logits, "validation", head))
+
+        for head, weighters in ((DEFAULT_HEADS[task.label_mode], WEIGHTERS), ("independent", MAIN)):
+            grid = SINGLE_GRID if task.label_mode == "single_path" else MULTI_GRID
+            settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+            rates = best((score(head, rates, ("uniform", {})), rates) for rates in settings)
+            for weighter in options.weighters or weighters:
+                tried = candidates(weighter, len(task.taxonomy.levels))
+                kwargs = tried[0] if len(tried) == 1 else best((score(head, rates, (weighter, k)), k) for k in tried)
+                for seed in range(options.seeds):
+                    logits, curve = fit_frozen(task, head, rates, (weighter, kwargs), seed)
+                    metrics = {**scores_of(task, logits, "test", head), "steps": steps_to_converge(curve)}
+                    found = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
+                    yield {"part": "frozen", **found, "chosen": {**rates, "own": kwargs}, "metrics": metrics}
+
+
+def best(scored: Iterable[tuple[float, T]]) -> T:
+    return max(scored, key=lambda pair: pair[0])[1]
+
+
+def made_up(kind: str, seed: int) -> tuple[Taxonomy, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Documents of a tree whose last level has far more labels than the others, and so a far greater loss.
+
+    A document's features [64] are the sum of one Gaussian vector for each node of its path, those of the upper levels
+    shorter, and noise. `large`: all levels can be learnt. `noisy`: half of the documents have a random sibling at the
+    last level, whose loss so stays great.
+    """
+    random = np.random.default_rng(seed)
+    leaves = np.arange(STRESS_LEVELS[-1])
+    paths = [leaves * size // STRESS_LEVELS[-1] for size in STRESS_LEVELS]
+    names = [[f"{level}.{node}" for level, node in enumerate(path)] for path in zip(*paths)]
+    taxonomy = Taxonomy.from_paths(names)
+    ids = np.stack([taxonomy.encode([path]) for path in names])
+    means = [random.normal(size=(size, STRESS_FEATURES)) for size in STRESS_LEVELS]
+    siblings = STRESS_LEVELS[-1] // STRESS_LEVELS[-2]
+    data = {}
+    for split, size in STRESS_DOCUMENTS.items():
+        leaf = random.integers(STRESS_LEVELS[-1], size=size)
+        states = sum(scale * mean[path[leaf]] for scale, mean, path in zip(STRESS_SCALES, means, paths))
+        states = states + random.normal(size=(size, STRESS_FEATURES))
+        if kind == "noisy":
+            moved = leaf // siblings * siblings + random.integers(siblings, size=size)
+            leaf = np.where(random.random(size) < 0.5, moved, leaf)
+        labels = torch.zeros(size, taxonomy.num_labels).scatter_(1, torch.from_numpy(ids[leaf]), 1.0)
+        data[split] = (torch.tensor(states, dtype=torch.float32), labels)
+    return taxonomy, data
+
+
+def stressed(
+    kind: str, head: str, weighting: tuple[str, dict[str, Any]], rate: float, seed: int, split: str
+) -> dict[str, float]:
+    """Accuracy of each level's best label, in percent, after a short training of a narrow projection."""
+    taxonomy, data = made_up(kind, seed)
+    torch.manual_seed(seed)
+    encoder = BertConfig(hidden_size=STRESS_FEATURES, num_hidden_layers=0, num_attention_heads=1, vocab_size=2)
+    fields = {"label_mode": "single_path", "head": head, "projection_dim": 16}
+    model = HcalForSequenceClassification(HcalConfig.from_taxonomy(taxonomy, encoder, **fields))
+    model.encoder.requires_grad_(False)
+    tables = {name: feature_table(*data[name]) for name in ("train", "validation")}
+    curve = train(
+        model,
+        tables["train"],
+        tables["validation"],
+        STRESS_STEPS,
+        weighting,
+        seed,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=1024,
+        learning_rate=rate,
+    )
+    states, labels = data[split]
+    with torch.no_grad():
+        logits = model.eval()(pooled_states=states).logits
+    metrics = {
+        f"level {k}": 100 * (logits[:, level].argmax(1) == labels[:, level].argmax(1)).float().mean().item()
+        for k, level in enumerate(taxonomy.levels)
+    }
+    metrics["mean"] = statistics.mean(metrics.values())
+    raw = decode(logits, taxonomy, "single_path", "raw", head=head)
+    rate: Any = violation_rates(raw.numpy(), taxonomy)["hvr"]
+    return {**metrics, "HVR raw": 100 * rate, "steps": steps_to_converge(curve)}
+
+
+def stress(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for kind, head in itertools.product(("large", "noisy"), ("independent", "lookahead_softmax")):
+
+        def score(weighting: tuple[str, dict[str, Any]], rate: float, kind: str = kind, head: str = head) -> float:
+            return stressed(kind, head, weighting, rate, 0, "validation")["mean"]
+
+        rate = best((score(("uniform", {}), rate), rate) for rate in STRESS_RATES)
+        for weighter in options.weighters or WEIGHTERS:
+            tried = candidates(weighter, len(STRESS_LEVELS))
+            kwargs = tried[0] if len(tried) == 1 else best((score((weighter, k), rate), k) for k in tried)
+            for seed in range(options.seeds):
+                metrics = stressed(kind, head, (weighter, kwargs), rate, seed, "test")
+                found = {"dataset": kind, "head": head, "weighter": weighter, "seed": seed}
+                yield {"part": "stress", **found, "chosen": {"rate": rate, "own": kwargs}, "metrics": metrics}
+
+
+class FineTuning:
+    """A data set as token ids, for training the whole encoder in bfloat16 with gamma at its default."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.task = Task(name, options.data_dir / name, options.encoder, options.cache)
+        self.encoder = options.encoder
+        self.tokenizer = AutoTokenizer.from_pretrained(options.encoder)
+        left_out = LEFT_OUT.get(name)
+        rows = load_data(DataArguments(data_dir=str(options.data_dir / name)))
+        rows = rows.filter(lambda row: row["labels"] != left_out)
+        label_mode: Any = self.task.label_mode
+        self.data = encode_dataset(rows, self.task.taxonomy, self.tokenizer, label_mode=label_mode, max_length=64)
+        self.curve_rows = self.data["validation"].shuffle(seed=0).select(range(1000))
+
+    def fit(self, weighter: str, rate: float, seed: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
+        """Logits of the validation and test splits, and the curve of the training."""
+        torch.manual_seed(seed)
+        task, label_mode = self.task, self.task.label_mode
+        model = HcalForSequenceClassification.from_encoder(self.encoder, task.taxonomy, label_mode=label_mode)
+        curve = train(
+            model,
+            self.data["train"],
+            self.curve_rows,
+            FINETUNE_EPOCHS * -(-len(self.data["train"]) // FINETUNE_BATCH),
+            (weighter, {}),
+            seed,
+            processing_class=self.tokenizer,
+            curve_points=20,
+            per_device_train_batch_size=FINETUNE_BATCH,
+            per_device_eval_batch_size=250,
+            train_sampling_strategy="group_by_length",
+            bf16=True,
+            learning_rate=rate,
+            head_learning_rate=1e-3,
+            prototype_learning_rate=3e-3,
+            weight_decay=0.01,
+            warmup_steps=0.1,
+        )
+        logits = {}
+        for split in ("validation", "test"):
+            states = pooled_features(model, self.data[split], self.tokenizer, batch_size=128)["pooled_states"][:]
+            with torch.no_grad():
+                logits[split] = model.eval()(pooled_states=torch.from_numpy(states).to(model.device)).logits.cpu()
+        return logits, curve
+
+
+def finetune(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.finetune_sets:
+        tuning = FineTuning(name, options)
+        task, head = tuning.task, DEFAULT_HEADS[tuning.task.label_mode]
+        known = {rate: tuning.fit("uniform", rate, 0) for rate in FINETUNE_RATES}
+        rate = best((total(scores_of(task, logits, "validation", head)), rate) for rate, (logits, _) in known.items())
+        for seed, weighter in itertools.product(range(options.finetune_seeds), options.weighters or MAIN):
+            start = time.perf_counter()
+            logits, curve = known[rate] if (seed, weighter) == (0, "uniform") else tuning.fit(weighter, rate, seed)
+            metrics = {**scores_of(task, logits, "test", head), "steps": steps_to_converge(curve)}
+            found = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
+            chosen = {"learning_rate": rate, "own": {}}
+            seconds = round(time.perf_counter() - start, 1)
+            yield {"part": "finetune", **found, "chosen": chosen, "metrics": metrics, "seconds": seconds}
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, one row a weighter."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        rows.setdefault((entry["head"], entry["weighter"]), []).append(entry)
+    columns = list(entries[0]["metrics"])
+    lines = ["| head | weighter | chosen | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 4) + "|"]
+    for (head, weighter), found in rows.items():
+        chosen = ", ".join(f"{name} {value}" for name, value in found[0]["chosen"]["own"].items())
+        cells = []
+        for column in columns:
+            values = [entry["metrics"][column] for entry in found]
+            digits = 0 if column == "steps" else 1
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {head} | {weighter} | {chosen} | " + " | ".join(cells) + f" | {len(found)} |")
+    return "\n".join(lines)
+
+
+def write_tables(results: Path, page: Path) -> None:
+    """Puts a table between `<!-- part dataset -->` and `<!-- end -->` for each part and data set of the results."""
+    entries = [json.loads(line) for line in results.read_text().splitlines()]
+    text = page.read_text()
+    for part, name in dict.fromkeys((entry["part"], entry["dataset"]) for entry in entries):
+        start = f"<!-- {part} {name} -->"
+        if start not in text:
+            raise ValueError(f"{page} has no place for {start}.")
+        before, rest = text.split(start)
+        own = [entry for entry in entries if (entry["part"], entry["dataset"]) == (part, name)]
+        text = f"{before}{start}\n{table(own)}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    page.write_text(text)
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["frozen", "stress", "finetune"])
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
+    parser.add_argument("--finetune_sets", nargs="+", default=["clinc150"])
+    parser.add_argument(
+        "--weighters", nargs="+", default=None, choices=WEIGHTERS, help="all that the part has by default"
+    )
+    parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--finetune_seeds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--output", type=Path, default=here / "weighting.jsonl")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables", action="store_true", help="write the tables of --output into weighting.md")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for part in options.parts:
+        for entry in {"frozen": frozen, "stress": stress, "finetune": finetune}[part](options):
+            record(options.output, entry)
+    if options.tables:
+        write_tables(options.output, here / "weighting.md")
+
+
+if __name__ == "__main__":
+    main()
