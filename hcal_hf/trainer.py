@@ -16,22 +16,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .calibration import (
-    calibration_metrics,
-    document_scores,
-    fit_temperature,
-    negative_log_likelihood,
-    tempered_logits,
-)
 from .data import HcalDataCollator, check_encoded
-from .decoding import decode
 from .evaluation import compute_metrics as default_compute_metrics
-from .evaluation import target_matrix
-from .metrics import classification_scores
+from .held_out import HeldOutMixin
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
-from .risk import calibrate_risk, describe_answers
 from .solver import feature_tensors, solve, solve_without_validation, unsolvable_because
-from .thresholds import tune_for_decoding
 from .training_args import HcalTrainingArguments
 from .weighting import LossWeighter, build_weighter
 
@@ -40,14 +29,16 @@ logger = logging.get_logger(__name__)
 WEIGHTER_NAME = "loss_weighter.safetensors"
 
 
-class HcalTrainer(Trainer):
+class HcalTrainer(HeldOutMixin, Trainer):
     """
     [`~transformers.Trainer`] for [`HcalForSequenceClassification`]: the loss is sum_k w_k L_k over the model's tasks, with
     weights from a [`LossWeighter`].
 
     What it adds:
 
-    - Every logging step reports each task's mean loss and weight (`loss_level_0`, `weight_level_0`, ...).
+    - Every logging step reports each task's mean loss and weight since the last one (`loss_level_0`, `weight_level_0`,
+      ...), how much of its first logged loss it still has (`remaining_level_0`: how far it has converged), and what the
+      weighter goes by (`rate_level_0` of `hcal_rate` and `dwa`).
     - Losses over documents are normalised over the whole accumulation window and all processes, so that
       batch 2 x 4 accumulation steps is batch 8, and two processes are one, whatever levels the documents reach. Weighters
       that follow the current batch's losses (`per_batch`, such as `hcal`) weigh each micro-batch by its own losses over
@@ -132,6 +123,7 @@ class HcalTrainer(Trainer):
                 f"{type(self.loss_weighter).__name__} takes gradients within the forward pass, where a compiled model has "
                 "none: use torch_compile=False, or another loss_weighting."
             )
+        self._unwrapped: tuple[nn.Module, HcalForSequenceClassification] | None = None
         super().__init__(
             model=given,
             args=args,
@@ -161,6 +153,14 @@ class HcalTrainer(Trainer):
         # The first step with a loss, and with a weight, that was not finite; 0 for none.
         self._first_bad = torch.zeros(2, len(self.task_names), dtype=torch.int64, device=self.args.device)
 
+    @property
+    def unwrapped_model(self) -> HcalForSequenceClassification:
+        """The model without what distributed training or compilation put around it."""
+        # accelerate looks for installed packages at each unwrapping, which takes longer than a small head's step.
+        if self._unwrapped is None or self._unwrapped[0] is not self.model:
+            self._unwrapped = (self.model, self.accelerator.unwrap_model(self.model))
+        return self._unwrapped[1]
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`], after a check of the training rows against the model's label_mode and
         partial_paths (tables in memory; a stream is checked batch by batch).
@@ -170,7 +170,7 @@ class HcalTrainer(Trainer):
         Raises:
             BadRowsError: for rows that the model could never predict.
         """
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped_model
         if model.config.score_temperature != 1:
             logger.warning(
                 f"score_temperature={model.config.score_temperature} was fitted for the weights before this training: it "
@@ -245,7 +245,7 @@ class HcalTrainer(Trainer):
         """The denominators [T] of the document tasks over an accumulation window, summed over all processes."""
         if not batch_samples or any(batch.get("labels") is None for batch in batch_samples):
             return None
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped_model
         counts = torch.stack([model.count_tasks(batch["labels"].to(device)) for batch in batch_samples]).sum(dim=0)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
@@ -292,7 +292,7 @@ class HcalTrainer(Trainer):
         # Sums over documents add up over processes, whose gradients DDP averages; class means are gathered already.
         documents = counts.to(losses) / total.clamp(min=1) * self.accelerator.num_processes / parts
         share = torch.where(self._document_tasks, documents, 1.0 / steps)
-        hcal = self.accelerator.unwrap_model(model)
+        hcal = self.unwrapped_model
         weights = hcal.weigh_contrast(weighter(means[:levels], present[:levels]), present)
         loss = (weights * share * losses).sum()
         penalty = weighter.penalty(present[:levels])
@@ -311,11 +311,12 @@ class HcalTrainer(Trainer):
             return inputs
         # Not from torch's generator, which the processes' dropout leaves in different states.
         seed = np.random.SeedSequence([self.args.seed, self.state.global_step]).generate_state(1)[0]
-        noise = self.accelerator.unwrap_model(self.model).prototypes.sample_noise(int(seed))
+        noise = self.unwrapped_model.prototypes.sample_noise(int(seed))
         if noise is None:
             return inputs
-        # torch.nn.DataParallel deals out the rows of every tensor: one copy for each replica.
-        return {**inputs, "noise": noise.repeat(max(self.args.n_gpu, 1), 1)}
+        if self.args.n_gpu > 1:  # torch.nn.DataParallel deals out the rows of every tensor: one copy for each replica
+            noise = noise.repeat(self.args.n_gpu, 1)
+        return {**inputs, "noise": noise}
 
     def _over_replicas(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Joins what torch.nn.DataParallel has laid end to end, [replicas * T], into [T]."""
@@ -395,7 +396,7 @@ class HcalTrainer(Trainer):
         weighter.after_step(*found)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each task's mean loss and mean weight since the last log to the training logs."""
+        """Adds to the training logs what each task did since the last one."""
         self._raise_if_not_finite()
         if "loss" in logs and self._logged[3].any():
             logs = {**logs, **self._task_logs()}
@@ -405,13 +406,25 @@ class HcalTrainer(Trainer):
         losses, counts, weights, steps = self.accelerator.reduce(self._logged, reduction="sum").cpu()
         self._logged.zero_()
         logs: dict[str, float] = {}
+        history = self.state.log_history
         for k, name in enumerate(self.task_names):
             if steps[k]:
-                logs[f"loss_{name}"] = (losses[k] / counts[k]).item()
+                loss = logs[f"loss_{name}"] = (losses[k] / counts[k]).item()
                 logs[f"weight_{name}"] = (weights[k] / steps[k]).item()
+                # The log itself remembers where the loss started, also in a checkpoint.
+                first = next((entry[f"loss_{name}"] for entry in history if f"loss_{name}" in entry), loss)
+                logs[f"remaining_{name}"] = loss / first if first else 1.0
         for what, values in self.loss_weighter.report().items():
             logs |= {f"{what}_{name}": value for name, value in zip(self.task_names, values.tolist())}
         return logs
+
+    def _default_metrics(self, predictions: Any) -> dict[str, float]:
+        # Reads the configuration now: thresholds may have been tuned since the Trainer was made.
+        model = self.unwrapped_model
+        config = model.config
+        return default_compute_metrics(
+            predictions, model.taxonomy, config.label_mode, config.partial_paths, config.head, config.thresholds
+        )
 
     # ---- Optimiser ----
 
@@ -507,170 +520,6 @@ class HcalTrainer(Trainer):
                 )
             self.loss_weighter.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
-    # ---- Probabilities and decisions ----
-
-    def calibrate_temperature(self, dataset: Any = None) -> dict[str, float]:
-        """Fits one temperature to held-out documents ([`hcal_hf.calibration.fit_temperature`]) and writes it into
-        `model.config.score_temperature`, where the model's probabilities, and so evaluation, the pipeline and `save_model`,
-        find it.
-
-        Label thresholds and a risk calibration are of the probabilities before: where T changes they are dropped, with a
-        warning. Do this first, then `tune_thresholds`, then `calibrate_risk` on documents of its own. Training again sets T
-        to 1; the losses, in training and in evaluation, are those of T = 1 throughout.
-
-        Args:
-            dataset: held-out rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
-
-        Returns:
-            `temperature`, `documents`, and as `..._before` and `..._after`, on these very documents, `nll` (-log P of a
-            document's labels, [`hcal_hf.calibration.negative_log_likelihood`]), the calibration errors and the Brier
-            scores ([`hcal_hf.calibration.calibration_metrics`]).
-
-        Raises:
-            ValueError: for the training data, or without a data set or its labels.
-        """
-        dataset = self.eval_dataset if dataset is None else dataset
-        self._refuse_training_data(dataset, "calibrate_temperature")
-        features, targets = self._predicted(dataset, "calibrate_temperature", "features")
-        model = self.accelerator.unwrap_model(self.model)
-        config = model.config
-        scores = document_scores(model, features)
-        fitted = fit_temperature(model.head, scores, targets)
-        found: dict[str, float] = {"temperature": fitted, "documents": len(targets)}
-        for name, temperature in (("before", config.score_temperature), ("after", fitted)):
-            logits = tempered_logits(model.head, scores, temperature)
-            metrics = {"nll": negative_log_likelihood(model.head, scores, targets, temperature)}
-            metrics |= calibration_metrics(
-                logits, targets, model.taxonomy, config.label_mode, config.partial_paths, config.head
-            )
-            found |= {f"{metric}_{name}": value for metric, value in metrics.items()}
-        self._set_temperature(fitted)
-        return found
-
-    def _set_temperature(self, temperature: float) -> None:
-        """Sets the temperature and drops what was fitted to the probabilities under another one."""
-        config = self.accelerator.unwrap_model(self.model).config
-        if config.score_temperature == temperature:
-            return
-        config.score_temperature = temperature
-        stale = [name for name in ("thresholds", "risk_threshold") if getattr(config, name) is not None]
-        if stale:
-            config.thresholds = config.risk_alpha = config.risk_threshold = None
-            logger.warning(
-                f"The temperature is now {temperature:.4g}: {' and '.join(stale)} held for the probabilities before and "
-                "are dropped. Run tune_thresholds or calibrate_risk again."
-            )
-
-    def tune_thresholds(
-        self, dataset: Any = None, granularity: str = "global", metric: str = "micro_f1", **kwargs: Any
-    ) -> dict[str, float]:
-        """Tunes the label thresholds on a data set and writes them into `model.config.thresholds`, where evaluation, the
-        pipeline and `save_model` find them.
-
-        Every process finds the same thresholds, from the predictions gathered. The data set should be one that the
-        model was not trained on; report results on a third one.
-
-        Args:
-            dataset: rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
-            granularity (`"global"`, `"level"` or `"label"`): one threshold for all labels, one a level, or one a label.
-            metric (`"micro_f1"` or `"macro_f1"`): what they maximise.
-            kwargs: `min_positives` and `shrinkage` of [`hcal_hf.thresholds.tune_thresholds`].
-
-        Returns:
-            `before` and `after`: the metric of the default decoding on this data set.
-
-        Raises:
-            ValueError: without a data set or its labels, or for an argument out of range.
-        """
-        logits, targets = self._predicted(dataset, "tune_thresholds", "logits")
-        model = self.accelerator.unwrap_model(self.model)
-        config = model.config
-        mode = (model.taxonomy, config.label_mode)
-        tuned = tune_for_decoding(
-            logits, targets, *mode, config.partial_paths, config.head, granularity=granularity, metric=metric, **kwargs
-        ).tolist()
-        found = {}
-        for name, thresholds in (("before", config.thresholds), ("after", tuned)):
-            sets = decode(logits, *mode, None, thresholds, config.partial_paths, config.head)
-            found[name] = classification_scores(sets.numpy(), targets, model.taxonomy)[metric]
-        config.thresholds = tuned
-        return found
-
-    def calibrate_risk(self, dataset: Any, alpha: float = 0.1) -> dict[str, float]:
-        """Sets how deep the answers of `decode="risk"` go, so that the expected share of wrong labels in an answer is at
-        most alpha: writes `model.config.risk_alpha` and `risk_threshold` ([`hcal_hf.risk.calibrate_risk`]).
-
-        Never give documents that trained the model or chose anything about it: the checkpoint (early stopping,
-        `load_best_model_at_end`), a temperature, label thresholds. The guarantee is for documents exchangeable with
-        these. It is void after anything that changes the probabilities or the decoded path: further training, a
-        temperature, added labels, another `head`, `label_mode` or `partial_paths`; calibrate again then.
-        `tune_thresholds` afterwards does not void it: `decode="risk"` cuts by its own threshold alone.
-
-        Args:
-            dataset: held-out rows with labels, as for `predict`.
-            alpha (`float`, above 0 and below 1): the risk level; at least 1 / alpha - 1 documents are needed, or every
-                answer is empty.
-
-        Returns:
-            `alpha`, `threshold`, `documents`, and what the answers on these very documents are like (`risk`, `answered`,
-            `levels`, `completeness`, `empty`; [`hcal_hf.risk.describe_answers`]).
-
-        Raises:
-            ValueError: for the training data, no data or no labels, or alpha out of range.
-        """
-        self._refuse_training_data(dataset, "calibrate_risk")
-        if dataset is not None and dataset is self.eval_dataset and self.args.load_best_model_at_end:
-            logger.warning(
-                "calibrate_risk got the data that chose the best checkpoint (load_best_model_at_end): the guarantee does "
-                "not hold. Give other held-out documents."
-            )
-        logits, targets = self._predicted(dataset, "calibrate_risk", "logits")
-        model = self.accelerator.unwrap_model(self.model)
-        config = model.config
-        mode = (model.taxonomy, config.label_mode)
-        kind = {"partial_paths": config.partial_paths, "head": config.head}
-        threshold = calibrate_risk(torch.sigmoid(logits.double()), targets, *mode, alpha, **kind)
-        config.risk_alpha, config.risk_threshold = float(alpha), threshold
-        answers = decode(logits, *mode, "risk", risk_threshold=threshold, **kind)
-        found = describe_answers(answers, targets, model.taxonomy)
-        return {"alpha": float(alpha), "threshold": threshold, "documents": len(targets), **found}
-
-    def _default_metrics(self, predictions: Any) -> dict[str, float]:
-        # Reads the configuration now: thresholds may have been tuned since the Trainer was made.
-        model = self.accelerator.unwrap_model(self.model)
-        config = model.config
-        return default_compute_metrics(
-            predictions, model.taxonomy, config.label_mode, config.partial_paths, config.head, config.thresholds
-        )
-
-    def _refuse_training_data(self, dataset: Any, caller: str) -> None:
-        if dataset is not None and dataset is self.train_dataset:
-            raise ValueError(
-                f"{caller} got the training data, on which the model is surer than on new documents: give documents "
-                "that were held out from training and from every choice."
-            )
-
-    def _predicted(self, dataset: Any, caller: str, field: str) -> tuple[torch.Tensor, np.ndarray]:
-        """One field of the model's output, `logits` [N, L] or `features` [N, d], and the true labels (bool) [N, L] of a
-        data set, gathered from all processes."""
-        dataset = self.eval_dataset if dataset is None and caller != "calibrate_risk" else dataset
-        if dataset is None or isinstance(dataset, dict):
-            got = "none" if dataset is None else f"a dictionary of {sorted(dataset)}"
-            raise ValueError(f"{caller} needs one data set with labels, got {got}: {caller}(dataset).")
-        # Without metrics: they are not wanted, and with batch_eval_metrics nothing would be gathered.
-        compute_metrics: Any = getattr(self, "compute_metrics")  # noqa: B009 - its type is unknown
-        self.compute_metrics = None
-        config = self.accelerator.unwrap_model(self.model).config
-        ignored = [name for name in ("logits", *config.keys_to_ignore_at_inference) if name != field]
-        try:
-            output = self.predict(dataset, ignore_keys=ignored)
-        finally:
-            self.compute_metrics = compute_metrics
-        if output.label_ids is None:
-            raise ValueError(f'{caller} needs a data set with labels: encode_dataset makes its "labels" column.')
-        found = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        return torch.from_numpy(np.asarray(found)), target_matrix(np.asarray(output.label_ids), config.num_labels)
-
 
 class _ReembedLabels(TrainerCallback):
     """Embeds the label texts anew at the start of each epoch but the first, since the encoder has moved.
@@ -682,7 +531,7 @@ class _ReembedLabels(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model = self.trainer.unwrapped_model
         tokenizer = self.trainer.processing_class
         if tokenizer is None or not any(p.requires_grad for p in model.encoder.parameters()):
             return

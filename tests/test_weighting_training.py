@@ -170,6 +170,15 @@ def test_rates_are_logged(tmp_path):
     assert "rate_level_0" not in logs_of(make_and_train(tmp_path, "uniform"))[-1]
 
 
+def test_what_remains_of_each_first_loss_is_logged(tmp_path):
+    logs = logs_of(make_and_train(tmp_path, "uniform"))
+    for k in range(3):
+        losses = [entry[f"loss_level_{k}"] for entry in logs if f"loss_level_{k}" in entry]  # not every step has all
+        shares = [entry[f"remaining_level_{k}"] for entry in logs if f"remaining_level_{k}" in entry]
+        assert shares == pytest.approx([loss / losses[0] for loss in losses])
+        assert len(set(shares)) > 2
+
+
 def make_and_train(*args, **kwargs):
     trainer = make_trainer(*args, **kwargs)
     trainer.train()
