@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset
 from frozen import (
     BATCH,
     EPOCHS,
@@ -34,6 +32,7 @@ from frozen import (
     record,
     violating,
 )
+from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoTokenizer, BertConfig, PrinterCallback
 
 from hcal_hf import (
@@ -53,6 +52,7 @@ T = TypeVar("T")
 DEFAULT_HEADS = {"single_path": "lookahead_softmax", "multi_path": "conditional_sigmoid"}
 # Weighters compared with the head of HCAL itself and in the other parts; the first is the reference.
 MAIN = ("uniform", "hcal", "hcal_rate")
+CURVE_DOCUMENTS = 1000
 FINETUNE_RATES = (5e-5, 1e-4)
 FINETUNE_EPOCHS = 4
 STRESS_RATES = (1e-2, 3e-2, 1e-1)
@@ -84,24 +84,29 @@ def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
 WEIGHTERS = ("uniform", "fixed", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
 
 
-def feature_table(states: torch.Tensor, labels: torch.Tensor) -> Dataset:
-    """Features [N, D] and multi-hot labels [N, L] as the table that HcalTrainer takes."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(states.numpy().reshape(-1)), states.shape[1])
-    table = pa.table(
-        {"pooled_states": column, "labels": pa.array([torch.nonzero(row)[:, 0].tolist() for row in labels])}
-    )
-    return Dataset(table).with_format("numpy", columns=["pooled_states"], output_all_columns=True)
+class Features(TorchDataset):
+    """Features [N, D] and multi-hot labels [N, L] that are dealt out in whole batches: a table's rows one by one would take
+    longer than the head."""
+
+    def __init__(self, states: torch.Tensor, labels: torch.Tensor):
+        self.states, self.labels = states, labels
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {"pooled_states": self.states[rows], "labels": self.labels[rows]}
 
 
 def train(
     model: HcalForSequenceClassification,
-    training: Dataset,
-    evaluation: Dataset,
+    training: Any,
+    evaluation: Any,
     steps: int,
     weighting: tuple[str, dict[str, Any]],
     seed: int,
     processing_class: Any = None,
-    curve_points: int = 40,
+    curve_points: int = 20,
     **arguments: Any,
 ) -> list[tuple[int, float]]:
     """Trains and returns the curve of (step, micro-F1 on the evaluation documents)."""
@@ -120,13 +125,13 @@ def train(
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=False,
             **arguments,
         )
-        trainer = HcalTrainer(
-            model, args, train_dataset=training, eval_dataset=evaluation, processing_class=processing_class
-        )
+        collator = (lambda batch: batch) if isinstance(training, Features) else None
+        trainer = HcalTrainer(model, args, collator, training, evaluation, processing_class)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         history = trainer.state.log_history
@@ -160,8 +165,8 @@ def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str
         found = classification_scores(decoded["micro_f1"], truth, task.taxonomy)
         macro = classification_scores(decoded["macro_f1"], truth, task.taxonomy)["macro_f1"]
         leaves = np.asarray(task.taxonomy.is_leaf)
-        sets = decoded["micro_f1"][:, leaves]
-        leaf = 2 * (sets & truth[:, leaves]).sum() / (sets.sum() + truth[:, leaves].sum())
+        chosen, true = decoded["micro_f1"][:, leaves], truth[:, leaves]
+        leaf = 2 * (chosen & true).sum() / (chosen.sum() + true.sum())
     scores = {"leaf": leaf, "top level": found["micro_f1_level_0"], "micro-F1": found["micro_f1"], "macro-F1": macro}
     return {**{name: 100 * float(value) for name, value in scores.items()}, "HVR raw": violating(raw, task)}
 
@@ -178,10 +183,17 @@ def fit_frozen(
     torch.manual_seed(seed)
     model = make_model(task, {"head": head})
     model.encoder.requires_grad_(False)
-    training, validation = (feature_table(task.x[split], task.y[split]) for split in ("train", "validation"))
+    training = Features(task.x["train"], task.y["train"])
+    some = np.random.default_rng(0).permutation(len(task.x["validation"]))[:CURVE_DOCUMENTS]
+    validation = Features(task.x["validation"][some], task.y["validation"][some])
     steps = EPOCHS[task.name] * -(-len(training) // BATCH[task.name])
-    batch = {"per_device_train_batch_size": BATCH[task.name], "per_device_eval_batch_size": 1024}
-    curve = train(model, training, validation, steps, weighting, seed, weight_decay=0.01, **batch, **rates)
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH[task.name],
+        "per_device_eval_batch_size": 1024,
+        "weight_decay": 0.01,
+        **rates,
+    }
+    curve = train(model, training, validation, steps, weighting, seed, **arguments)
     return logits_of(task, model), curve
 
 
@@ -251,11 +263,10 @@ def stressed(
     fields = {"label_mode": "single_path", "head": head, "projection_dim": 16}
     model = HcalForSequenceClassification(HcalConfig.from_taxonomy(taxonomy, encoder, **fields))
     model.encoder.requires_grad_(False)
-    tables = {name: feature_table(*data[name]) for name in ("train", "validation")}
     curve = train(
         model,
-        tables["train"],
-        tables["validation"],
+        Features(*data["train"]),
+        Features(*data["validation"]),
         STRESS_STEPS,
         weighting,
         seed,
@@ -272,8 +283,8 @@ def stressed(
     }
     metrics["mean"] = statistics.mean(metrics.values())
     raw = decode(logits, taxonomy, "single_path", "raw", head=head)
-    rate: Any = violation_rates(raw.numpy(), taxonomy)["hvr"]
-    return {**metrics, "HVR raw": 100 * rate, "steps": steps_to_converge(curve)}
+    violating: Any = violation_rates(raw.numpy(), taxonomy)["hvr"]
+    return {**metrics, "HVR raw": 100 * violating, "steps": steps_to_converge(curve)}
 
 
 def stress(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -304,7 +315,7 @@ class FineTuning:
         rows = rows.filter(lambda row: row["labels"] != left_out)
         label_mode: Any = self.task.label_mode
         self.data = encode_dataset(rows, self.task.taxonomy, self.tokenizer, label_mode=label_mode, max_length=64)
-        self.curve_rows = self.data["validation"].shuffle(seed=0).select(range(1000))
+        self.curve_rows = self.data["validation"].shuffle(seed=0).select(range(CURVE_DOCUMENTS))
 
     def fit(self, weighter: str, rate: float, seed: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
         """Logits of the validation and test splits, and the curve of the training."""
@@ -319,7 +330,6 @@ class FineTuning:
             (weighter, {}),
             seed,
             processing_class=self.tokenizer,
-            curve_points=20,
             per_device_train_batch_size=FINETUNE_BATCH,
             per_device_eval_batch_size=250,
             train_sampling_strategy="group_by_length",
