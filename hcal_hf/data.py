@@ -330,6 +330,13 @@ def _check_full_paths(nodes: np.ndarray, taxonomy: Taxonomy) -> None:
             )
 
 
+def label_cells(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The `labels` column of an encoded table: the number of labels of each row [N], and all of them one after another."""
+    column: Any = dataset.with_format("arrow")[:]["labels"]
+    cells = column.combine_chunks()
+    return cells.value_lengths().to_numpy(), cells.flatten().to_numpy().astype(np.int64)
+
+
 def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_paths: bool) -> None:
     """Checks the `labels` column of an encoded table against what a model expects of documents.
 
@@ -337,14 +344,26 @@ def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_pat
         BadRowsError: for rows that are not one path (single_path), or whose paths end at inner nodes (unless
             `partial_paths`).
     """
+    sizes, nodes = label_cells(dataset)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    suspects = np.zeros(len(sizes), dtype=bool)
+    if label_mode == "single_path":
+        position = np.arange(len(nodes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        suspects |= sizes == 0
+        suspects[rows[taxonomy.depths[nodes] != position]] = True
+    if not partial_paths:
+        # A node is inner in its row where the row holds a child of it.
+        owners, parents = taxonomy.parents_of(nodes)
+        continued = np.isin(rows * len(taxonomy) + nodes, rows[owners] * len(taxonomy) + parents)
+        suspects[rows[~continued & ~taxonomy.is_leaf[nodes]]] = True
     bad = []
-    for row, labels in enumerate(dataset["labels"]):
-        nodes = np.asarray(labels, dtype=np.int64)
+    for row in np.flatnonzero(suspects).tolist():
+        given = np.asarray(dataset[row]["labels"], dtype=np.int64)
         try:
             if label_mode == "single_path":
-                _check_one_path(nodes, taxonomy)
+                _check_one_path(given, taxonomy)
             if not partial_paths:
-                _check_full_paths(nodes, taxonomy)
+                _check_full_paths(given, taxonomy)
         except ValueError as problem:
             bad.append((str(getattr(dataset, "split", None) or "dataset"), row, str(problem)))
     if bad:

@@ -251,6 +251,21 @@ class Taxonomy:
         """The sorted indices of a node's parents (empty for a root)."""
         return self.edges[self._parent_offsets[node] : self._parent_offsets[node + 1], 0]
 
+    def parents_of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parents of many nodes at once.
+
+        Args:
+            nodes (`np.ndarray` of shape `[N]`): node indices, in any order and number.
+
+        Returns:
+            two arrays of one length: positions in `nodes`, ascending, and a parent of the node there.
+        """
+        first, last = self._parent_offsets[nodes], self._parent_offsets[nodes + 1]
+        counts = last - first
+        owners = np.repeat(np.arange(len(nodes)), counts)
+        within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return owners, self.edges[first[owners] + within, 0]
+
     def check_single_path(self) -> None:
         """Raises ValueError naming a node with two parents: a document's one path would not be defined there."""
         if self.is_forest:

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .data import HcalDataCollator, check_encoded
+from .data import HcalDataCollator, check_encoded, label_cells
 from .evaluation import compute_metrics as default_compute_metrics
 from .held_out import HeldOutMixin
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
@@ -187,11 +187,9 @@ class HcalTrainer(HeldOutMixin, Trainer):
             config = model.config
             check_encoded(self.train_dataset, model.taxonomy, config.label_mode, config.partial_paths)
         if model.prototypes.is_anchored and in_memory:
-            carried = np.unique(
-                np.concatenate([np.asarray(nodes, dtype=np.int64) for nodes in self.train_dataset["labels"]])
-            )
+            _, carried = label_cells(self.train_dataset)
             model.prototypes.trained.zero_()
-            model.prototypes.trained[torch.from_numpy(carried)] = True
+            model.prototypes.trained[torch.from_numpy(np.unique(carried))] = True
         if self._solves_head(model):
             return self._solve_head(model)
         return super().train(*args, **kwargs)

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import random_dag, random_forest
 from datasets import Dataset, DatasetDict, load_dataset
 
 from hcal_hf import BadRowsError, HcalDataCollator, Taxonomy, build_taxonomy, encode_dataset
+from hcal_hf.data import check_encoded
 
 GOOD = [
     {"text": "stars", "labels": [["science", "physics", "astronomy"]]},
@@ -211,6 +213,32 @@ def test_single_path_and_full_paths_are_checked_where_asked(taxonomy, tokenizer,
         encode_dataset(inner, taxonomy, tokenizer, partial_paths=False)
     with pytest.raises(ValueError, match="2 parents"):
         encode_dataset(inner, dag, tokenizer, label_mode="single_path")
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("label_mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("partial_paths", [True, False])
+def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_paths):
+    rng = np.random.default_rng(0)
+    taxonomy = make(rng, 30)
+    rows = [taxonomy.complete(rng.choice(30, size=rng.integers(0, 3))).tolist() for _ in range(200)]
+
+    def is_bad(nodes):
+        if label_mode == "single_path" and [taxonomy.depths[n] for n in nodes] != list(range(max(len(nodes), 1))):
+            return True
+        inner = {p for n in nodes for p in taxonomy.parents(n)}
+        return not partial_paths and any(n not in inner and not taxonomy.is_leaf[n] for n in nodes)
+
+    table = Dataset.from_dict({"labels": rows})
+    shuffled = table.select(range(199, -1, -1))  # rows that are a view of the table
+    for data, expected in ((table, [*map(is_bad, rows)]), (shuffled, [*map(is_bad, rows[::-1])])):
+        found = []
+        try:
+            check_encoded(data, taxonomy, label_mode, partial_paths)
+        except BadRowsError as error:
+            found = [row for _, row, _ in error.rows]
+        assert found == np.flatnonzero(expected).tolist()
+    assert any(map(is_bad, rows)) or (label_mode == "multi_path" and partial_paths)
 
 
 def test_rows_that_are_all_empty_keep_their_type(taxonomy, tokenizer):

@@ -37,6 +37,9 @@ def test_depths_levels_parents_and_completion_equal_a_slow_twin(make, seed):
     assert taxonomy.is_leaf.tolist() == [all(node not in p for p in parents.values()) for node in range(40)]
     for node in range(40):
         assert taxonomy.parents(node).tolist() == sorted(parents[node])
+    many = rng.choice(40, size=60)
+    owners, above = taxonomy.parents_of(many)
+    assert list(zip(owners, above)) == [(i, p) for i, node in enumerate(many) for p in sorted(parents[node])]
     for _ in range(10):
         nodes = rng.choice(40, size=3)
         assert taxonomy.complete(nodes).tolist() == sorted(set().union(*(slow_ancestors(n, parents) for n in nodes)))
