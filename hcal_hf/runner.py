@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import DatasetDict, load_dataset
 from transformers import AutoTokenizer, HfArgumentParser, pipeline, set_seed
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -114,11 +115,15 @@ Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Reads a YAML file and overrides from the command line: `[config.yaml] [--learning_rate 1e-4 ...]`.
 
+    Logs go to TensorBoard where it is installed; `report_to` names others, or "none".
+
     Raises:
         ValueError: for a key in the file that is no argument (with the closest ones), or a file that holds no mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
+    if is_tensorboard_available():
+        parser.set_defaults(report_to="tensorboard")
     if argv and argv[0].endswith((".yaml", ".yml")):
         values = _read_config(argv.pop(0))
         if values.get("preset") == "paper":

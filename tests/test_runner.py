@@ -83,6 +83,22 @@ def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
     assert args.loss_weighting_kwargs == {"gamma": 3}
 
 
+def test_levels_are_logged_to_tensorboard_unless_told_otherwise(tmp_path, encoder_dir, data_dir):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    kwargs = {"max_steps": 3, "logging_steps": 1, "loss_weighting": "hcal_rate", "show_predictions": 0}
+    path = Path(config_file(tmp_path, encoder_dir, data_dir, **kwargs))
+    path.write_text(path.read_text().replace("report_to: none\n", ""))
+    run(*parse_arguments([str(path)]))
+    (folder,) = {events.parent for events in (tmp_path / "out").rglob("events.out.tfevents.*")}
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    for what in ("loss", "weight", "remaining", "rate"):
+        for level in range(3):
+            values = [event.value for event in events.Scalars(f"train/{what}_level_{level}")]
+            assert len(values) == 3
+            assert what != "loss" or len(set(values)) == 3
+    assert parse_arguments([str(path), "--report_to", "none"])[2].report_to == []
+
+
 def test_unknown_keys_are_refused(tmp_path, encoder_dir, data_dir):
     path = config_file(tmp_path, encoder_dir, data_dir, learning_rat=1)
     with pytest.raises(ValueError, match=r"unknown key 'learning_rat'. Closest: \['learning_rate'"):
