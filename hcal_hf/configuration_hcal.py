@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .hub import CustomPipelines
 from .taxonomy import Taxonomy
 
 # What an encoder's configuration must not carry: a nested dictionary from a repository could otherwise switch on code
@@ -196,10 +197,15 @@ class HcalConfig(PreTrainedConfig):
             self.label_texts = self.to_taxonomy().texts()
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
+        kwargs.setdefault("custom_pipelines", None)  # as auto_map, for what loads the model from its repository
         super().__post_init__(**kwargs)
         encoder_config: Any = self.encoder_config
         if getattr(encoder_config, "use_cache", False):
             encoder_config.use_cache = False  # a text is read once, as a whole
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # From a config.json, or from Pipeline.save_pretrained.
+        super().__setattr__(name, CustomPipelines(value) if name == "custom_pipelines" else value)
 
     def _derived_label_maps(self) -> tuple[dict[int, str], dict[str, int]]:
         return dict(enumerate(self.labels)), {label: i for i, label in enumerate(self.labels)}
@@ -339,5 +345,8 @@ class HcalConfig(PreTrainedConfig):
         }
         return cls.from_taxonomy(taxonomy, encoder_config, **{**preset, **kwargs})
 
+
+# What is saved then carries its code: this file, and those that it imports.
+HcalConfig.register_for_auto_class()
 
 __all__ = ["HcalConfig"]

@@ -21,7 +21,9 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead, build_head, log_probs_to_logits
+from .hub import clear_push_errors
 from .objectives import aggregate_losses, feature_gradient_norms, num_processes
+from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
 from .prototypes import LabelPrototypes
 from .targets import Targets
 from .taxonomy import Taxonomy
@@ -117,6 +119,17 @@ class HcalPreTrainedModel(PreTrainedModel):
             init.orthogonal_(module.weight)
         else:
             super()._init_weights(module)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Uploads the model with its code to the Hub; arguments and result as for any
+        [`~transformers.PreTrainedModel`] (`private`, `token`, `revision`, `commit_message`, ...). The tokenizer has a
+        `push_to_hub` of its own.
+
+        Raises:
+            ConnectionError: if the push is cut off; pushing again completes it.
+        """
+        with clear_push_errors(repo_id):
+            return super().push_to_hub(repo_id, *args, **kwargs)
 
 
 class HcalForSequenceClassification(HcalPreTrainedModel):
@@ -264,11 +277,19 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             the new labels, as they stand in `config.labels`.
 
         Raises:
-            ValueError: if the prototypes are not anchored, a path is unknown but for its last step, or a label is known.
+            ValueError: if the prototypes are not anchored (or L-BFGS found the anchors useless), a path is unknown but for
+                its last step, or a label is known.
         """
         if not self.prototypes.is_anchored:
             raise ValueError(
                 'Labels are added by their words: that needs prototype_anchor="label_text" from the start.'
+            )
+        scale = self.prototypes.anchor_scale
+        if scale is not None and not scale.any():
+            raise ValueError(
+                "This model's head was fitted without its labels' words (anchor_scale is 0 at every level, the better choice "
+                "on its validation documents): a label's words say nothing to it. Train it again with the new labels in "
+                "the taxonomy, or fit the head with hcal_hf.solver.fit_head(..., anchored=True) first."
             )
         config, source = extended_config(self.config, paths, descriptions)
         grown = type(self)(config, encoder=self.encoder).to(device=self.device)
@@ -282,7 +303,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         assert config.label_texts is not None
         texts = [config.label_texts[i] for i in new]
         grown.prototypes.anchors[new] = embed_texts(grown, tokenizer, texts)
-        if (scale := self.prototypes.anchor_scale) is not None:
+        if scale is not None:
             assert grown.prototypes.anchor_scale is not None
             grown.prototypes.anchor_scale[: len(scale)] = scale
             grown.prototypes.anchor_scale[len(scale) :] = scale[-1]  # a new level goes on as the deepest one
@@ -504,5 +525,8 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
+
+# What is saved then carries its code: this file, and those that it imports, the pipeline's among them.
+HcalForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = ["HcalForSequenceClassification", "HcalOutput", "HcalPreTrainedModel"]

@@ -9,8 +9,7 @@ from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
 from .decoding import UNTHRESHOLDED, decode, default_method, log_thresholds
-
-TASK = "hierarchical-text-classification"
+from .hub import TASK
 
 # Tokenizers that name no longest text say so by a number beyond this.
 NO_LIMIT = 10**9

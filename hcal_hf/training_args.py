@@ -92,6 +92,10 @@ class HcalTrainingArguments(TrainingArguments):
         if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
             raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments into training_args.bin, which is pushed with the model: no token in there.
+        return {**self.__dict__, "hub_token": None}
+
     @classmethod
     def paper(cls, output_dir: str | None = None, **kwargs: Any) -> "HcalTrainingArguments":
         """HCAL's released optimiser settings: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.01 for the

@@ -170,3 +170,25 @@ def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_
         HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, descriptions={"opera": "x"})
     with pytest.raises(ValueError, match="one text for each of 13 labels, got 1"):
         HcalConfig.from_taxonomy(taxonomy, tiny_bert(), prototype_anchor="label_text", label_texts=["x"])
+
+
+def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, encoder_dir, tokenizer):
+    torch.manual_seed(0)
+    kwargs = {"prototype_anchor": "label_text", "score_function": "linear", "projection_dim": 8}
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, label_mode="multi_path", **kwargs).eval()
+    with torch.no_grad():
+        model.prototypes.anchor_scale.copy_(torch.tensor([2.0, 3.0, 4.0]))
+        model.prototypes.bias.copy_(torch.randn(taxonomy.num_labels))
+        model.prototypes.weight.copy_(torch.randn(model.prototypes.weight.shape))
+    ids = torch.tensor([[2, 3, 4]])
+    before = dict(zip(model.config.labels, model(input_ids=ids).logits[0].tolist()))
+    opera = model.prototypes.bias[model.config.labels.index("opera")].item()
+    model.add_labels([["arts", "stage", "ballet"], ["science", "physics", "quantum", "spin"]], tokenizer)
+    after = dict(zip(model.config.labels, model(input_ids=ids).logits[0].tolist()))
+    assert all(abs(after[label] - value) < 1e-4 for label, value in before.items())
+    assert model.prototypes.bias[model.config.labels.index("ballet")].item() == opera  # its only sibling's
+    assert model.prototypes.anchor_scale.tolist() == [2.0, 3.0, 4.0, 4.0]
+    with torch.no_grad():
+        model.prototypes.anchor_scale.zero_()
+    with pytest.raises(ValueError, match="fitted without its labels' words"):
+        model.add_labels([["arts", "stage", "mime"]], tokenizer)
