@@ -148,8 +148,22 @@ def evaluate(model_name: str, args: EvaluationArguments, tables: TableArguments)
     return report
 
 
-def load_model(name: str) -> tuple[HcalForSequenceClassification, Any]:
+def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification, Any]:
     """A saved model and its tokenizer.
+
+    Args:
+        name: folder of the model, or its name on the Hub.
+        kwargs: for the model's `from_pretrained` (`dtype`, ...).
+
+    Raises:
+        ValueError: if there is no model, or another one than an HCAL model.
+    """
+    load_config(name)  # says what is wrong in one sentence
+    return HcalForSequenceClassification.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
+
+
+def load_config(name: str) -> HcalConfig:
+    """The configuration of a saved model.
 
     Raises:
         ValueError: if there is no model, or another one than an HCAL model.
@@ -165,7 +179,7 @@ def load_model(name: str) -> tuple[HcalForSequenceClassification, Any]:
         raise ValueError(
             f"{name} is a model of type {stored.get('model_type')!r}, not an HCAL model: train one with recipes/train.py."
         )
-    return HcalForSequenceClassification.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    return HcalConfig.from_pretrained(name)
 
 
 def _check_decoder(args: EvaluationArguments, config: HcalConfig) -> None:
