@@ -1,23 +1,28 @@
 """Hierarchical text classification for transformers: HCAL and what makes it agree with the hierarchy."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .calibration import fit_temperature
 from .configuration_hcal import HcalConfig
-from .data import BadRowsError, HcalDataCollator, build_taxonomy, encode_dataset
-from .decoding import decode
-from .evaluation import compute_metrics
-from .features import pooled_features
-from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput, HcalPreTrainedModel
 from .pipeline_hcal import TASK, HierarchicalTextClassificationPipeline
-from .risk import calibrate_risk, describe_answers
 from .taxonomy import Taxonomy
-from .thresholds import tune_thresholds
-from .trainer import HcalTrainer
-from .training_args import HcalTrainingArguments
-from .weighting import LossWeighter
+
+if TYPE_CHECKING:
+    from .calibration import fit_temperature
+    from .data import BadRowsError, HcalDataCollator, build_taxonomy, encode_dataset
+    from .decoding import decode
+    from .evaluation import compute_metrics
+    from .features import pooled_features
+    from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
+    from .risk import calibrate_risk, describe_answers
+    from .thresholds import tune_thresholds
+    from .trainer import HcalTrainer
+    from .training_args import HcalTrainingArguments
+    from .weighting import LossWeighter
 
 AutoConfig.register("hcal", HcalConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(HcalConfig, HcalForSequenceClassification, exist_ok=True)
@@ -29,6 +34,30 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 __version__ = "0.1.0"
+
+# What inference does not need comes in at its first use: datasets, evaluate and the Trainer take seconds to import.
+_LAZY = {
+    "BadRowsError": "data",
+    "HcalDataCollator": "data",
+    "HcalTrainer": "trainer",
+    "HcalTrainingArguments": "training_args",
+    "LossWeighter": "weighting",
+    "build_taxonomy": "data",
+    "calibrate_risk": "risk",
+    "calibration_scores": "metrics",
+    "classification_scores": "metrics",
+    "compute_metrics": "evaluation",
+    "decode": "decoding",
+    "describe_answers": "risk",
+    "encode_dataset": "data",
+    "fit_temperature": "calibration",
+    "hierarchical_scores": "metrics",
+    "pooled_features": "features",
+    "tune_thresholds": "thresholds",
+    "violation_rates": "metrics",
+}
+# Needs scikit-learn, which is no dependency: not among the names that `import *` brings.
+_EXTRA = {"HcalClassifier": "classifier"}
 
 __all__ = [
     "BadRowsError",
@@ -56,3 +85,16 @@ __all__ = [
     "tune_thresholds",
     "violation_rates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name) or _EXTRA.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_EXTRA})

@@ -1,6 +1,7 @@
 """The model's files import nothing but each other and what comes with transformers, so that the Hub can carry them."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +45,13 @@ def test_the_models_files_import_only_each_other_and_what_transformers_brings():
 def test_everything_exported_exists_and_is_sorted():
     assert [name for name in hcal_hf.__all__ if not hasattr(hcal_hf, name)] == []
     assert sorted(hcal_hf.__all__) == hcal_hf.__all__
+
+
+def test_inference_needs_neither_datasets_nor_the_trainer():
+    code = (
+        "import sys, hcal_hf; "
+        "print([m for m in ('datasets', 'evaluate', 'pandas', 'sklearn', 'matplotlib', 'transformers.trainer') "
+        "if m in sys.modules]); hcal_hf.HcalTrainer, hcal_hf.HcalClassifier, hcal_hf.decode"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
