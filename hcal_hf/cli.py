@@ -402,15 +402,21 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument(
         "--export", metavar="DIR", help="Write the page as a Space into this folder, and show nothing."
     )
+    parser.add_argument("--examples", metavar="FILE", help="Texts to offer on the page, one a line, UTF-8.")
 
 
 def _demo(args: argparse.Namespace) -> tuple[Any, str, int]:
     from .demo import export_space, launch
 
+    examples = None
+    if args.examples:
+        with open(args.examples, encoding="utf-8") as file:
+            examples = [line.strip() for line in file if line.strip()]
     if args.export:
-        export_space(args.model, args.export)
-        return {"directory": args.export}, f"Written: {args.export}", OK
-    launch(args.model, host=args.host, port=args.port, share=args.share)
+        export_space(args.model, args.export, examples)
+        push = f"hf upload USER/SPACE {args.export} --repo-type space"
+        return {"directory": args.export}, f"Written to {args.export}. To push it: {push}", OK
+    launch(args.model, host=args.host, port=args.port, share=args.share, examples=examples)
     return {}, "", OK
 
 

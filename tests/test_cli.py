@@ -280,8 +280,8 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
             calls.append((model, kwargs))
 
         @staticmethod
-        def export_space(model, directory):
-            calls.append((model, directory))
+        def export_space(model, directory, examples):
+            calls.append((model, directory, examples))
 
     class Export:
         @staticmethod
@@ -292,9 +292,11 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "hcal_hf.demo", Demo)
     monkeypatch.setitem(sys.modules, "hcal_hf.export", Export)
     assert cli.main(["demo", "m", "--host", "0.0.0.0", "--port", "7000", "--share"]) == 0
-    assert cli.main(["demo", "m", "--export", "d"]) == 0
+    (tmp_path / "texts").write_text("one\n\n two \n")
+    assert cli.main(["demo", "m", "--export", "d", "--examples", str(tmp_path / "texts")]) == 0
     assert cli.main(["export", "m", "d", "--quantize"]) == 0
-    assert calls == [("m", {"host": "0.0.0.0", "port": 7000, "share": True}), ("m", "d"), ("m", "d", True)]
+    served = {"host": "0.0.0.0", "port": 7000, "share": True, "examples": None}
+    assert calls == [("m", served), ("m", "d", ["one", "two"]), ("m", "d", True)]
     assert "12,345 bytes  model.onnx" in capsys.readouterr().out
 
 
