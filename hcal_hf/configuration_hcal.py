@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal
@@ -202,6 +203,8 @@ class HcalConfig(PreTrainedConfig):
         encoder_config: Any = self.encoder_config
         if getattr(encoder_config, "use_cache", False):
             encoder_config.use_cache = False  # a text is read once, as a whole
+        if os.path.isdir(getattr(encoder_config, "_name_or_path", "")):
+            encoder_config._name_or_path = ""  # a folder of this machine means nothing to others
 
     def __setattr__(self, name: str, value: Any) -> None:
         # From a config.json, or from Pipeline.save_pretrained.

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedConfig, PrinterCallback
 
 from .calibration import calibration_metrics
+from .card_file import save_minimal_card
 from .configuration_hcal import HcalConfig
 from .decoding import METHODS, decode
 from .evaluation import compute_metrics, target_matrix
@@ -177,7 +178,7 @@ def load_config(name: str) -> HcalConfig:
         ) from problem
     if stored.get("model_type") != HcalConfig.model_type:
         raise ValueError(
-            f"{name} is a model of type {stored.get('model_type')!r}, not an HCAL model: train one with recipes/train.py."
+            f"{name} is a model of type {stored.get('model_type')!r}, not an HCAL model: train one with hcal train."
         )
     return HcalConfig.from_pretrained(name)
 
@@ -283,6 +284,7 @@ def _save(
 ) -> None:
     if args.save:
         model.config.save_pretrained(model_name)  # all that was fitted; the weights are as they were
+        save_minimal_card(model, model_name)  # its scores were those of other decisions
     elif args.output_dir:
         model.save_pretrained(args.output_dir)
         tokenizer.save_pretrained(args.output_dir)

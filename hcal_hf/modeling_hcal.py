@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
+from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead, build_head, log_probs_to_logits
 from .hub import clear_push_errors
@@ -129,7 +130,17 @@ class HcalPreTrainedModel(PreTrainedModel):
             ConnectionError: if the push is cut off; pushing again completes it.
         """
         with clear_push_errors(repo_id):
-            return super().push_to_hub(repo_id, *args, **kwargs)
+            if kwargs.get("create_pr"):
+                return super().push_to_hub(repo_id, *args, **kwargs)
+            with card_on_hub(self, repo_id, kwargs.get("token"), kwargs.get("revision")):
+                return super().push_to_hub(repo_id, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """[`~transformers.PreTrainedModel.save_pretrained`], with the model's code and a short model card, where there is
+        no README.md that somebody wrote or that says more of this model."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            save_minimal_card(self, save_directory)
 
 
 class HcalForSequenceClassification(HcalPreTrainedModel):
@@ -287,9 +298,9 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         scale = self.prototypes.anchor_scale
         if scale is not None and not scale.any():
             raise ValueError(
-                "This model's head was fitted without its labels' words (anchor_scale is 0 at every level, the better choice "
-                "on its validation documents): a label's words say nothing to it. Train it again with the new labels in "
-                "the taxonomy, or fit the head with hcal_hf.solver.fit_head(..., anchored=True) first."
+                "This model's head was fitted without its labels' words (anchor_scale is 0 at every level, the better "
+                "choice on its validation documents): a label's words say nothing to it. Train it again with the new "
+                "labels in the taxonomy, or fit the head with hcal_hf.solver.fit_head(..., anchored=True) first."
             )
         config, source = extended_config(self.config, paths, descriptions)
         grown = type(self)(config, encoder=self.encoder).to(device=self.device)

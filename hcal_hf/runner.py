@@ -15,12 +15,12 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from .card_facts import Details
 from .configuration_hcal import HcalConfig
-from .data import build_taxonomy, encode_dataset
+from .data import LabelReader, build_taxonomy, encode_dataset
 from .features import pooled_features
 from .modeling_hcal import HcalForSequenceClassification
 from .pipeline_hcal import TASK
-from .plots import save_weights
 from .taxonomy import SEPARATOR, Taxonomy
 from .trainer import HcalTrainer
 from .training_args import PAPER_SETTINGS, HcalTrainingArguments
@@ -85,6 +85,9 @@ class TableArguments:
     )
     separator: str = field(default=SEPARATOR, metadata={"help": "Between the steps of a path string."})
     delimiter: str | None = field(default=None, metadata={"help": "Between several labels in one string."})
+    leave_out: list[str] = field(
+        default_factory=list, metadata={"help": "Labels whose documents are no part of the task, such as oos."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Tokens a text at most."})
     on_bad_row: str = field(default="raise", metadata={"help": '"raise" or "drop".'})
 
@@ -104,9 +107,15 @@ class DataArguments(TableArguments):
     )
     identity: str = field(default="path", metadata={"help": '"path" or "name": what makes two nodes one.'})
     feature_cache: str | None = field(
-        default=None, metadata={"help": "Where features of a frozen encoder are kept; output_dir/features by default."}
+        default=None, metadata={"help": "Where features of a frozen encoder are kept; output_dir/_features by default."}
     )
     show_predictions: int = field(default=5, metadata={"help": "Test documents whose predicted paths are printed."})
+    card: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'For the model card, as JSON: {"language": "en", "license": "apache-2.0", "dataset": "..."}.'
+        },
+    )
 
 
 Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
@@ -151,8 +160,8 @@ def _read_config(path: str) -> dict[str, Any]:
 def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments) -> dict[str, float]:
     """Trains, evaluates, saves, and shows a few predictions.
 
-    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json`, the trainer's state and,
-    where the training took logged steps, `weights.png` ([`hcal_hf.plots.weights_figure`]).
+    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json`, the trainer's state and the
+    model card with its pictures ([`HcalTrainer.create_model_card`]); pushes them with `push_to_hub`.
 
     Returns:
         the metrics of the test split (of the validation split, if there is no test split); {} without both.
@@ -163,6 +172,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     set_seed(args.seed)
     if not model_args.encoder:
         raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
+    details = Details.read(data_args.card)
+    if data_args.dataset and not os.path.exists(data_args.dataset) and details.dataset_tags is None:
+        details.dataset_tags = data_args.dataset
     tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
     raw = load_data(data_args)
     if data_args.taxonomy:
@@ -189,7 +201,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     table = encoded
     if model_args.freeze_encoder:
         model.encoder.requires_grad_(False)
-        cache = data_args.feature_cache or os.path.join(args.output_dir, "features")
+        cache = data_args.feature_cache or os.path.join(
+            args.output_dir, "_features"
+        )  # pushes leave out what starts with _
         model.to(args.device)
         with args.main_process_first(desc="features"):
             table = DatasetDict(
@@ -203,6 +217,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     trainer = HcalTrainer(
         model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
     )
+    trainer.card_details = details
     _announce_launch(trainer)
     resume: Any = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false", "none"):
@@ -210,15 +225,15 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(args.output_dir)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_weights(
-            os.path.join(args.output_dir, "weights.png"), trainer.state.log_history, trainer.task_names, taxonomy
-        )
 
     held_out = next((name for name in ("test", "validation") if name in table), None)
     if held_out is None:
         return {}
     metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
+    if args.push_to_hub:
+        trainer.push_to_hub(commit_message="Results in the model card")
+    else:
+        trainer.create_model_card()
     if trainer.is_world_process_zero():
         path = os.path.join(args.output_dir, f"{held_out}_results.json")
         Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
@@ -246,10 +261,10 @@ def _announce_launch(trainer: HcalTrainer) -> None:
 
 
 def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:
-    """Splits from a folder of files that are named so, or from the Hub.
+    """Splits from a folder of files that are named so, or from the Hub, without the documents that `leave_out` names.
 
     Args:
-        data_args: the folder or the name on the Hub.
+        data_args: the folder or the name on the Hub; for a single split `data_dir` may also be its file.
         splits: those to load, from `SPLITS`; train, and validation and test where there are any, by default.
 
     Raises:
@@ -265,8 +280,19 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
         for split in required:
             if split not in loaded:
                 raise ValueError(f"{data_args.dataset} has no split named {split}, only {sorted(loaded)}.")
-        return loaded if splits is None else DatasetDict({split: loaded[split] for split in required})
+        chosen = loaded if splits is None else DatasetDict({split: loaded[split] for split in required})
+        return _leave_out(chosen, data_args)
     kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+    if os.path.isfile(data_args.data_dir):  # type: ignore[arg-type]
+        path = Path(data_args.data_dir)  # type: ignore[arg-type]
+        kind = kinds.get(Path(path.name.removesuffix(".gz")).suffix)
+        if splits is None or len(required) > 1 or kind is None:
+            raise ValueError(
+                f"{path} is one file, but there must be a folder with the files of {', '.join(required)}: give that folder."
+                if kind
+                else f"{path} is no file of documents: it must end in {', '.join(kinds)}, each also with .gz."
+            )
+        return _leave_out(load_dataset(kind, data_files={required[0]: str(path)}), data_args)
     files: dict[str, str] = {}
     found: set[str] = set()
     for split in SPLITS if splits is None else required:
@@ -285,7 +311,29 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
             )
     if len(found) > 1:
         raise ValueError(f"The files in {data_args.data_dir} must be of one type, found {sorted(found)}.")
-    return load_dataset(found.pop(), data_files=files)
+    return _leave_out(load_dataset(found.pop(), data_files=files), data_args)
+
+
+def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
+    """The documents with none of the labels in `leave_out`, wherever on a path it stands; how many go is told."""
+    if not data_args.leave_out:
+        return raw
+    names = set(data_args.leave_out)
+    reading = data_args.reading
+    reader = LabelReader(reading.pop("labels"), **reading, missing_is_empty=True)
+
+    def is_kept(*cells: Any) -> bool:
+        try:
+            labels = reader(cells, known=names)
+        except ValueError:  # a bad row, which encode_dataset names
+            return True
+        return names.isdisjoint(step for label in labels for step in ([label] if isinstance(label, str) else label))
+
+    kept = raw.filter(is_kept, input_columns=reader.column_list)
+    for split in raw:
+        left_out = len(raw[split]) - len(kept[split])
+        logger.warning(f"{split}: {left_out:,} rows with a label in {sorted(names)} left out.")
+    return kept
 
 
 def encode(

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from .card_mixin import ModelCardMixin
 from .data import HcalDataCollator, check_encoded, label_cells
 from .evaluation import compute_metrics as default_compute_metrics
 from .held_out import HeldOutMixin
@@ -29,7 +30,7 @@ logger = logging.get_logger(__name__)
 WEIGHTER_NAME = "loss_weighter.safetensors"
 
 
-class HcalTrainer(HeldOutMixin, Trainer):
+class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
     """
     [`~transformers.Trainer`] for [`HcalForSequenceClassification`]: the loss is sum_k w_k L_k over the model's tasks, with
     weights from a [`LossWeighter`].
@@ -50,6 +51,7 @@ class HcalTrainer(HeldOutMixin, Trainer):
     - In evaluation the loss is the model's own, the uniform mean over tasks: comparable between weighters.
     - Projection, head and prototypes have learning rates of their own ([`HcalTrainingArguments`]).
     - The weighter's state is saved with each checkpoint and restored on resuming.
+    - Each save and push writes a model card ([`ModelCardMixin.create_model_card`]).
 
     Args:
         model ([`HcalForSequenceClassification`]): the model.
@@ -101,8 +103,14 @@ class HcalTrainer(HeldOutMixin, Trainer):
         if model is None and kwargs.get("model_init") is not None:
             model = kwargs["model_init"]()  # for its hierarchy; the Trainer makes its own
         if not isinstance(model, HcalForSequenceClassification):
+            kind = type(model)
+            if kind.__name__ == HcalForSequenceClassification.__name__:
+                raise TypeError(
+                    f"HcalTrainer needs hcal_hf's own HcalForSequenceClassification, got the one of {kind.__module__}, the "
+                    "code that came with the model: import hcal_hf before loading it."
+                )
             raise TypeError(
-                f"HcalTrainer needs an HcalForSequenceClassification, got {type(model).__name__}: make one with "
+                f"HcalTrainer needs an HcalForSequenceClassification, got {kind.__name__}: make one with "
                 "HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
             )
         config = model.config
@@ -113,6 +121,7 @@ class HcalTrainer(HeldOutMixin, Trainer):
         self.task_names = model.task_names
         weighter_kwargs: Any = args.loss_weighting_kwargs or {}
         self.loss_weighter = loss_weighter or build_weighter(args.loss_weighting, model.num_levels, **weighter_kwargs)
+        self._weighter_by_name = loss_weighter is None
         if self.loss_weighter.num_tasks != model.num_levels:
             raise ValueError(
                 f"loss_weighter is for {self.loss_weighter.num_tasks} tasks, the model has {model.num_levels} levels: make "

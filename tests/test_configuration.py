@@ -4,7 +4,7 @@ import pytest
 from conftest import tiny_bert
 from transformers import AutoConfig, BertConfig
 
-from hcal_hf import HcalConfig, Taxonomy
+from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
 from hcal_hf.risk import NEVER
 
 
@@ -144,3 +144,10 @@ def test_an_encoder_configuration_cannot_bring_loader_arguments(taxonomy):
 def test_path_labels_survive():
     taxonomy = Taxonomy.from_paths([["A", "Other"], ["B", "Other"]])
     assert HcalConfig.from_taxonomy(taxonomy, tiny_bert()).to_taxonomy().paths(3) == [["B", "Other"]]
+
+
+def test_a_folder_of_this_machine_is_not_written_down(taxonomy, encoder_dir, tmp_path):
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy)
+    model.save_pretrained(tmp_path / "saved")
+    for file in (tmp_path / "saved").iterdir():
+        assert str(encoder_dir).encode() not in file.read_bytes(), file.name

@@ -1,0 +1,132 @@
+"""The cards of this folder, from real runs: python model_cards/make.py --data_dir DIR --encoder FOLDER
+
+DIR holds the folders clinc150 and goemotions (train, validation and test files; recipes/ says where they come from); the
+quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the Hub's
+sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the Hub. Each run trains the head on frozen
+features as `freeze_encoder: true` does, tunes one threshold on the validation split where documents have several labels,
+evaluates the test split, and saves the model to OUTPUT/NAME; the card and its pictures are copied to model_cards/NAME. A
+model that already lies in OUTPUT/NAME is not trained again, only evaluated.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import AutoTokenizer, TrainerState, set_seed
+
+from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy, build_taxonomy
+from hcal_hf.card_facts import Details
+from hcal_hf.features import pooled_features
+from hcal_hf.runner import DataArguments, encode, load_data
+
+HERE = Path(__file__).parent
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+RECIPES: dict[str, dict[str, Any]] = {
+    "quickstart": {
+        "label_mode": "single_path",
+        "max_length": 128,
+        "details": {
+            "language": "en",
+            "dataset": "Docstrings of installed Python packages",
+            "dataset_description": (
+                "Docstrings of the Python standard library and of 30 packages, collected from the installed files by "
+                "`recipes/quickstart/prepare.py` (20 words or more, a package's own name masked), cut to 128 tokens; the "
+                "labels are package > subpackage > module. A demonstration, no benchmark: another set of installed "
+                "packages gives other data."
+            ),
+            "dataset_license": "that of each package",
+        },
+    },
+    "clinc150": {
+        "label_mode": "single_path",
+        "max_length": 256,
+        "left_out": [["oos"]],
+        "details": {
+            "language": "en",
+            "dataset": "CLINC150",
+            "dataset_description": (
+                "Queries to an assistant, domain > intent, in the published split (clinc/oos-eval, `data_full.json` and "
+                "`domains.json`). The out-of-scope queries (100, 100 and 1,000) are left out: this model gives every "
+                "query an intent."
+            ),
+            "dataset_license": "CC BY 3.0",
+        },
+    },
+    "goemotions": {
+        "label_mode": "multi_path",
+        "max_length": 256,
+        "details": {
+            "language": "en",
+            "dataset": "GoEmotions",
+            "dataset_description": (
+                "Reddit comments, sentiment > Ekman class > emotion, any number of emotions a comment, in the published "
+                "split (monologg/GoEmotions-pytorch, `data/original` with its group and Ekman labels). 32 texts are in "
+                "both train and test, as published."
+            ),
+            "dataset_license": "Apache-2.0 by that repository",
+        },
+    },
+}
+
+
+def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> None:
+    """One run, and its card."""
+    recipe = RECIPES[name]
+    mode: Any = recipe["label_mode"]
+    tables = DataArguments(data_dir=str(folder), max_length=recipe["max_length"])
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    raw = load_data(tables)
+    if left_out := recipe.get("left_out"):
+        raw = raw.filter(lambda row: row["labels"] != left_out)
+    stored = folder / "taxonomy.json"
+    taxonomy = build_taxonomy(raw) if left_out or not stored.exists() else Taxonomy.from_json(stored)
+    settings = {"label_mode": mode, "score_function": "linear", "prototype_anchor": "label_text"}
+    model = HcalForSequenceClassification.from_encoder(encoder, taxonomy, **settings)
+    model.encoder.requires_grad_(False)
+    encoded = encode(raw, taxonomy, tokenizer, tables, mode, False)
+    table = DatasetDict(
+        {split: pooled_features(model, rows, tokenizer, cache_dir=cache) for split, rows in encoded.items()}
+    )
+    stored_state = output / name / "trainer_state.json"
+    if stored_state.exists():
+        model = HcalForSequenceClassification.from_pretrained(output / name)
+        model.encoder.requires_grad_(False)
+    args = HcalTrainingArguments(str(output / name), seed=0, report_to="none", per_device_eval_batch_size=256)
+    trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
+    trainer.card_details = Details.read({"model_name": name, "finetuned_from": ENCODER, **recipe["details"]})
+    if stored_state.exists():
+        trainer.state = TrainerState.load_from_json(str(stored_state))
+    else:
+        trainer.train()
+        if mode == "multi_path":
+            trainer.tune_thresholds(table["validation"])
+    trainer.evaluate(table["test"], metric_key_prefix="test")
+    trainer.save_model()
+    trainer.save_state()
+    target = HERE / name
+    target.mkdir(exist_ok=True)
+    for file in ("README.md", "weights.png", "scores.png"):
+        (target / file).unlink(missing_ok=True)
+        if (output / name / file).exists():
+            shutil.copy(output / name / file, target / file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--encoder", default=ENCODER)
+    parser.add_argument("--names", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
+    parser.add_argument("--output", type=Path, default=Path("outputs/model_cards"))
+    parser.add_argument("--cache", type=Path, default=None, help="features of the texts; OUTPUT/features by default")
+    options = parser.parse_args()
+    for name in options.names:
+        folder = Path("outputs/quickstart/data") if name == "quickstart" else options.data_dir / name
+        make(name, folder, os.fspath(options.encoder), options.output, options.cache or options.output / "features")
+
+
+if __name__ == "__main__":
+    main()

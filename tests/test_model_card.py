@@ -1,0 +1,650 @@
+"""Model cards: their facts, their escaping, and when they are written and left alone."""
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import build_model
+from datasets import Dataset
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
+from test_runner import config_file, data_dir  # noqa: F401
+from transformers import BertConfig
+
+import hcal_hf.card_file as card_file
+from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
+from hcal_hf.card_facts import Details, Evaluation, Facts
+from hcal_hf.card_file import is_generated, save_minimal_card, write_card
+from hcal_hf.markdown import block, cell, code, isolated, prose, readable, table
+from hcal_hf.model_card import build_card, encoder_id, tree_lines
+from hcal_hf.runner import parse_arguments, run
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "hf_aSecretThatNobodyMayRead"
+NASTY = [
+    "a|b", r"a\|b", "\\", "`", "``` x", "`a``b`", "<img src=x onerror=alert(1)>", "<!-- open", "-->", "</code>",
+    "[x](javascript:alert(1))", "![x](http://evil.example/y.png)", "http://evil.example", "www.evil.example",
+    "evil.com", "1. evil.com",
+    "me@evil.example", "---", "***", "# heading", "> quote", "- item", "1. item", "a\n---\nb", "a\r\n\r\n| x | y |",
+    "{{ 7*7 }}", "{% for x in range(9) %}", "{# no #}", "key: value", "@x", "%TAG", "&amp;", "*x*", "__x__", "~~x~~",
+    "!!python/object:os.system", "'", '"', "$x$", "word" * 100, "\u05e9\u05dc\u05d5\u05dd", "a\u202eb", "a\u2066b",
+    "zero\u200bwidth", "nul\x00", "bell\x07", "line\u2028end", "nel\x85x", "\ud800", "\U000e0041", "\U0001f600", "汉字",
+    "## Training", "| --- | --- |", "ends with \\", "\u0301combining",
+]  # fmt: skip
+MARKDOWN = MarkdownIt("gfm-like", {"html": True, "linkify": True})
+
+
+def tokens_of(text):
+    """All tokens of a text, those within lines included."""
+    return [leaf for token in MARKDOWN.parse(text) for leaf in (token, *(token.children or ()))]
+
+
+def tables_of(text):
+    """The rows of cells of each table."""
+    tables = []
+    for token in MARKDOWN.parse(text):
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type == "inline" and token.level >= 4 and tables:
+            tables[-1][-1].append("".join(child.content for child in token.children))
+    return tables
+
+
+def shown(name, limit=80):
+    """What a reader shall see of a name in a table."""
+    return re.sub(r"\\+(?=\|)", lambda run: "＼" * len(run[0]), readable(name, limit))  # noqa: RUF001
+
+
+# ---- Escaping ----
+
+
+@pytest.mark.parametrize("name", NASTY, ids=ascii)
+def test_names_show_as_they_are_and_nothing_else(name):
+    rows = tables_of(table(["a", "b"], [[cell(name), "1"], ["2", cell(name)]]))[0]
+    assert rows == [["a", "b"], [shown(name), "1"], ["2", shown(name)]]
+    for text in (code(name), f"Before {code(name)} after.", prose(name), f"# {prose(name)}", f"Of {prose(name)}:"):
+        allowed = {
+            "paragraph_open",
+            "paragraph_close",
+            "heading_open",
+            "heading_close",
+            "inline",
+            "text",
+            "code_inline",
+        }
+        assert {token.type for token in tokens_of(text)} <= allowed, text
+    (span,) = (token for token in tokens_of(code(name)) if token.type == "code_inline")
+    assert span.content == readable(name, 80)
+    (fence,) = MARKDOWN.parse(block([readable(name), name.replace("\n", " ").replace("\r", " ")]))
+    assert fence.type == "fence"
+
+
+def test_random_names_keep_the_columns_of_a_table():
+    rng = np.random.default_rng(0)
+    letters = [*"ab|\\`<>[]()!*_#-\n\t {}%:\"'&~$.@|`\\", "http://", "www.", "\u05d0", "\u202e", "é"]
+    for _ in range(300):
+        names = ["".join(rng.choice(letters, size=rng.integers(1, 15))) for _ in range(3)]
+        found = tables_of(table(["x", "y", "z"], [[cell(name) for name in names]]))
+        assert found == [[["x", "y", "z"], [shown(name) or " " for name in names]]], names
+
+
+@pytest.mark.parametrize("name", NASTY, ids=ascii)
+def test_what_does_not_show_is_shown(name):
+    line = readable(name)
+    assert all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in line)
+    line.encode("utf-8")
+    assert len(readable("x" * 500, 60)) == 60
+    assert readable("a\u202eb") == "a\\u202eb"
+    assert readable("a \n\t b") == "a b"
+    assert isolated("abc") == "abc"
+    assert isolated("\u05d0") == "\u2068\u05d0\u2069"
+
+
+def test_plain_words_are_left_as_they_are():
+    assert [prose(name) for name in ("CC BY 3.0", "all-MiniLM-L6-v2", "test", "CLINC150")] == [
+        "CC BY 3.0", "all-MiniLM-L6-v2", "test", "CLINC150"
+    ]  # fmt: skip
+    assert prose("a_b") == "`a_b`"
+
+
+# ---- A card with the names above ----
+
+
+@pytest.fixture(scope="module")
+def nasty_card():
+    names = [name.strip() for name in NASTY]
+    taxonomy = Taxonomy.from_edges([(name, f"{name} {i}") for i, name in enumerate(names)])
+    model = build_model(taxonomy)
+    metrics = {"micro_f1": 0.5, "hvr": 0.0, "raw_hvr": 0.25, "macro_f1": float("nan")}
+    scores = np.linspace(0, 1, taxonomy.num_labels)
+    found = [Evaluation(name, 7, metrics, np.arange(taxonomy.num_labels), scores) for name in NASTY[:12]]
+    details = {
+        "model_name": "{{ 7*7 }} # x: |\n---\ny", "language": ["en", "no"], "license": "cc: {{ 7*7 }}",
+        "dataset": "<b>|`{{ 7*7 }}",
+        "dataset_license": "[x](javascript:1)", "dataset_args": "a|b", "dataset_tags": "me/data", "tags": ["- a", "b: c"],
+        "finetuned_from": "me/encoder",
+    }  # fmt: skip
+    facts = Facts(
+        "a'b\"`{{ 7*7 }}", Details.read(details), training={"loss weighting": "|`<i>{{ 7*7 }}"}, results=found
+    )
+    return build_card(model, facts), details, taxonomy
+
+
+def test_the_metadata_read_back_as_given(nasty_card):
+    card, details, _ = nasty_card
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(card), re.DOTALL)[1])
+    assert data["language"] == ["en", "no"]
+    assert data["license"] == details["license"]
+    assert data["tags"] == ["hierarchical-text-classification", "hcal", "- a", "b: c"]
+    assert (data["base_model"], data["datasets"]) == ("me/encoder", ["me/data"])
+    (index,) = data["model-index"]
+    assert index["name"] == details["model_name"]
+    assert [result["dataset"]["split"] for result in index["results"]] == NASTY[:12]
+    assert {result["dataset"]["name"] for result in index["results"]} == {details["dataset"]}
+    values = [(metric["name"], metric["value"]) for metric in index["results"][0]["metrics"]]
+    assert values == [("micro-F1", 0.5), ("HVR, raw", 0.25), ("HVR, decoded", 0.0)]  # a NaN is no result
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+def test_nothing_in_the_card_becomes_markup(nasty_card):
+    card, _, taxonomy = nasty_card
+    assert card.text.count("{{ 7*7 }}") >= 5  # title, usage, data, licence, training: never evaluated
+    links = set()
+    for token in tokens_of(card.text):
+        assert not token.type.startswith(("html", "image")), token
+        if token.type == "link_open":
+            links.add(token.attrs["href"])
+    assert links == {"https://huggingface.co/me/encoder", "https://huggingface.co/datasets/me/data"}
+    headings = [
+        text.content for token, text in zip(tokens_of(card.text), tokens_of(card.text)[1:]) if token.tag == "h2"
+    ]
+    titles = ["Use", "Labels", "Data", "Training", "Results", "Decisions", "Limits", "Licence", "Citation"]
+    assert [heading for heading in headings if heading] == titles
+    tables = tables_of(card.text)
+    for rows in tables:
+        assert len({len(row) for row in rows}) == 1, rows
+    top = next(rows for rows in tables if rows[0][0] == "top label")
+    last = [taxonomy.names[i] for i in range(taxonomy.levels[0].stop - 1, taxonomy.levels[0].stop - 21, -1)]
+    assert [row[0] for row in top[1:]] == [shown(name) for name in last]
+
+
+def test_the_usage_line_is_python_whatever_the_folder_is_called(nasty_card):
+    block_text = re.search(r"```+python\n(.*?)\n```", nasty_card[0].text, re.DOTALL)[1]
+    call = next(line for line in block_text.splitlines() if "pipeline(" in line)
+    seen = {}
+    exec(call, {"pipeline": lambda task, model: seen.update(task=task, model=model)})
+    assert seen == {"task": "hierarchical-text-classification", "model": "a'b\"`{{ 7*7 }}"}
+
+
+# ---- Content ----
+
+
+def card_text(taxonomy, facts=None, **config):
+    return build_card(build_model(taxonomy, **config), facts or Facts("folder")).text
+
+
+def test_what_is_not_known_is_said_to_be_unknown(taxonomy):
+    text = card_text(taxonomy)
+    for sentence in (
+        "How it was trained is not known", "Licence of the weights: not told.", "No results of this model as it is",
+        "Language of the texts: not told.", "Not known to what wrote this card.", "13 labels on 3 levels", "a bert encoder",
+    ):  # fmt: skip
+        assert sentence in text
+    assert "trust_remote_code" not in text
+    assert "![" not in text
+    assert text.count("```python") == 1
+    assert text.count("```python") + 1 == card_text(taxonomy, Facts("folder", carries_code=True)).count("```python")
+
+
+def test_the_taxonomy_is_counted_and_cut(taxonomy, dag, ragged):
+    assert tree_lines(taxonomy) == [
+        "  science (2 below)", "      physics (2 below)", "          astronomy", "          quantum",
+        "      biology (2 below)", "  arts (2 below)", "      writing (2 below)", "          poetry",
+        "          fiction", "      stage (1 below)",
+    ]  # fmt: skip
+    wide = Taxonomy.from_edges([(f"r{i}", f"c{i}.{j}") for i in range(1200) for j in range(6)])
+    lines = tree_lines(wide)
+    assert lines[:5] == ["  r0 (6 below)", "      c0.0", "      c0.1", "      c0.2", "      … 3 more"]
+    assert lines[-1] == "  … 1,196 more"
+    assert "2 of them stand below several parents" in card_text(dag, label_mode="multi_path")
+    rows = tables_of(card_text(ragged))[0]
+    header = ["first labels", "level", "labels", "without children"]
+    levels = [["a, b, c", "0", "3", "1"], ["a1, a2, b1, …", "1", "4", "3"], ["a11, a12", "2", "2", "2"]]
+    assert rows == [header, *levels]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, "Thresholds: none, the path goes on to its end."),
+        ({"label_mode": "multi_path"}, "Thresholds: none tuned, 0.5 for every label."),
+        ({"thresholds": [0.25] * 13}, "Threshold, tuned: 0.25 for every label."),
+        ({"thresholds": [0.1] * 2 + [0.2] * 4 + [0.3] * 7}, "one a level from the top down: 0.1, 0.2, 0.3."),
+        ({"thresholds": [0.1] * 12 + [0.9]}, "one a label: from 0.1 to 0.9, median 0.1"),
+        ({"score_temperature": 1.5}, "Calibrated temperature of the scores: 1.5."),
+        ({"risk_alpha": 0.1, "risk_threshold": 0.7}, "a probability of 0.7 on"),
+        ({"head": "independent"}, "The levels are predicted independently; decoding makes them agree."),
+        ({"label_mode": "multi_path"}, "any number of labels, also none"),
+    ],
+)
+def test_decisions_are_told(taxonomy, config, sentence):
+    assert sentence in card_text(taxonomy, **config).replace("\n", " ")
+
+
+def test_an_encoder_is_named_only_by_a_name_on_the_hub(taxonomy, encoder_dir, tmp_path, monkeypatch):
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy)
+    assert encoder_id(model.config) is None  # a folder
+    assert str(Path(encoder_dir).parent) not in build_card(model, Facts("x")).content
+    config = HcalConfig.from_taxonomy(taxonomy, BertConfig(name_or_path="me/encoder"))
+    config.encoder_config._name_or_path = "me/encoder"
+    assert encoder_id(config) is None  # never loaded from the Hub: it may have been a folder elsewhere
+    monkeypatch.setattr("hcal_hf.model_card.try_to_load_from_cache", lambda name, file: f"cache/{name}/{file}")
+    assert encoder_id(config) == "me/encoder"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "encoder").mkdir(parents=True)
+    assert encoder_id(config) is None
+
+
+def test_details_are_checked():
+    with pytest.raises(ValueError, match=r"no detail 'licence'. Closest: \['license'"):
+        Details.read({"licence": "mit"})
+    with pytest.raises(ValueError, match="finetuned_from must be one name on the Hub"):
+        Details.read({"finetuned_from": "/home/me/encoder"})
+    with pytest.raises(ValueError, match="give dataset_tags too"):
+        Details.read({"benchmark_task": "x"})
+    with pytest.raises(ValueError, match="must be a mapping"):
+        Details.read("[1]")
+    assert Details.read('{"language": "en"}').language == "en"
+    assert Details.read(None) == Details()
+
+
+# ---- Files ----
+
+
+def test_a_card_is_left_alone_once_it_is_edited(taxonomy, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(card_file.logger, "warning", said.append)
+    model, path = build_model(taxonomy), tmp_path / "README.md"
+    card = build_card(model, Facts("folder"))
+    assert write_card(card, model, tmp_path)
+    written = path.read_bytes()
+    assert is_generated(path)
+    path.write_bytes(written.replace(b"\n", b"\r\n"))  # as git may do
+    assert is_generated(path)
+    assert write_card(card, model, tmp_path)
+    assert path.read_bytes() == written
+    for edited in (
+        written.replace(b"# folder", b"# Mine"),
+        written.replace(b"library_name", b"license: mit\nlibrary_name"),
+        written + b"A word more.\n",
+        written.replace(b"<!-- Written", b"<!-- Rewritten"),
+        b"# My own card\n",
+        b"",
+    ):
+        path.write_bytes(edited)
+        said.clear()
+        assert not write_card(card, model, tmp_path)
+        assert path.read_bytes() == edited
+        assert "edited by hand" in said[0]
+        assert "overwrite=True" in said[0]
+    assert write_card(card, model, tmp_path, overwrite=True)
+    assert path.read_bytes() == written
+
+
+def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
+    model, path = build_model(taxonomy), tmp_path / "README.md"
+    save_minimal_card(model, tmp_path)
+    assert "13 labels" in path.read_text()
+    scores = Evaluation("test", 7, {"micro_f1": 0.5})
+    facts = Facts("x", Details(dataset="Tickets"), training={"steps": "4,321"}, results=[scores])
+    write_card(build_card(model, facts), model, tmp_path)
+    full = path.read_text()
+    save_minimal_card(model, tmp_path)
+    assert path.read_text() == full
+    model.config.thresholds = [0.25] * 13
+    save_minimal_card(model, tmp_path)  # other decisions: the results are of the model before
+    text = path.read_text()
+    assert "4,321" in text
+    assert "Tickets." in text
+    assert "model-index" not in text
+    assert "0.25 for every label" in text
+    for other in (build_model(taxonomy, seed=1), build_model(ragged)):
+        write_card(build_card(model, facts), model, tmp_path)
+        save_minimal_card(other, tmp_path)
+        assert "4,321" not in path.read_text()
+    path.write_text("# Mine")
+    save_minimal_card(model, tmp_path)
+    assert path.read_text() == "# Mine"
+
+
+def test_folders_are_named_without_what_lies_above_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert card_file.folder_name("outputs/model") == "outputs/model"
+    assert card_file.folder_name(tmp_path / "a" / "model") == "model"
+    assert card_file.folder_name("../../elsewhere/model") == "model"
+    assert card_file.folder_name(".") == tmp_path.name
+
+
+# ---- The trainer ----
+
+
+def rows_of(taxonomy, tokenizer, texts=("stars", "atoms", "genes", "plants", "poems", "novels", "music"), times=4):
+    leaves = np.flatnonzero(taxonomy.is_leaf)
+    rows = [{**tokenizer(text), "labels": taxonomy.complete([leaf]).tolist()} for text, leaf in zip(texts, leaves)]
+    return Dataset.from_list(rows * times)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than these tests."""
+    monkeypatch.setattr("hcal_hf.card_mixin.ModelCardMixin._draw_figures", lambda *args: {})
+
+
+@pytest.fixture
+def make_trainer(taxonomy, tokenizer, tmp_path):
+    def make(model=None, eval_dataset=None, **kwargs):
+        settings = {"max_steps": 4, "logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+        settings |= {"save_strategy": "no", **kwargs}
+        args = HcalTrainingArguments(str(tmp_path / "out"), **settings)
+        rows = rows_of(taxonomy, tokenizer)
+        return HcalTrainer(model or build_model(taxonomy), args, None, rows, eval_dataset or rows, tokenizer)
+
+    return make
+
+
+def test_a_save_writes_a_card_whose_usage_runs_as_pasted(make_trainer, tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(loss_weighting="hcal_rate", head_learning_rate=0.02, save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint = (tmp_path / "out" / "checkpoint-2" / "README.md").read_text()
+    assert "| steps | `2, 0.50 epochs` |" in checkpoint
+    assert "![" not in checkpoint  # pictures cost time
+    metrics = trainer.evaluate(metric_key_prefix="test")
+    trainer.save_model()
+    folder = tmp_path / "out"
+    card = ModelCard.load(folder / "README.md")
+    results = {result.metric_name: result for result in card.data.eval_results}
+    assert results["micro-F1"].metric_value == round(metrics["test_micro_f1"], 4)
+    assert results["HVR, raw"].metric_value == round(metrics["test_raw_hvr"], 4)
+    assert results["micro-F1"].dataset_split == "test"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("hcal_hf", "text-classification")
+    for line in (
+        "### test: 28 documents, in percent",
+        "| `training` | 28 | 28 | 3.00 |",
+        "| steps | `4, 1.00 epochs` |",
+        "| seed | `42` |",
+        "encoder 5e-05, projection and head 0.02, prototypes 0.02",
+        "| loss weighting | `hcal_rate (",
+        f"| 0 | 2 | {100 * metrics['test_accuracy_level_0']:.1f} |",
+        f"transformers {__import__('transformers').__version__}",
+    ):
+        assert line in card.text, line
+    shown_pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
+    assert shown_pictures == ["weights.png", "scores.png"]
+    assert all((folder / name).is_file() for name in shown_pictures)
+    assert str(tmp_path) not in str(card)
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], {})
+    depth, *_ = capsys.readouterr().out.splitlines()[-3].split()
+    assert depth == "0"
+
+
+def test_only_results_of_the_model_as_it_is_are_told(make_trainer, tmp_path, no_pictures):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=2)
+    path = tmp_path / "out" / "README.md"
+
+    def splits():
+        trainer.create_model_card()
+        results = ModelCard.load(path).data.eval_results or []
+        return [result.dataset_split for result in results if result.metric_name == "micro-F1"]
+
+    assert splits() == []
+    assert "How it was trained is not known" in path.read_text()
+    trainer.evaluate(metric_key_prefix="before")
+    assert splits() == ["before"]
+    trainer.train()
+    assert splits() == ["eval"]  # of the last step; what was measured before is of another model
+    trainer.predict(trainer.eval_dataset)
+    assert splits() == ["eval", "test"]
+    trainer.tune_thresholds()
+    assert splits() == []
+    trainer.evaluate()
+    assert splits() == ["eval"]
+    trainer.train()
+    trainer.args.eval_strategy = "no"
+    assert splits() == ["eval"]
+
+
+def test_after_loading_the_best_step_its_results_are_told(make_trainer, tmp_path, no_pictures):
+    trainer = make_trainer(
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=True, learning_rate=0.02, save_only_model=True,
+    )  # fmt: skip
+    trainer.train()
+    best = trainer.state.best_global_step
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    last = trainer.state.global_step
+    assert last != best, "the test needs a best step before the last one"
+    assert f"the weights are those of step {best}, the best" in text
+    trainer.evaluate(metric_key_prefix="test")
+    trainer.create_model_card()
+    results = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    micro = {result.dataset_split: result.metric_value for result in results if result.metric_name == "micro-F1"}
+    logged = next(entry for entry in trainer.state.log_history if entry["step"] == best and "eval_micro_f1" in entry)
+    assert micro["test"] == round(logged["eval_micro_f1"], 4)
+    # The last evaluation of the training was of another step than the best one.
+    assert "eval" not in micro
+
+
+def test_f1_of_labels_agrees_with_the_metrics(make_trainer):
+    trainer = make_trainer()
+    metrics = trainer.evaluate()
+    found = trainer._recorded["eval"].evaluation
+    taxonomy = trainer.unwrapped_model.taxonomy
+    assert found.documents == 28
+    assert found.support.tolist() == np.bincount(np.concatenate(trainer.eval_dataset["labels"]), minlength=13).tolist()
+    for k, level in enumerate(taxonomy.levels):
+        assert np.nanmean(found.node_f1[level]) == pytest.approx(metrics[f"eval_macro_f1_level_{k}"])
+    trainer.tune_thresholds()
+    assert list(trainer._recorded) == ["eval"]  # its predictions are no evaluation
+
+
+def test_pictures_of_a_former_run_do_not_stay(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    out = tmp_path / "out"
+    assert (out / "weights.png").exists()
+    assert (out / "scores.png").exists()
+    other = make_trainer()
+    other.create_model_card()
+    assert not (out / "weights.png").exists()
+    assert not (out / "scores.png").exists()
+    (out / "weights.png").write_bytes(b"\x89PNG of somebody else")
+    other.create_model_card()
+    assert (out / "weights.png").exists()
+    assert "![" not in (out / "README.md").read_text()
+
+
+def test_details_hold_for_all_later_cards_and_an_edited_one_stays(make_trainer, tmp_path, no_pictures):
+    trainer = make_trainer()
+    trainer.create_model_card(language="en", license="mit", dataset="Tickets", finetuned_from="me/encoder")
+    trainer.save_model()
+    path = tmp_path / "out" / "README.md"
+    data = ModelCard.load(path).data
+    assert (data.language, data.license, data.base_model) == ("en", "mit", "me/encoder")
+    path.write_text(path.read_text().replace("# out", "# Mine"))
+    trainer.save_model()
+    trainer.create_model_card()
+    assert "# Mine" in path.read_text()
+    trainer.create_model_card(overwrite=True)
+    assert "# Mine" not in path.read_text()
+    assert "Tickets" in path.read_text()
+    with pytest.raises(ValueError, match="tasks can only be"):
+        trainer.create_model_card(tasks="token-classification")
+    with pytest.raises(ValueError, match="dataset_tags must be one data set"):
+        trainer.create_model_card(dataset_tags=["a/b", "c/d"])
+
+
+def test_a_benchmark_of_the_hub_gets_its_file(make_trainer, tmp_path, no_pictures):
+    from huggingface_hub import parse_eval_result_entries
+
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="benchmark_metric='micro_f1' was not measured"):
+        trainer.create_model_card(dataset_tags="me/bench", benchmark_task="topics")
+    metrics = trainer.evaluate(metric_key_prefix="test")
+    trainer.create_model_card()
+    (path,) = (tmp_path / "out" / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (entry.dataset_id, entry.task_id) == ("me/bench", "topics")
+    assert entry.value == round(metrics["test_micro_f1"], 4)
+    trainer.train()
+    trainer.create_model_card()  # the result is of the model before
+    assert not path.exists()
+
+
+def test_metrics_of_ones_own_are_told_as_they_are(taxonomy, tokenizer, tmp_path, no_pictures):
+    args = HcalTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True, disable_tqdm=True)
+    rows = rows_of(taxonomy, tokenizer, times=1)
+    trainer = HcalTrainer(
+        build_model(taxonomy), args, None, None, rows, tokenizer, compute_metrics=lambda _: {"own|x": 0.25}
+    )
+    trainer.evaluate()
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "`own|x` 0.25" in text
+    assert "| raw |" not in text
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_run_writes_the_card_of_its_test_results(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
+    details = {"dataset": "Made-up studies", "finetuned_from": "me/encoder", "language": "en"}
+    path = config_file(
+        tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, card=details, max_steps=4, logging_steps=2
+    )
+    metrics = run(*parse_arguments([path]))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert is_generated(tmp_path / "out" / "README.md")
+    assert "### test: 7 documents, in percent" in text
+    assert f"Hierarchical F1 {100 * metrics['test_hierarchical_f1']:.1f}" in text
+    assert "Made-up studies" in text
+    assert ("L-BFGS" in text) == freeze
+    assert ("optimizer" in text) == (not freeze)
+    assert ("weights.png" in text) == (not freeze)
+    assert "scores.png" in text
+    for place in (str(tmp_path), encoder_dir, str(data_dir)):
+        assert place not in text
+    with pytest.raises(ValueError, match="no detail 'languages'"):
+        run(*parse_arguments([path, "--card", json.dumps({"languages": "en"})]))
+
+
+# ---- The Hub ----
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with HubServer(tokens={TOKEN: "me"}) as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
+        yield server
+
+
+def test_a_push_brings_the_card_and_leaves_one_that_was_edited_there(hub, make_trainer, tmp_path):
+    trainer = make_trainer(hub_model_id="me/topics", hub_token=TOKEN)
+    trainer.evaluate(metric_key_prefix="test")
+    trainer.push_to_hub(language="en")
+    pushed = hub.files("me/topics")["README.md"].decode()
+    assert 'model="me/topics"' in pushed
+    assert "\n# topics\n" in pushed
+    assert "language: en" in pushed
+    assert "scores.png" in hub.files("me/topics")
+    assert TOKEN not in pushed
+
+    files = dict(hub.files("me/topics"))
+    files["README.md"] = b"# Edited on the Hub\n"
+    hub.repos["me/topics"].commit("main", files, "edit")
+    trainer.push_to_hub()
+    assert hub.files("me/topics")["README.md"] == b"# Edited on the Hub\n"
+    assert (tmp_path / "out" / "README.md").read_text() == "# Edited on the Hub\n"
+    trainer.push_to_hub(overwrite=True)
+    assert hub.files("me/topics")["README.md"].decode() == pushed
+
+
+def test_a_push_to_a_new_branch_makes_it(hub, make_trainer):
+    trainer = make_trainer(hub_model_id="me/branched", hub_token=TOKEN)
+    trainer.push_to_hub(revision="trial")
+    assert {"README.md", "model.safetensors", "modeling_hcal.py"} <= set(hub.files("me/branched", "trial"))
+    assert "model.safetensors" not in hub.files("me/branched")
+
+
+def test_a_trainers_push_that_is_cut_off_says_so_and_a_second_one_completes_it(hub, make_trainer):
+    trainer = make_trainer(hub_model_id="me/cut", hub_token=TOKEN)
+    hub.cut = "commit"
+    with pytest.raises(ConnectionError, match=r"The push to me/cut was cut off.* Push again"):
+        trainer.push_to_hub()
+    hub.cut = None
+    trainer.push_to_hub()
+    assert "model.safetensors" in hub.files("me/cut")
+
+
+def test_pushes_during_the_training_carry_the_code(hub, make_trainer):
+    trainer = make_trainer(
+        hub_model_id="me/often", hub_token=TOKEN, push_to_hub=True, hub_strategy="every_save",
+        save_strategy="steps", save_steps=2, max_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    trainer._finish_current_push()
+    assert {"model.safetensors", "modeling_hcal.py", "hub.py", "README.md"} <= set(hub.files("me/often"))
+
+
+def test_a_models_own_push_brings_the_minimal_card(hub, taxonomy):
+    model = build_model(taxonomy)
+    model.push_to_hub("bare", token=TOKEN)
+    text = hub.files("me/bare")["README.md"].decode()
+    assert 'model="me/bare"' in text
+    assert "More Information Needed" not in text
+    files = {**hub.files("me/bare"), "README.md": b"---\nlicense: mit\n---\n# Mine\n"}
+    hub.repos["me/bare"].commit("main", files, "edit")
+    model.push_to_hub("me/bare", token=TOKEN)
+    assert hub.files("me/bare")["README.md"].decode().endswith("# Mine\n")
+
+
+# ---- model_cards/ ----
+
+
+@pytest.mark.parametrize("name", ["quickstart", "clinc150", "goemotions"])
+def test_the_cards_of_the_recipes_are_whole(name):
+    folder = ROOT / "model_cards" / name
+    assert is_generated(folder / "README.md")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    assert not re.search(r"(^|[\s\"'`(])/\w+/", card.text), "an absolute path"
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
+        assert (folder / picture).is_file()
+    for rows in tables_of(card.text):
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_no_tensor_of_the_model_changes(taxonomy):
+    model = build_model(taxonomy)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    build_card(model, Facts("x"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
