@@ -6,6 +6,7 @@ level; the largest tensors are [B, L].
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -52,8 +53,9 @@ def segment_logsumexp(values: torch.Tensor, segments: torch.Tensor, num_segments
     Returns:
         `torch.Tensor` of shape `[B, num_segments]`.
     """
-    index = segments.expand(len(values), -1)
-    top = values.new_full((len(values), num_segments), -torch.inf)
+    rows = values.shape[0]  # len() would be a constant to torch.export
+    index = segments.expand(rows, -1)
+    top = values.new_full((rows, num_segments), -torch.inf)
     top = top.scatter_reduce(1, index, values.detach(), reduce="amax")
     sums = values.new_zeros(top.shape).index_add(1, segments, (values - top[:, segments]).exp())
     return top + sums.log()
@@ -159,9 +161,14 @@ class SiblingSoftmaxHead(HierarchicalHead):
 
     parents: torch.Tensor
     rank: torch.Tensor
+    segments: torch.Tensor
+    inner: torch.Tensor
 
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
         super().__init__(config, taxonomy)
+        # Which of all inner nodes lie at each level, as sizes that tracers know beforehand.
+        ends = np.cumsum([int((~taxonomy.is_leaf[level]).sum()) for level in taxonomy.levels]).tolist()
+        self.inner_slices = [slice(start, end) for start, end in zip([0, *ends], ends)]
         top, below = _CARRIES[config.head]
         self.carries = [top] + [below] * (self.num_tasks - 1)
         self.stop = nn.Parameter(torch.empty(int((~taxonomy.is_leaf).sum()))) if config.partial_paths else None
@@ -173,7 +180,20 @@ class SiblingSoftmaxHead(HierarchicalHead):
         inner = torch.from_numpy(~taxonomy.is_leaf)
         # The number of each inner node among the inner nodes; -1 for leaves.
         rank = torch.where(inner, inner.cumsum(0) - 1, -1)
-        return {**super().hierarchy_buffers(), "parents": parents, "rank": rank}
+        # Of each node: the number of its parent among the inner nodes of the parent's level; -1 for roots. Of each inner
+        # node: its position in its level.
+        segments, positions = np.full(taxonomy.num_labels, -1), [np.zeros(0, dtype=np.int64)]
+        for level, into in zip(taxonomy.levels, taxonomy.edge_slices[1:]):
+            positions.append(np.flatnonzero(~taxonomy.is_leaf[level]))
+            above, nodes = taxonomy.edges[into].T
+            segments[nodes] = np.searchsorted(positions[-1] + level.start, above)
+        return {
+            **super().hierarchy_buffers(),
+            "parents": parents,
+            "rank": rank,
+            "segments": torch.from_numpy(segments),
+            "inner": torch.from_numpy(np.concatenate(positions)),
+        }
 
     def initial_values(self) -> dict[str, float]:
         return {"stop": 0.0}
@@ -191,7 +211,7 @@ class SiblingSoftmaxHead(HierarchicalHead):
             segments, inner = self._family(k)
             lse = segment_logsumexp(values[k + 1], segments, len(inner))
             if stop_scores is not None:
-                lse = torch.logaddexp(lse, stop_scores[self.rank[levels[k]][inner]].to(lse))
+                lse = torch.logaddexp(lse, stop_scores[self.inner_slices[k]].to(lse))
             below.append(lse)
             if self.carries[k]:
                 values[k] = values[k].index_add(1, inner, lse, alpha=self.carries[k])
@@ -208,10 +228,7 @@ class SiblingSoftmaxHead(HierarchicalHead):
     def _family(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For the nodes of level k + 1 the number of their parent among the inner nodes of level k, and those nodes'
         positions in level k."""
-        level, next_level = self.taxonomy.levels[k], self.taxonomy.levels[k + 1]
-        rank = self.rank[level]
-        inner = (rank >= 0).nonzero()[:, 0]
-        return self.rank[self.parents[next_level]] - rank[inner[0]], inner
+        return self.segments[self.taxonomy.levels[k + 1]], self.inner[self.inner_slices[k]]
 
     def _accumulate(self, conditionals: list[torch.Tensor]) -> list[torch.Tensor]:
         found = [conditionals[0]]
@@ -334,8 +351,9 @@ class ConditionalSigmoidHead(SigmoidHead):
         found = clamp_log_probs(own[:, self.taxonomy.levels[0]])
         for k, level in enumerate(self.taxonomy.levels[1:], start=1):
             parents, children = self._edges_into(k)
-            lowest = found.new_zeros((len(found), level.stop - level.start))
-            lowest = lowest.scatter_reduce(1, children.expand(len(found), -1), found[:, parents], reduce="amin")
+            rows = found.shape[0]  # len() would be a constant to torch.export
+            lowest = found.new_zeros((rows, level.stop - level.start))
+            lowest = lowest.scatter_reduce(1, children.expand(rows, -1), found[:, parents], reduce="amin")
             found = torch.cat([found, lowest + own[:, level]], dim=1)
         return found
 

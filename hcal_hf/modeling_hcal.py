@@ -513,7 +513,8 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             chosen = attention_mask.long().argmax(dim=1)
         else:
             chosen = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
-        return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), chosen]
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)  # len() is a constant to torch.export
+        return hidden_states[rows, chosen]
 
     def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
         """The probability [B, L] of each node, in the order of `config.labels`."""
