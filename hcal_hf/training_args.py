@@ -29,7 +29,7 @@ class HcalTrainingArguments(TrainingArguments):
     Differences from the defaults of transformers: none. Added:
 
     Args:
-        loss_weighting (`str`, defaults to `"hcal"`):
+        loss_weighting (`str`, defaults to `"uniform"`):
             Name of the weighter in `hcal_hf.weighting.WEIGHTERS`: `hcal`, `hcal_rate`, `uniform`, `fixed`, `dwa`,
             `uncertainty`, `famo`, `gradnorm`, or one of your own.
         loss_weighting_kwargs (`dict`, *optional*):
@@ -52,7 +52,7 @@ class HcalTrainingArguments(TrainingArguments):
             than SGD, or not positive.
     """
 
-    loss_weighting: str = field(default="hcal", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."})
+    loss_weighting: str = field(default="uniform", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."})
     loss_weighting_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
     )

@@ -53,7 +53,7 @@ def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, dat
     assert saved["test_exact_match"] == metrics["test_exact_match"]
     pipe = pipeline("hierarchical-text-classification", model=str(tmp_path / "out"), device="cpu")
     assert pipe("a music music")[0]["label"] == "arts"
-    assert (tmp_path / "out" / "features").exists() == freeze
+    assert (tmp_path / "out" / "_features").exists() == freeze
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["head"] == "lookahead_softmax"
     expected = ("linear", "label_text") if freeze else ("cosine", None)
@@ -74,7 +74,14 @@ def test_a_frozen_encoder_leaves_scores_anchors_and_solver_to_choose(tmp_path, e
 
 
 def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
-    path = config_file(tmp_path, encoder_dir, data_dir, label_mode="multi_path", loss_weighting_kwargs={"gamma": 2.0})
+    path = config_file(
+        tmp_path,
+        encoder_dir,
+        data_dir,
+        label_mode="multi_path",
+        loss_weighting="hcal",
+        loss_weighting_kwargs={"gamma": 2.0},
+    )
     model, data, args = parse_arguments([path, "--num_train_epochs", "3", "--labels", "a", "b", "--freeze_encoder"])
     assert (model.label_mode, model.freeze_encoder, data.labels) == ("multi_path", True, ["a", "b"])
     assert (args.num_train_epochs, args.learning_rate) == (3, 1e-2)

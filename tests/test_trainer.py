@@ -43,7 +43,7 @@ def make_trainer(make_model, tokenizer, tmp_path):
         model = model or make_model(taxonomy, **{"dtype": torch.float64, "perturbation": 0.0, **(config or {})})
         kwargs = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.05, "optim": "sgd",
                   "lr_scheduler_type": "linear", "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-                  "use_cpu": True, "disable_tqdm": True, "seed": 3, **kwargs}  # fmt: skip
+                  "use_cpu": True, "disable_tqdm": True, "seed": 3, "loss_weighting": "hcal", **kwargs}  # fmt: skip
         args = HcalTrainingArguments(str(tmp_path / folder), **kwargs)
         return HcalTrainer(
             model, args, train_dataset=data, eval_dataset=eval_data, processing_class=tokenizer,
@@ -427,3 +427,9 @@ def test_model_init_and_positional_arguments_work_as_in_transformers(make_model,
     args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no")
     HcalTrainer(None, args, None, data, None, tokenizer, model_init=lambda: make_model(taxonomy)).train()
     HcalTrainer(make_model(taxonomy), args, None, data, data, tokenizer).train()
+
+
+def test_weights_are_equal_unless_told_otherwise_and_the_papers_with_its_settings(tmp_path):
+    assert HcalTrainingArguments(str(tmp_path)).loss_weighting == "uniform"
+    paper = HcalTrainingArguments.paper(str(tmp_path))
+    assert (paper.loss_weighting, paper.loss_weighting_kwargs) == ("hcal", {"gamma": 0.5})

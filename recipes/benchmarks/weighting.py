@@ -403,7 +403,8 @@ def write_tables(results: Path, page: Path) -> None:
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["frozen", "stress", "finetune"])
+    parts = {"frozen": frozen, "stress": stress, "finetune": finetune}
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
     parser.add_argument("--finetune_sets", nargs="+", default=["clinc150"])
@@ -420,7 +421,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for part in options.parts:
-        for entry in {"frozen": frozen, "stress": stress, "finetune": finetune}[part](options):
+        if part not in parts:
+            parser.error(f"there is no part {part!r}, only {', '.join(parts)}")
+    for part in options.parts:
+        for entry in parts[part](options):
             record(options.output, entry)
     if options.tables:
         write_tables(options.output, here / "weighting.md")
