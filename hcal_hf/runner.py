@@ -107,7 +107,8 @@ class DataArguments(TableArguments):
     )
     identity: str = field(default="path", metadata={"help": '"path" or "name": what makes two nodes one.'})
     feature_cache: str | None = field(
-        default=None, metadata={"help": "Where features of a frozen encoder are kept; output_dir/_features by default."}
+        default=None,
+        metadata={"help": "Where features of a frozen encoder are kept; output_dir/_features by default."},
     )
     show_predictions: int = field(default=5, metadata={"help": "Test documents whose predicted paths are printed."})
     card: dict | str | None = field(

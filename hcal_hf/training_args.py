@@ -52,7 +52,9 @@ class HcalTrainingArguments(TrainingArguments):
             than SGD, or not positive.
     """
 
-    loss_weighting: str = field(default="uniform", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."})
+    loss_weighting: str = field(
+        default="uniform", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."}
+    )
     loss_weighting_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
     )
