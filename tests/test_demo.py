@@ -648,7 +648,7 @@ def test_in_a_browser_an_empty_text_is_told_and_a_narrow_page_fits(tab):
     tab.set_viewport_size({"width": 390, "height": 600})
     top = "document.querySelector('.hcal-answer').getBoundingClientRect().top"
     tab.locator(".hcal-answer").wait_for()
-    assert tab.evaluate(top) > 600
+    tab.wait_for_function(f"{top} > 600")  # below the fold, once the page has settled
     tab.get_by_role("button", name="Classify").click()
     tab.get_by_text("The text is empty: write one and press Classify.").wait_for()
     tab.evaluate("scrollTo(0, 0)")
