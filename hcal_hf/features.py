@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from .data import HcalDataCollator
 from .modeling_hcal import HcalForSequenceClassification
 
+# Folder of features within a model's; pushes leave out what starts with _.
+CACHE_FOLDER = "_features"
+
 
 def encoder_fingerprint(model: HcalForSequenceClassification) -> str:
     """SHA-256 over the encoder's configuration, weights and pooling: equal encoders give equal features."""

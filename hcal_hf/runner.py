@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .card_facts import Details
 from .configuration_hcal import HcalConfig
 from .data import LabelReader, build_taxonomy, encode_dataset
-from .features import pooled_features
+from .features import CACHE_FOLDER, pooled_features
 from .modeling_hcal import HcalForSequenceClassification
 from .pipeline_hcal import TASK
 from .taxonomy import SEPARATOR, Taxonomy
@@ -202,9 +202,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
     table = encoded
     if model_args.freeze_encoder:
         model.encoder.requires_grad_(False)
-        cache = data_args.feature_cache or os.path.join(
-            args.output_dir, "_features"
-        )  # pushes leave out what starts with _
+        cache = data_args.feature_cache or os.path.join(args.output_dir, CACHE_FOLDER)
         model.to(args.device)
         with args.main_process_first(desc="features"):
             table = DatasetDict(

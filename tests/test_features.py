@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hcal_hf import encode_dataset, features
+from hcal_hf import HcalForSequenceClassification, encode_dataset, features
 from hcal_hf.features import encoder_fingerprint, pooled_features
 
 TEXTS = ["stars", "a new study of genes with cells", "poems", "old music and drama in novels", "atoms and energy"]
@@ -58,3 +58,10 @@ def test_fingerprint_follows_weights_and_pooling(make_model, taxonomy):
     assert encoder_fingerprint(make_model(taxonomy, seed=2)) not in same
     assert encoder_fingerprint(make_model(taxonomy, seed=1, pooling="last")) not in same
     assert encoder_fingerprint(make_model(taxonomy, seed=1, dtype=torch.bfloat16)) not in same
+
+
+def test_a_saved_model_finds_the_features_that_it_was_trained_on(taxonomy, encoder_dir, tmp_path):
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, label_mode="multi_path")
+    before = encoder_fingerprint(model)
+    model.save_pretrained(tmp_path / "saved")
+    assert encoder_fingerprint(HcalForSequenceClassification.from_pretrained(tmp_path / "saved")) == before

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
 from hcal_hf import HcalForSequenceClassification, encode_dataset
-from hcal_hf.features import pooled_features
+from hcal_hf.features import CACHE_FOLDER, pooled_features
 
 LabelPath = tuple[str, ...]
 Features = NDArray[np.float32]
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encoded = encode_dataset(data, model.taxonomy, tokenizer, label_mode="single_path", max_length=options.max_length)
     features, leaves = {}, {}
     for name in SPLITS:
-        table = pooled_features(model, encoded[name], tokenizer, cache_dir=folder / "features")
+        table = pooled_features(model, encoded[name], tokenizer, cache_dir=folder / CACHE_FOLDER)
         features[name] = np.asarray(table["pooled_states"][:], dtype=np.float32)
         leaves[name] = np.array([nodes[-1] for nodes in table["labels"]])
 
