@@ -433,6 +433,16 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
             predictions, model.taxonomy, config.label_mode, config.partial_paths, config.head, config.thresholds
         )
 
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Of the documents in their order, so that predictions are, too: with `train_sampling_strategy="group_by_length"`
+        transformers shuffles the documents of `predict` as it does those of `evaluate`, where no one sees their order."""
+        given = self.args.train_sampling_strategy
+        self.args.train_sampling_strategy = "random"  # for the sampler of held-out documents: none, one after the other
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.args.train_sampling_strategy = given
+
     # ---- Optimiser ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -230,6 +230,16 @@ def test_default_metrics_work_in_metric_for_best_model(make_trainer, data, taxon
     json.dumps(found)
 
 
+def test_predictions_are_in_the_order_of_the_documents(make_trainer, data, taxonomy):
+    """transformers shuffles them where training groups documents by length."""
+    trainer = make_trainer(taxonomy, data, train_sampling_strategy="group_by_length", per_device_eval_batch_size=3)
+    found = trainer.predict(data)
+    with torch.no_grad():
+        alone = [trainer.model(**trainer.data_collator([row])).logits[0] for row in data]
+    torch.testing.assert_close(torch.as_tensor(found.predictions), torch.stack(alone))
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
 def test_index_labels_evaluate_like_multi_hot(make_trainer, make_model, data, taxonomy):
     trainer = make_trainer(taxonomy, data, eval_data=data)
     dense = trainer.evaluate()
