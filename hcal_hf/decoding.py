@@ -15,6 +15,8 @@ from .taxonomy import Taxonomy
 METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
 # These choose the size of the set themselves and take no thresholds.
 UNTHRESHOLDED = ("expected_f1", "risk")
+# Cells (document x label) that are decoded at a time on a CPU: what its caches hold, so that memory is read once.
+_CELLS = 2**18
 
 
 def default_method(label_mode: str) -> str:
@@ -77,19 +79,43 @@ def decode(
             f'decode="risk" and risk_threshold belong together, got decode={method!r} and risk_threshold={risk_threshold}:'
             " calibrate_risk gives the threshold for a risk level."
         )
-    log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    lowest = None if threshold is None else log_thresholds(threshold, log_probs)
     if method in UNTHRESHOLDED and threshold is not None:
         raise ValueError(f'decode="{method}" chooses its own size of the set: leave threshold out.')
+    single = label_mode == "single_path"
+    if method == "path" and not single:
+        raise ValueError('decode="path" needs label_mode="single_path"; use "closure" or "raw" with multi_path.')
+    if threshold is None and not single and method not in UNTHRESHOLDED:
+        threshold = 0.5
+    working = torch.promote_types(logits.dtype, torch.float32)
+    lowest = (
+        None if threshold is None else log_thresholds(threshold, logits.new_empty(0, logits.shape[-1], dtype=working))
+    )
+    how = (taxonomy, single, method, lowest, partial_paths, head, risk_threshold)
+    documents = max(_CELLS // max(logits.shape[-1], 1), 1)
+    if logits.device.type != "cpu" or len(logits) <= documents:
+        return _decode_log_probs(F.logsigmoid(logits.to(working)), *how)
+    chosen = torch.empty(logits.shape, dtype=torch.bool)
+    for some, part in zip(logits.split(documents), chosen.split(documents)):
+        part.copy_(_decode_log_probs(F.logsigmoid(some.to(working)), *how))
+    return chosen
+
+
+def _decode_log_probs(
+    log_probs: torch.Tensor,
+    taxonomy: Taxonomy,
+    single: bool,
+    method: str,
+    lowest: torch.Tensor | None,
+    partial_paths: bool,
+    head: str,
+    risk_threshold: float | None,
+) -> torch.Tensor:
     if method == "expected_f1":
         return best_expected_f1(log_probs, taxonomy)
     if risk_threshold is not None:
-        return risk_answers(log_probs, taxonomy, label_mode, risk_threshold, partial_paths, head)
-    single, coherent = label_mode == "single_path", head != "independent"
-    if method == "path" and not single:
-        raise ValueError('decode="path" needs label_mode="single_path"; use "closure" or "raw" with multi_path.')
-    if lowest is None and not single:
-        lowest = log_thresholds(0.5, log_probs)
+        mode = "single_path" if single else "multi_path"
+        return risk_answers(log_probs, taxonomy, mode, risk_threshold, partial_paths, head)
+    coherent = head != "independent"
     if single and method == "top_down":
         chosen = greedy_path(log_probs, taxonomy, partial_paths and coherent)
     elif single and (coherent or method == "path"):
@@ -185,12 +211,26 @@ def end_probabilities(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths
 
 
 def _path_to_best(values: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool) -> torch.Tensor:
-    """The path to the end node of the largest value."""
+    """The path to the end node of the largest value. For a forest."""
     if not partial_paths:
         inner = torch.from_numpy(~taxonomy.is_leaf).to(values.device)
         values = values.masked_fill(inner, float("-inf"))
-    ends = torch.zeros_like(values, dtype=torch.bool).scatter_(1, values.argmax(dim=1, keepdim=True), True)
-    return add_ancestors(ends, taxonomy)
+    parents = _parents(taxonomy, values.device)
+    node = values.argmax(dim=1, keepdim=True)
+    chosen = torch.zeros_like(values, dtype=torch.bool).scatter_(1, node, True)
+    for _ in taxonomy.levels[1:]:
+        above = parents[node]
+        node = torch.where(above < 0, node, above)
+        chosen.scatter_(1, node, True)
+    return chosen
+
+
+def _parents(taxonomy: Taxonomy, device: torch.device) -> torch.Tensor:
+    """The parent [L] of each node of a forest, -1 for roots."""
+    parents = torch.full((taxonomy.num_labels,), -1, device=device)
+    edges = torch.from_numpy(taxonomy.edges.copy()).to(device)
+    parents[edges[:, 1]] = edges[:, 0]
+    return parents
 
 
 def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = False) -> torch.Tensor:
@@ -198,9 +238,7 @@ def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = Fa
     is more probable than the best child. For a forest."""
     chosen = torch.zeros_like(log_probs, dtype=torch.bool)
     ends = end_probabilities(log_probs, taxonomy, partial_paths=True) if may_stop else None
-    parents = torch.full((taxonomy.num_labels,), -1, device=log_probs.device)
-    edges = torch.from_numpy(taxonomy.edges.copy()).to(log_probs.device)
-    parents[edges[:, 1]] = edges[:, 0]
+    parents = _parents(taxonomy, log_probs.device)
     current = parents.new_full((len(log_probs), 1), -1)
     for k, level in enumerate(taxonomy.levels):
         below = log_probs[:, level].masked_fill(parents[level] != current, float("-inf"))
@@ -217,18 +255,28 @@ def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = Fa
 def best_expected_f1(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     """The sets [N, L] that maximise 2 * sum of p over the set / (its size + sum of all p), among the prefixes of the
     labels sorted by p; p is first lowered to the smallest of its ancestors', so that the prefixes hold all ancestors."""
-    # Stable, and parents have smaller indices than children: at equal p the parent comes first.
-    sorted_p, order = lower_to_ancestors(log_probs, taxonomy).exp().sort(dim=1, descending=True, stable=True)
-    sizes = torch.arange(1, log_probs.shape[1] + 1, device=log_probs.device)
-    gains = 2 * sorted_p.cumsum(dim=1) / (sizes + sorted_p.sum(dim=1, keepdim=True))
-    best = gains.argmax(dim=1, keepdim=True)
-    return torch.zeros_like(log_probs, dtype=torch.bool).scatter_(1, order, sizes - 1 <= best)
+    p = lower_to_ancestors(log_probs, taxonomy).exp()
+    total = p.sum(dim=1, keepdim=True)
+    most, best = p.max(dim=1, keepdim=True)
+    # Dinkelbach's iteration: of value F, the best set is {p > F / 2}; from below, F rises to the maximum in a few rounds.
+    half = most / (1 + total)
+    while True:
+        chosen = p > half
+        found = (p * chosen).sum(dim=1, keepdim=True) / (chosen.sum(dim=1, keepdim=True) + total)
+        if not (found > half).any():
+            break
+        half = torch.maximum(found, half)
+    return chosen.scatter_(1, best, True)
 
 
 def lower_to_ancestors(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     """Each node's value [N, L] lowered to the smallest of its ancestors': no child is above a parent."""
     lowest = values.clone()
     for parents, children in _edges_by_level(taxonomy, values.device):
+        if taxonomy.is_forest:  # each node of the level once, in order
+            level = lowest[:, children[0] : children[-1] + 1]
+            torch.minimum(level, lowest[:, parents], out=level)
+            continue
         lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
     return lowest
 

@@ -221,6 +221,22 @@ def test_no_decoder_but_raw_contradicts_the_hierarchy_on_any_input(mode, head, m
             assert (chosen[:, taxonomy.levels[0]].sum(1) <= 1).all()
 
 
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [*(("single_path", m) for m in ("raw", "path", "top_down", "risk")),
+     *(("multi_path", m) for m in ("raw", "closure", "prune", "expected_f1", "risk"))],
+)  # fmt: skip
+def test_documents_are_decoded_alike_however_many_at_a_time(mode, method, monkeypatch):
+    make = random_dag if mode == "multi_path" else random_forest
+    taxonomy = make(np.random.default_rng(0), 40)
+    logits = torch.randn(53, 40, generator=torch.Generator().manual_seed(0)) * 3
+    options = {"risk_threshold": 0.3} if method == "risk" else {}
+    whole = decode(logits, taxonomy, mode, method, **options)
+    monkeypatch.setattr("hcal_hf.decoding._CELLS", 10 * 40 + 7)
+    assert torch.equal(decode(logits, taxonomy, mode, method, **options), whole)
+    assert decode(logits[:0], taxonomy, mode, method, **options).shape == (0, 40)
+
+
 def test_expected_f1_has_no_threshold(taxonomy):
     with pytest.raises(ValueError, match="leave threshold out"):
         decode(torch.zeros(1, 13), taxonomy, "multi_path", "expected_f1", threshold=0.5)

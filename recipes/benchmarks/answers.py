@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from frozen import LEFT_OUT, Task, record, solved
+from frozen import solved
+from tasks import LEFT_OUT, Task, record
 from torch.nn import functional as F
 
 from hcal_hf import HcalForSequenceClassification, Taxonomy, decode

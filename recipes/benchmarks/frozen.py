@@ -1,138 +1,128 @@
-"""Heads on frozen features: python recipes/benchmarks/frozen.py --data_dir DIR --sets clinc150 cei --encoder NAME
+"""Heads and baselines on frozen features: python recipes/benchmarks/frozen.py --data_dir DIR --sets clinc150 cei
 
 For each data set (a folder with train, validation and test files and taxonomy.json) the encoder's mean-pooled states are
-computed once; each method tries its grid on the validation split, and the best setting is scored on the test split, once
-for each seed. --train_size N trains on N random documents, others for each seed. Results are appended to --output as JSON
-lines; --table prints them.
+computed once, into --cache; each method tries its settings on the validation split, and the best one is scored on the test
+split, for each seed. The rows go into --results, the answers beside the features, for the bootstrap; results.py writes
+the tables. --train_size N trains on N random documents, --per_leaf N on N of each leaf, others for each seed.
 """
 
 import argparse
-import copy
 import functools
 import itertools
-import json
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from baselines import conditional_logistic_regression, local_classifier_per_parent
-from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer, BertConfig
+from baselines import TFIDF_STRENGTHS, Attempt, local_classifiers, logistic_regressions, softmax_over_leaves, tfidf
+from results import RESULTS, Row, store
+from scoring import Outputs, Problem, answers_of, scores, selection_score
+from tasks import ENCODER, SPLITS, Features, Task, make_model
+from transformers import BertConfig, PrinterCallback
 
-from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy, decode, encode_dataset
-from hcal_hf.anchors import embed_texts
-from hcal_hf.features import pooled_features
-from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.runner import DataArguments, load_data
+from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments
 from hcal_hf.solver import fit_head, solve
 from hcal_hf.weighting import build_weighter
 
-SINGLE_PATH = {"clinc150", "hwv_part"}
-PARTIAL = {"cei"}
-SPLITS = ("train", "validation", "test")
-# Documents that are no part of the task, by their labels: out-of-scope queries.
-LEFT_OUT = {"clinc150": [["oos"]]}
 EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30}
 BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64}
-SINGLE_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [1e-3, 3e-3, 1e-2]}
-MULTI_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [3e-3, 1e-2, 3e-2]}
-SINGLE_COLUMNS = {"leaf_accuracy": "leaf accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
-THRESHOLDS = np.geomspace(0.02, 0.9, 60)
+# (learning rate of the projection, of the prototypes) that cosines are tried with.
+RATES = {
+    "single_path": ((1e-4, 1e-3), (1e-4, 3e-3), (1e-3, 1e-3)),
+    "multi_path": ((1e-4, 3e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
+}
+RELEASED_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+SEEDS = 5
+FEWEST_UNITS = 1e-4
 
-# Linear scores are fitted by L-BFGS, which is deterministic; cosines are trained by AdamW with several seeds.
 LINEAR: dict[str, Any] = {"score_function": "linear"}
 ANCHORS: dict[str, Any] = {"prototype_anchor": "label_text"}
-COSINE_VARIANTS: dict[str, dict[str, Any]] = {
-    "cosine": {},
-    "cosine + anchors": ANCHORS,
-    "cosine + hcal weights": {"weighting": "hcal"},
-    "cosine + contrast": {"contrast": "aggregate"},
-    "cosine + contrast, alpha 0.1": {"contrast": "aggregate", "contrast_alpha": 0.1},
-    "cosine, no perturbation": {"perturbation": 0.0},
-    "linear by AdamW": LINEAR,
-    "linear by AdamW + anchors": {**LINEAR, **ANCHORS},
-}
 HEADS = {
     "single_path": ("lookahead_softmax", "path_softmax", "conditional_softmax", "independent"),
     "multi_path": ("conditional_sigmoid", "independent"),
 }
+DEFAULT_HEADS = {mode: heads[0] for mode, heads in HEADS.items()}
+COSINE_VARIANTS: dict[str, dict[str, Any]] = {
+    "cosine": {},
+    "cosine + anchors": ANCHORS,
+    "cosine + hcal weights": {"weighting": "hcal"},
+    "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
+    "cosine, no perturbation": {"perturbation": 0.0},
+}
+# The parts of HCAL, all at once; `ablation` takes one away at a time.
+EVERYTHING: dict[str, Any] = {
+    **ANCHORS, "contrast": "aggregate", "contrast_alpha": 0.1, "weighting": "hcal_rate",
+}  # fmt: skip
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "all parts": EVERYTHING,
+    "minus prototypes": {**LINEAR, "perturbation": 0.0, "weighting": "hcal_rate"},
+    "minus label text": {**EVERYTHING, "prototype_anchor": None},
+    "minus perturbation": {**EVERYTHING, "perturbation": 0.0},
+    "minus contrast": {**EVERYTHING, "contrast": None},
+    "minus adaptive weights": {**EVERYTHING, "weighting": "uniform"},
+    "minus coherence": {**EVERYTHING, "head": "independent"},
+}
 
 
-def methods_of(label_mode: str) -> dict[str, dict[str, Any]]:
-    """The rows of a table: title and setting of each method."""
-    methods = {}
-    for head in HEADS[label_mode]:
-        methods[f"{head}, linear"] = {"head": head, **LINEAR, **ANCHORS, "solver": "lbfgs"}
-        methods[f"{head}, linear, always anchors"] = {
-            "head": head, **LINEAR, **ANCHORS, "solver": "lbfgs", "anchored": (True,)
-        }  # fmt: skip
-        methods[f"{head}, linear, no anchors"] = {"head": head, **LINEAR, "solver": "lbfgs"}
-    for head in HEADS[label_mode]:
-        for title, setting in COSINE_VARIANTS.items():
-            methods[f"{head}, {title}"] = {"head": head, **setting}
-    return methods
+@dataclass
+class Group:
+    """Rows that are read from the same fitted models.
+
+    Attributes:
+        attempts (`Callable`): from (task, seed, setting or None) to fitted models, each setting or the one asked for.
+        rows (`dict`): name of each row to (head, decision) of its [`Outputs`].
+        ours (`bool`): whether it is this library's, or a baseline.
+        seeds (`int`): 1 where nothing is random.
+    """
+
+    attempts: Callable[[Task, int, dict[str, Any] | None], Iterator[Attempt]]
+    rows: Mapping[str, tuple[str | None, str]]
+    ours: bool = False
+    seeds: int = 1
 
 
-class Task:
-    """A data set as features [N, hidden_size] and multi-hot labels [N, L] of each split."""
-
-    def __init__(self, name: str, folder: Path, encoder: str, cache: Path):
-        self.name = name
-        self.taxonomy = Taxonomy.from_json(folder / "taxonomy.json")
-        self.label_mode = "single_path" if name in SINGLE_PATH else "multi_path"
-        rows = load_data(DataArguments(data_dir=str(folder)))
-        left_out = LEFT_OUT.get(name)
-        keep = {s: [i for i, labels in enumerate(rows[s]["labels"]) if labels != left_out] for s in SPLITS}
-        self.anchors, states = self._features(rows, encoder, cache / f"{name}.npz")
-        self.x = {s: torch.from_numpy(states[s][keep[s]]) for s in SPLITS}
-        self.left_out = {s: np.delete(states[s], keep[s], axis=0) for s in SPLITS}
-        self.y = {s: torch.zeros(len(keep[s]), self.taxonomy.num_labels) for s in SPLITS}
-        for s in SPLITS:
-            labels = rows[s]["labels"]
-            for row, i in enumerate(keep[s]):
-                self.y[s][row, self.taxonomy.encode(labels[i])] = 1.0
-
-    def sample(self, size: int | None, seed: int) -> "Task":
-        """The same task with `size` random training documents; itself for None."""
-        if size is None or size >= len(self.x["train"]):
-            return self
-        rows = np.random.default_rng(seed).permutation(len(self.x["train"]))[:size]
-        sampled = copy.copy(self)
-        sampled.x, sampled.y = ({**part, "train": part["train"][rows]} for part in (self.x, self.y))
-        return sampled
-
-    def _features(self, rows: DatasetDict, encoder: str, path: Path) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
-        if path.exists():
-            with np.load(path) as stored:
-                return torch.from_numpy(stored["anchors"]), {s: stored[s] for s in SPLITS}
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = HcalForSequenceClassification.from_encoder(encoder, self.taxonomy, label_mode="multi_path")
-        states: dict[str, np.ndarray] = {}
-        for s in SPLITS:
-            tokens = encode_dataset(rows[s], self.taxonomy, tokenizer, labels=None, max_length=256)
-            table: Dataset = pooled_features(model, tokens, tokenizer, desc=f"{self.name} {s}")
-            states[s] = np.asarray(table["pooled_states"][:], dtype=np.float32)
-        anchors = embed_texts(model, tokenizer, self.taxonomy.texts())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, anchors=anchors.numpy(), **states)  # type: ignore[arg-type]
-        return anchors, states
+def learned(model: HcalForSequenceClassification) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("encoder"))
 
 
-def make_model(task: Task, setting: dict[str, Any]) -> HcalForSequenceClassification:
-    """A new model for features; its encoder is a placeholder."""
-    size = task.x["train"].shape[1]
-    encoder = BertConfig(hidden_size=size, num_hidden_layers=0, num_attention_heads=1, vocab_size=2)
-    fields = {"projection_dim": size, "prototype_temperature": 0.07, "label_mode": task.label_mode}
-    fields["partial_paths"] = task.name in PARTIAL
-    model = HcalForSequenceClassification(HcalConfig.from_taxonomy(task.taxonomy, encoder, **{**fields, **setting}))
-    if model.prototypes.is_anchored:
-        model.prototypes.anchors.copy_(task.anchors)
-        model.prototypes.trained.copy_(task.y["train"].sum(dim=0) > 0)
+def attempt_of(task: Task, model: HcalForSequenceClassification, setting: dict[str, Any]) -> Attempt:
+    @torch.no_grad()
+    def predict(split: str) -> torch.Tensor:
+        return model.eval()(pooled_states=task.x[split]).logits
+
+    return Attempt(setting, predict, learned(model))
+
+
+def linear(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
+    """Linear scores fitted by L-BFGS, the regularisation and whether there are anchors chosen by `solve`."""
+    setting = dict(setting)
+    anchored = setting.pop("anchored", (True, False))
+    torch.manual_seed(0)
+    model = make_model(task, {**LINEAR, **setting})
+    if not len(task.x["validation"]):
+        raise ValueError(f"{task.name} has no validation documents to choose C on.")
+    training, validation = ((task.x[s], task.y[s]) for s in SPLITS[:2])
+    solution = solve(model, training, validation, anchored=anchored)
+    yield attempt_of(task, model, {"C": solution.strength, "anchors": solution.anchored})
+
+
+def solved(task: Task, setting: dict[str, Any], strength: float, anchored: bool) -> HcalForSequenceClassification:
+    """A model whose head is fitted by L-BFGS with a given strength of the regularisation."""
+    torch.manual_seed(0)
+    model = make_model(task, {**LINEAR, **setting})
+    fit_head(model, task.x["train"], task.y["train"], strength, anchored, max_iterations=300)
     return model
+
+
+def by_adamw(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
+    """Heads trained by AdamW with linearly falling rates."""
+    for rate, prototype_rate in RATES[task.label_mode]:
+        rates = {"learning_rate": rate, "prototype_learning_rate": prototype_rate}
+        if chosen in (None, rates):
+            yield attempt_of(task, train(task, {**setting, **rates}, seed), rates)
 
 
 def train(task: Task, setting: dict[str, Any], seed: int) -> HcalForSequenceClassification:
@@ -170,207 +160,223 @@ def train(task: Task, setting: dict[str, Any], seed: int) -> HcalForSequenceClas
     return model.eval()
 
 
-def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str) -> dict[str, float]:
-    """Percentages on a split; thresholds of multi_path sets are chosen on the validation split for each column."""
-    partial = task.name in PARTIAL
-    if task.label_mode == "single_path":
-        sets = decode(logits[split], task.taxonomy, task.label_mode, partial_paths=partial, head=head)
-        raw = decode(logits[split], task.taxonomy, task.label_mode, "raw", partial_paths=partial, head=head)
-        found = classification_scores(sets.numpy(), task.y[split].numpy() > 0, task.taxonomy)
-        result = {title: 100 * found[name] for name, title in SINGLE_COLUMNS.items()}
-        return {**result, "HVR raw": violating(raw, task)}
-    result = {}
-    for name, title in (("micro_f1", "micro-F1"), ("macro_f1", "macro-F1")):
-        threshold = best_threshold(task, torch.sigmoid(logits["validation"]), name)
-        raw = torch.sigmoid(logits[split]) >= threshold
-        sets = decode(logits[split], task.taxonomy, task.label_mode, "closure", threshold=threshold)
-        result[title] = 100 * classification_scores(sets.numpy(), task.y[split].numpy() > 0, task.taxonomy)[name]
-        if name == "micro_f1":
-            result["HVR raw"] = violating(raw, task)
-    return result
+def as_released(task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
+    """The `paper` preset: HCAL's model, optimiser and weights; only the learning rate (released: 0.01) is chosen."""
+    for rate in RELEASED_RATES:
+        if chosen not in (None, {"learning_rate": rate}):
+            continue
+        torch.manual_seed(seed)
+        encoder = BertConfig(
+            hidden_size=task.x["train"].shape[1], num_hidden_layers=0, num_attention_heads=1, vocab_size=2
+        )
+        model = HcalForSequenceClassification(HcalConfig.paper(task.taxonomy, encoder))
+        model.encoder.requires_grad_(False)
+        args = HcalTrainingArguments.paper(
+            "outputs/benchmarks/released",
+            learning_rate=rate,
+            num_train_epochs=EPOCHS[task.name],
+            per_device_train_batch_size=BATCH[task.name],
+            head_solver="optimizer",
+            seed=seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=True,
+        )
+        trainer = HcalTrainer(model, args, lambda batch: batch, Features(task.x["train"], task.y["train"]))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        yield attempt_of(task, model, {"learning_rate": rate})
 
 
-def violating(sets: torch.Tensor, task: Task) -> float:
-    """Percentage of documents whose set contradicts the hierarchy."""
-    rates: dict[str, Any] = dict(violation_rates(sets.numpy(), task.taxonomy))
-    return 100 * rates["hvr"]
+def baselines_of(task: Task) -> dict[str, Group]:
+    def regressions(conditional: bool) -> Callable[..., Iterator[Attempt]]:
+        return lambda task, seed, chosen: logistic_regressions(task.x, task.y, task.taxonomy, conditional)
 
-
-def best_threshold(task: Task, probabilities: torch.Tensor, metric: str) -> float:
-    """The one threshold for all labels that is best on the validation split, before ancestors are added."""
-    truth = task.y["validation"] > 0
-    positives = truth.sum(dim=0).double()
-    best = (-1.0, 0.5)
-    for threshold in THRESHOLDS.tolist():
-        chosen = probabilities >= threshold
-        hits, size = (chosen & truth).sum(dim=0).double(), chosen.sum(dim=0).double()
-        if metric == "micro_f1":
-            value = (2 * hits.sum() / (size.sum() + positives.sum())).item()
-        else:
-            value = (2 * hits / (size + positives).clamp(min=1))[positives > 0].mean().item()
-        best = max(best, (value, threshold))
-    return best[1]
-
-
-def logits_of(task: Task, model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        return {s: model.eval()(pooled_states=task.x[s]).logits for s in ("validation", "test")}
-
-
-def solved(task: Task, setting: dict[str, Any], strength: float, anchored: bool) -> HcalForSequenceClassification:
-    """A model whose head is fitted by L-BFGS with a given strength of the regularisation."""
-    torch.manual_seed(0)
-    model = make_model(task, setting)
-    fit_head(model, task.x["train"], task.y["train"], strength, anchored, max_iterations=300)
-    return model
-
-
-def fit(task: Task, setting: dict[str, Any]) -> tuple[HcalForSequenceClassification, dict[str, Any]]:
-    """A model whose head is fitted by L-BFGS, and the setting that was best on the validation split."""
-    setting = dict(setting)
-    setting.pop("solver")
-    anchored = setting.pop("anchored", (True, False))
-    torch.manual_seed(0)
-    model = make_model(task, setting)
-    training, validation = ((task.x[s], task.y[s]) for s in ("train", "validation"))
-    solution = solve(model, training, validation, anchored=anchored)
-    return model, {"C": solution.strength, "anchors": solution.anchored}
-
-
-def run_method(task: Task, setting: dict[str, Any], seeds: int, size: int | None) -> Iterator[dict[str, Any]]:
-    """Tunes on the validation split (AdamW: with seed 0), then yields the test scores of each seed."""
-    head = setting["head"]
-    if setting.get("solver") == "lbfgs":
-        for seed in range(1 if size is None else seeds):
-            start = time.perf_counter()
-            sampled = task.sample(size, seed)
-            model, chosen = fit(sampled, setting)
-            scores = scores_of(task, logits_of(task, model), "test", head)
-            seconds = round(time.perf_counter() - start, 1)
-            yield {"seed": seed, "chosen": chosen, "metrics": scores, "seconds": seconds}
-        return
-    grid = SINGLE_GRID if task.label_mode == "single_path" else MULTI_GRID
-    sampled = task.sample(size, 0)
-    tried = []
-    for values in itertools.product(*grid.values()):
-        rates = dict(zip(grid, values))
-        logits = logits_of(task, train(sampled, {**setting, **rates}, 0))
-        found = scores_of(task, logits, "validation", head)
-        tried.append((sum(value for name, value in found.items() if name != "HVR raw"), rates))
-    _, rates = max(tried, key=lambda pair: pair[0])
-    for seed in range(seeds):
-        start = time.perf_counter()
-        model = train(task.sample(size, seed), {**setting, **rates}, seed)
-        scores = scores_of(task, logits_of(task, model), "test", head)
-        yield {"seed": seed, "chosen": rates, "metrics": scores, "seconds": round(time.perf_counter() - start, 1)}
-
-
-def baselines_of(task: Task, size: int | None, seeds: int) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
-    """Title and run of each baseline: C chosen on the validation split, scored on the test split."""
-
-    def run(fitted: Callable[[Task], tuple[Any, list[tuple[dict[str, Any], Any]]]]) -> Iterator[dict[str, Any]]:
-        for seed in range(1 if size is None else seeds):
-            start = time.perf_counter()
-            score, attempts = fitted(task.sample(size, seed))
-            best = max(attempts, key=lambda a: sum(v for k, v in score(a[1], "validation").items() if k != "HVR raw"))
-            seconds = round(time.perf_counter() - start, 1)
-            yield {"seed": seed, "chosen": best[0], "metrics": score(best[1], "test"), "seconds": seconds}
-
-    def scored_logits(head: str) -> Any:
-        return lambda logits, split: scores_of(task, logits, split, head)
-
-    def scored_sets(sets: dict[str, np.ndarray], split: str) -> dict[str, float]:
-        found = classification_scores(sets[split], task.y[split].numpy() > 0, task.taxonomy)
-        return {**{title: 100 * found[name] for name, title in SINGLE_COLUMNS.items()}, "HVR raw": 0.0}
-
-    if task.label_mode == "single_path":
-        return {
-            "hiclass, local classifier per parent": lambda: run(
-                lambda sampled: (scored_sets, list(local_classifier_per_parent(sampled.x, sampled.y, task.taxonomy)))
-            )
-        }
-
-    def regressions(conditional: bool, head: str) -> Callable[[], Iterator[dict[str, Any]]]:
-        def fitted(sampled: Task) -> tuple[Any, list[tuple[dict[str, Any], Any]]]:
-            attempts = conditional_logistic_regression(sampled.x, sampled.y, task.taxonomy, conditional)
-            return scored_logits(head), list(attempts)
-
-        return lambda: run(fitted)
-
-    return {
-        "logistic regression a label": regressions(False, "independent"),
-        "conditional logistic regression": regressions(True, "conditional_sigmoid"),
+    groups = {
+        "logistic regression a label": Group(
+            regressions(False),
+            {
+                "logistic regression a label": ("independent", "thresholds"),
+                "logistic regression a label, ancestors closed": ("independent", "decoded"),
+            },
+        )
     }
+    if task.label_mode == "multi_path":
+        conditional = {"conditional logistic regression": ("conditional_sigmoid", "decoded")}
+        groups["conditional logistic regression"] = Group(regressions(True), conditional)
+        groups["independent + hcal weights"] = Group(
+            functools.partial(by_adamw, {"head": "independent", "weighting": "hcal"}),
+            {"independent + hcal weights": ("independent", "thresholds")},
+            seeds=SEEDS,
+        )
+        return groups
+    conditional = {"conditional logistic regression": ("path_softmax", "decoded")}
+    groups["conditional logistic regression"] = Group(regressions(True), conditional)
+    groups["one softmax a level"] = Group(
+        functools.partial(linear, {"head": "independent", "anchored": (False,)}),
+        {
+            "one softmax a level": ("independent", "levels"),
+            "one softmax a level, best path": ("independent", "decoded"),
+        },
+    )
+    groups["softmax over leaves"] = Group(
+        lambda task, seed, chosen: softmax_over_leaves(task.x, task.y, task.taxonomy),
+        {"softmax over leaves": (None, "decoded")},
+    )
+    groups["hiclass"] = Group(
+        lambda task, seed, chosen: local_classifiers(task.x, task.y, task.taxonomy),
+        {"hiclass, local classifier per parent": (None, "decoded")},
+    )
+    groups["hiclass, TF-IDF"] = Group(
+        lambda task, seed, chosen: local_classifiers(tfidf(task.texts), task.y, task.taxonomy, TFIDF_STRENGTHS),
+        {"hiclass, local classifier per parent, TF-IDF": (None, "decoded")},
+    )
+    # HCAL as released is for trees whose leaves all lie on the last level.
+    if task.name == "clinc150":
+        released = {"HCAL as released": ("independent", "levels")}
+        groups["HCAL as released"] = Group(as_released, released, seeds=SEEDS)
+    else:
+        groups["independent + hcal weights"] = Group(
+            functools.partial(by_adamw, {"head": "independent", "weighting": "hcal"}),
+            {"independent + hcal weights": ("independent", "levels")},
+            seeds=SEEDS,
+        )
+    return groups
 
 
-def table(path: Path) -> str:
-    """The results as Markdown, mean and standard deviation over seeds."""
-    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        size = entry.get("train_size")
-        title = entry["dataset"] if size is None else f"{entry['dataset']}, {size:,} training documents"
-        rows.setdefault((title, entry["method"]), []).append(entry["metrics"])
-    lines = []
-    for dataset in dict.fromkeys(name for name, _ in rows):
-        columns = list(next(metrics for (name, _), metrics in rows.items() if name == dataset)[0])
-        lines += [
-            "",
-            f"### {dataset}",
-            "",
-            "| method | " + " | ".join(columns) + " | seeds |",
-            "|---" * (len(columns) + 2) + "|",
-        ]
-        for (name, method), found in rows.items():
-            if name == dataset:
-                cells = [_mean_and_sd([metrics[column] for metrics in found]) for column in columns]
-                lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(found)} |")
-    return "\n".join(lines)
+def ours_of(task: Task) -> dict[str, Group]:
+    """All heads and variants; DEFAULT_ROWS are those of the comparison."""
+    groups = {}
+    for head in HEADS[task.label_mode]:
+        for title, setting in (
+            ("linear", {**ANCHORS}),
+            ("linear, always anchors", {**ANCHORS, "anchored": (True,)}),
+            ("linear, no anchors", {"anchored": (False,)}),
+        ):
+            name = f"{head}, {title}"
+            attempts = functools.partial(linear, {"head": head, **setting})
+            groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True)
+    for head, (title, setting) in itertools.product(HEADS[task.label_mode], COSINE_VARIANTS.items()):
+        name = f"{head}, {title}"
+        attempts = functools.partial(by_adamw, {"head": head, **setting})
+        groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
+    for title, setting in ABLATIONS.items():
+        whole = {"head": DEFAULT_HEADS[task.label_mode], **setting}
+        decision = "levels" if task.label_mode == "single_path" else "thresholds"
+        reading = (whole["head"], "decoded" if whole["head"] != "independent" else decision)
+        groups[title] = Group(functools.partial(by_adamw, whole), {title: reading}, ours=True, seeds=SEEDS)
+    return groups
 
 
-def _mean_and_sd(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+def compared(task: Task) -> list[str]:
+    """The groups of the comparison of `make benchmark`."""
+    head = DEFAULT_HEADS[task.label_mode]
+    return [*baselines_of(task), f"{head}, linear", f"{head}, cosine + anchors"]
 
 
-def record(path: Path, entry: dict[str, Any]) -> None:
-    """Appends a result to a file of JSON lines, and prints it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-    print(json.dumps(entry), flush=True)
+def run(
+    group: Group, samples: Callable[[int], Task], seeds: int
+) -> Iterator[tuple[str, int, dict[str, Any], Outputs, Any]]:
+    """Name, seed, facts, outputs and problem of each row; settings are chosen with the first sample, for each seed where
+    nothing but the sample is random."""
+    kept: dict[str, dict[str, Any]] = {}
+    for seed in range(seeds):
+        task = samples(seed)
+        problem = Problem.of(task)
+        if group.seeds == 1 or seed == 0:
+            tried = [fitted(attempt, seconds) for attempt, seconds in timed(group.attempts(task, seed, None))]
+        else:
+            tried = []
+        for name, (head, decision) in group.rows.items():
+            if not tried or (name in kept and group.seeds > 1):
+                found = [fitted(a, seconds) for a, seconds in timed(group.attempts(task, seed, kept[name]))]
+            else:
+                found = tried
+            outputs = [Outputs(values, head, decision) for _, values, _ in found]
+            best = max(range(len(found)), key=lambda i: selection_score(outputs[i], problem) if len(found) > 1 else 0)
+            attempt, _, facts = found[best]
+            kept.setdefault(name, attempt.setting)
+            whole = {"chosen": attempt.setting, **facts, "parameters": attempt.parameters}
+            yield name, seed, whole, outputs[best], problem
+
+
+def timed(attempts: Iterator[Attempt]) -> Iterator[tuple[Attempt, float]]:
+    """Each attempt with the seconds that fitting it took."""
+    while True:
+        start = time.perf_counter()
+        attempt = next(attempts, None)
+        if attempt is None:
+            return
+        yield attempt, time.perf_counter() - start
+
+
+def fitted(attempt: Attempt, seconds: float) -> tuple[Attempt, dict[str, Any], dict[str, float]]:
+    """What the attempt says of validation and test documents, and how quickly."""
+    values = {"validation": attempt.predict("validation")}
+    start = time.perf_counter()
+    values["test"] = attempt.predict("test")
+    rate = len(values["test"]) / max(time.perf_counter() - start, FEWEST_UNITS)
+    return attempt, values, {"train_seconds": round(seconds, 2), "documents_per_second": round(rate)}
+
+
+def run_set(name: str, options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    task = Task(name, options.data_dir / name, options.encoder, options.cache)
+    groups = {**baselines_of(task), **ours_of(task)}
+    unknown = set(options.methods or ()) - set(groups)
+    if unknown:
+        raise SystemExit(f"{name} has no methods {sorted(unknown)}, only {sorted(groups)}")
+    chosen = options.methods or (list(ABLATIONS) if options.ablation else compared(task))
+    for title in chosen:
+        group = groups[title]
+        varied = options.train_size is not None or options.per_leaf is not None
+        samples: Callable[[int], Task] = lambda seed: task  # noqa: E731
+        if options.per_leaf is not None:
+            samples = functools.partial(task.sample_each_leaf, options.per_leaf)
+        elif options.train_size is not None:
+            samples = functools.partial(task.sample, options.train_size)
+        seeds = min(options.seeds, SEEDS if varied else group.seeds)
+        for row, seed, facts, outputs, problem in run(group, samples, seeds):
+            answers = answers_of(outputs, problem)
+            found = Row(
+                dataset=name,
+                method=row,
+                regime="ablation" if options.ablation else "frozen" if options.per_leaf is None else "few-shot",
+                seed=seed,
+                ours=group.ours,
+                metrics=scores(answers, problem),
+                facts={**facts, "threads": options.threads, "device": "CPU", "encoder": ENCODER},
+                train_size=options.train_size,
+                per_leaf=options.per_leaf,
+            )
+            store(found, answers, options.results, options.cache)
+            print(name, row, seed, found.metrics, facts, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path)
-    parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
-    parser.add_argument("--methods", nargs="+", default=None, help="names of rows; all that fit by default")
-    parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150", "hwv_part", "cei"])
+    parser.add_argument("--methods", nargs="+", default=None, help="names of rows; those of the comparison by default")
+    parser.add_argument("--ablation", action="store_true", help="all parts of HCAL, and each one left out")
+    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--train_size", type=int, default=None, help="random training documents; all by default")
+    parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
     parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/frozen.jsonl"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="only print the table of --output")
+    parser.add_argument("--jobs", type=int, default=1, help="sets that run side by side")
     options = parser.parse_args()
-    if options.table:
-        print(table(options.output))
+    if options.jobs == 1:
+        for name in options.sets:
+            run_set(name, options)
         return
-    torch.set_num_threads(options.threads)
-    for name in options.sets:
-        task = Task(name, options.data_dir / name, options.encoder, options.cache)
-        size, seeds = options.train_size, options.seeds
-        rows = baselines_of(task, size, seeds)
-        for title, setting in methods_of(task.label_mode).items():
-            rows[title] = functools.partial(run_method, task, setting, seeds, size)
-        unknown = set(options.methods or ()) - set(rows)
-        if unknown:
-            parser.error(f"{name} has no methods {sorted(unknown)}, only {sorted(rows)}")
-        for title in options.methods or rows:
-            for entry in rows[title]():
-                found = {"dataset": name, "method": title, "regime": "frozen", "train_size": size, **entry}
-                record(options.output, found)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for future in [pool.submit(run_set, name, options) for name in options.sets]:
+            future.result()
 
 
 if __name__ == "__main__":

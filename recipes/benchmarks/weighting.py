@@ -18,20 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from frozen import (
-    BATCH,
-    LEFT_OUT,
-    MULTI_GRID,
-    PARTIAL,
-    SINGLE_GRID,
-    Task,
-    best_threshold,
-    logits_of,
-    make_model,
-    record,
-    violating,
-)
-from torch.utils.data import Dataset as TorchDataset
+from frozen import BATCH, DEFAULT_HEADS
+from scoring import best_threshold, violating
+from tasks import LEFT_OUT, PARTIAL, Features, Task, logits_of, make_model, record
 from transformers import AutoTokenizer, BertConfig, PrinterCallback
 
 from hcal_hf import (
@@ -49,7 +38,9 @@ from hcal_hf.runner import DataArguments, load_data
 
 T = TypeVar("T")
 EPOCHS = {"clinc150": 8, "hwv_part": 40, "goemotions": 6, "cei": 30}
-DEFAULT_HEADS = {"single_path": "lookahead_softmax", "multi_path": "conditional_sigmoid"}
+# Learning rates of projection and prototypes that equal weights are tried with.
+SINGLE_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [1e-3, 3e-3, 1e-2]}
+MULTI_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [3e-3, 1e-2, 3e-2]}
 # Weighters compared with the head of HCAL itself and in the other parts; the first is the reference.
 MAIN = ("uniform", "hcal", "hcal_rate")
 CURVE_DOCUMENTS = 1000
@@ -85,20 +76,6 @@ def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
 # HCAL's weights as they were released, whose gamma is not chosen.
 RELEASED = "hcal, released"
 WEIGHTERS = ("uniform", "fixed", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
-
-
-class Features(TorchDataset):
-    """Features [N, D] and multi-hot labels [N, L] that are dealt out in whole batches: a table's rows one by one would take
-    longer than the head."""
-
-    def __init__(self, states: torch.Tensor, labels: torch.Tensor):
-        self.states, self.labels = states, labels
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        return {"pooled_states": self.states[rows], "labels": self.labels[rows]}
 
 
 def train(

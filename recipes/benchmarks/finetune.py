@@ -1,0 +1,304 @@
+"""Fine-tuned encoders, ours and flat: python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
+
+Each method trains the whole encoder in bfloat16 at each learning rate of --rates with seed 0, chooses one on the validation
+split and trains with the other seeds. The logits of validation and test are kept in --cache, and a run that is there is
+not repeated. The rows go into --results; results.py writes the tables.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baselines import closure_of
+from datasets import DatasetDict
+from frozen import DEFAULT_HEADS
+from results import RESULTS, Row, store
+from scoring import Outputs, Problem, answers_of, scores, selection_score
+from tasks import ENCODER, PARTIAL, SINGLE_PATH, SPLITS, kept_rows, multi_hot, sample_each_leaf, taxonomy_of
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+
+from hcal_hf import (
+    HcalDataCollator,
+    HcalForSequenceClassification,
+    HcalTrainer,
+    HcalTrainingArguments,
+    encode_dataset,
+)
+from hcal_hf.runner import DataArguments, load_data
+
+RATES = (1e-4, 2e-4)
+EPOCHS = 4
+BATCH = 64
+MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
+HEAD_RATE = 1e-3
+PROTOTYPE_RATE = 3e-3
+ANCHORS: dict[str, Any] = {"prototype_anchor": "label_text"}
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "single_path": {
+        "lookahead_softmax": {},
+        "lookahead_softmax + anchors": ANCHORS,
+        "one softmax a level": {"head": "independent"},
+    },
+    "multi_path": {
+        "conditional_sigmoid": {},
+        "conditional_sigmoid + anchors": ANCHORS,
+        "conditional_sigmoid, linear": {"score_function": "linear"},
+        "conditional_sigmoid, linear + anchors": {"score_function": "linear", **ANCHORS},
+    },
+}
+METHODS = {
+    "single_path": ("flat BCE", "flat softmax over leaves", "one softmax a level", "lookahead_softmax"),
+    "multi_path": ("flat BCE", "conditional_sigmoid + anchors"),
+}
+FLAT = {"single_path": ("flat BCE", "flat softmax over leaves"), "multi_path": ("flat BCE",)}
+
+
+class Tokens:
+    """A data set as token ids and labels; with `per_leaf`, only so many training documents of each leaf."""
+
+    def __init__(self, name: str, folder: Path, encoder: str, per_leaf: int | None = None, seed: int = 0):
+        self.name, self.encoder = name, encoder
+        self.taxonomy = taxonomy_of(name, folder)
+        self.label_mode: Any = "single_path" if name in SINGLE_PATH else "multi_path"
+        self.tokenizer = AutoTokenizer.from_pretrained(encoder)
+        rows = load_data(DataArguments(data_dir=str(folder)))
+        keep = kept_rows(name, rows)
+        if per_leaf is not None:
+            truth = multi_hot(rows["train"], keep["train"], self.taxonomy)
+            chosen = sample_each_leaf(truth, self.taxonomy, per_leaf, seed)
+            keep["train"] = [keep["train"][row] for row in chosen]
+        rows = DatasetDict({s: rows[s].select(keep[s]) for s in SPLITS})
+        truth = {s: multi_hot(rows[s], list(range(len(rows[s]))), self.taxonomy) for s in SPLITS[1:]}
+        self.problem = Problem(self.taxonomy, self.label_mode, name in PARTIAL, truth)
+        self.texts = {s: rows[s]["text"][:] for s in SPLITS}
+        how: dict[str, Any] = {"label_mode": self.label_mode, "max_length": MAX_LENGTHS.get(name, 64)}
+        self.data = encode_dataset(rows, self.taxonomy, self.tokenizer, **how)
+
+
+def arguments_of(folder: str, rate: float, seed: int, epochs: float) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": 256,
+        "train_sampling_strategy": "group_by_length",
+        "bf16": True,
+        "learning_rate": rate,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.1,
+        "seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_steps": 100,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def trainer_of_ours(
+    tokens: Tokens, setting: dict[str, Any], folder: str, rate: float, seed: int, epochs: float
+) -> Any:
+    setting = dict(setting)
+    weighting = {"loss_weighting": setting.pop("weighting", "uniform")}
+    model = HcalForSequenceClassification.from_encoder(
+        tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **setting}
+    )
+    args = HcalTrainingArguments(
+        **arguments_of(folder, rate, seed, epochs),
+        **weighting,
+        head_learning_rate=HEAD_RATE,
+        prototype_learning_rate=PROTOTYPE_RATE,
+    )
+    return HcalTrainer(model, args, None, tokens.data["train"], None, tokens.tokenizer)
+
+
+class FlatCollator:
+    """Batches of HcalDataCollator with the labels of transformers' own classifier: multi-hot, or the leaf's index."""
+
+    def __init__(self, tokens: Tokens, leaves: np.ndarray | None):
+        self.inner = HcalDataCollator(tokens.tokenizer, tokens.taxonomy)
+        self.leaf_index = None
+        if leaves is not None:
+            self.leaf_index = torch.zeros(tokens.taxonomy.num_labels, dtype=torch.long)
+            self.leaf_index[torch.from_numpy(leaves)] = torch.arange(len(leaves))
+            self.leaves = torch.from_numpy(leaves)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(self.inner(rows))
+        batch = {
+            name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "labels") if name in batch
+        }
+        batch["labels"] = batch["labels"].float()
+        if self.leaf_index is not None:
+            batch["labels"] = batch["labels"][:, self.leaves].argmax(dim=1)
+        return batch
+
+
+def trainer_of_flat(tokens: Tokens, over_leaves: bool, folder: str, rate: float, seed: int, epochs: float) -> Any:
+    """transformers' own classifier and Trainer; its new layer has the head's learning rate, as ours."""
+    leaves = np.flatnonzero(tokens.taxonomy.is_leaf) if over_leaves else None
+    problem = "single_label_classification" if over_leaves else "multi_label_classification"
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tokens.encoder,
+        num_labels=tokens.taxonomy.num_labels if leaves is None else len(leaves),
+        problem_type=problem,
+    )
+    args = TrainingArguments(**arguments_of(folder, rate, seed, epochs))
+    new = [p for name, p in model.named_parameters() if name.startswith("classifier.")]
+    known = {id(p) for p in new}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if id(p) not in known]},
+        {"params": new, "lr": HEAD_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+    return Trainer(
+        model,
+        args,
+        FlatCollator(tokens, leaves),
+        tokens.data["train"],
+        None,
+        tokens.tokenizer,
+        optimizers=(optimizer, None),
+    )
+
+
+def fit(
+    tokens: Tokens, method: str, rate: float, seed: int, epochs: float, keep: Path | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Logits of validation and test, and what the run took; the model goes into the folder `keep`."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        if method in FLAT[tokens.label_mode]:
+            trainer = trainer_of_flat(tokens, "leaves" in method, folder, rate, seed, epochs)
+        else:
+            trainer = trainer_of_ours(tokens, OURS[tokens.label_mode][method], folder, rate, seed, epochs)
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+        trained = time.perf_counter()
+        if keep is not None:
+            trainer.save_model(keep)
+        logits = {}
+        # Grouping by length would also shuffle what is predicted.
+        trainer.args.train_sampling_strategy = "random"
+        for split in SPLITS[1:]:
+            data = tokens.data[split]  # by falling length, so that batches have little padding
+            order = np.argsort([-len(ids) for ids in data["input_ids"]], kind="stable")
+            began = time.perf_counter()
+            predicted = trainer.predict(data.select(order)).predictions
+            predicted = predicted[0] if isinstance(predicted, tuple) else predicted
+            seconds = time.perf_counter() - began
+            logits[split] = np.empty_like(predicted)
+            logits[split][order] = predicted
+        info = {
+            "train_seconds": round(trained - start, 1),
+            "documents_per_second": round(len(tokens.data["test"]) / seconds, 1),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "log": trainer.state.log_history[-4:],
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+            "threads": torch.get_num_threads(),
+        }
+    return logits, info
+
+
+class Runs:
+    """Trains a method, or takes the logits of an earlier run of it."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.name, self.options = name, options
+        self.known: dict[int, Tokens] = {}
+
+    def tokens(self, seed: int) -> Tokens:
+        """The documents; with --per_leaf others for each seed."""
+        options, seed = self.options, seed if self.options.per_leaf is not None else 0
+        if seed not in self.known:
+            self.known[seed] = Tokens(self.name, options.data_dir / self.name, options.encoder, options.per_leaf, seed)
+        return self.known[seed]
+
+    def __call__(self, method: str, rate: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        options = self.options
+        size = "" if options.per_leaf is None else f"-{options.per_leaf}"
+        stem = f"{self.name}{size}-{method}-{rate:g}-{seed}-{options.epochs:g}".replace(" ", "_")
+        path = options.cache / "finetune" / f"{stem}.npz"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            logits, info = fit(self.tokens(seed), method, rate, seed, options.epochs, path.with_suffix(""))
+            np.savez_compressed(path, **logits)  # type: ignore[arg-type]
+            path.with_suffix(".json").write_text(json.dumps(info))
+            print(path.stem, info, flush=True)
+        with np.load(path) as stored:
+            return {split: stored[split] for split in SPLITS[1:]}, json.loads(path.with_suffix(".json").read_text())
+
+
+def readings(method: str, logits: dict[str, np.ndarray], problem: Problem) -> dict[str, Outputs]:
+    """The rows that are read from a run."""
+    taxonomy = problem.taxonomy
+    if method == "flat softmax over leaves":
+        leaves, closure = np.flatnonzero(taxonomy.is_leaf), closure_of(taxonomy)
+        return {method: Outputs({split: closure[leaves[values.argmax(axis=1)]] for split, values in logits.items()})}
+    if method == "flat BCE":
+        return {
+            "flat BCE, tuned thresholds": Outputs(logits, "independent", "thresholds"),
+            "flat BCE, ancestors closed": Outputs(logits, "independent", "decoded"),
+        }
+    head = OURS[problem.label_mode][method].get("head", DEFAULT_HEADS[problem.label_mode])
+    return {method: Outputs(logits, head, "levels" if head == "independent" else "decoded")}
+
+
+def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
+    """Chooses the learning rate of each row with seed 0 and stores the rows of all seeds."""
+    problem = runs.tokens(0).problem
+    tuned = {rate: readings(method, runs(method, rate, 0)[0], problem) for rate in options.rates}
+    for name in tuned[options.rates[0]]:
+        rate = max(options.rates, key=lambda rate: selection_score(tuned[rate][name], problem))
+        for seed in options.seeds:
+            logits, info = runs(method, rate, seed)
+            answers = answers_of(readings(method, logits, problem)[name], problem)
+            facts = {"chosen": {"learning_rate": rate}, "rates": list(options.rates), "epochs": options.epochs}
+            measured = ("train_seconds", "documents_per_second", "parameters", "device", "threads")
+            row = Row(
+                dataset=runs.name,
+                method=name,
+                regime="fine-tuned" if options.per_leaf is None else "few-shot",
+                seed=seed,
+                ours=method in OURS[problem.label_mode] and "softmax a level" not in method,
+                metrics=scores(answers, problem),
+                facts={**facts, "encoder": ENCODER, **{fact: info[fact] for fact in measured}},
+                per_leaf=options.per_leaf,
+            )
+            store(row, answers, options.results, options.cache)
+            print(row.dataset, name, seed, rate, row.metrics, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150"])
+    parser.add_argument("--methods", nargs="+", default=None, help="flat ones and ours; all of METHODS by default")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
+    parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
+    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.sets:
+        runs = Runs(name, options)
+        for method in options.methods or METHODS[runs.tokens(0).label_mode]:
+            rows_of(runs, method, options)
+
+
+if __name__ == "__main__":
+    main()
