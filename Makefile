@@ -1,11 +1,12 @@
 # make quickstart   set up everything, train a hierarchical classifier, show what it predicts
 # make test         set up everything, run the tests
+# make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install quickstart test quality format clean
+.PHONY: install quickstart test benchmark quality format clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,11 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest
+
+benchmark: install
+	@test -n "$(DATA_DIR)" || { echo "Give the folder of the data sets: make benchmark DATA_DIR=... (see recipes/benchmarks/README.md)"; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/benchmarks/frozen.py --data_dir $(DATA_DIR) --jobs 2 $(BENCHMARK)
+	$(BIN)/python recipes/benchmarks/results.py --data_dir $(DATA_DIR)
 
 quality: install
 	$(BIN)/ruff check .

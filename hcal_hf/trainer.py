@@ -437,7 +437,9 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
         """Of the documents in their order, so that predictions are, too: with `train_sampling_strategy="group_by_length"`
         transformers shuffles the documents of `predict` as it does those of `evaluate`, where no one sees their order."""
         given = self.args.train_sampling_strategy
-        self.args.train_sampling_strategy = "random"  # for the sampler of held-out documents: none, one after the other
+        self.args.train_sampling_strategy = (
+            "random"  # for the sampler of held-out documents: none, one after the other
+        )
         try:
             return super().get_test_dataloader(test_dataset)
         finally:

@@ -1,7 +1,7 @@
 """What is made of a model's probabilities: python recipes/benchmarks/answers.py --data_dir DIR --sets clinc150 cei
 
 For each set of frozen.py the default model is fitted by L-BFGS on the training split (with the regularisation that
-frozen.py chose on the validation split, read from --results) and answers are measured on the test split: calibration
+was chosen on the validation split, read from --results) and answers are measured on the test split: calibration
 before and after temperature scaling, thresholds and decoders, risk control over random splits of validation and test,
 out-of-scope documents (clinc150), labels without training documents (hwv_part) and a poly-hierarchy (goemotions). Results
 are appended to --output as JSON lines, one a measurement; --table prints them.
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
     parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("frozen.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("heads.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/answers.jsonl"))
     parser.add_argument("--splits", type=int, default=200, help="random splits for risk control")
     parser.add_argument("--threads", type=int, default=1)
@@ -266,7 +266,7 @@ def chosen_setting(results: Path, dataset: str, method: str) -> dict[str, Any]:
         entry = json.loads(line)
         if (entry["dataset"], entry["method"], entry.get("train_size")) == (dataset, method, None):
             return entry["chosen"]
-    raise SystemExit(f"{results} has no row {method!r} of {dataset}: run frozen.py --sets {dataset} first.")
+    raise SystemExit(f"{results} has no row {method!r} of {dataset}: heads.jsonl has those of the four sets.")
 
 
 def table(path: Path) -> str:

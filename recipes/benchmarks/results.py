@@ -1,7 +1,8 @@
 """The rows of all benchmarks, and the tables made from them: python recipes/benchmarks/results.py
 
 Rows are kept in results.json; results.md is written from it, with the paired bootstrap over test documents of every
-method against the best baseline, for which the answers of the runs are read from --cache.
+method against the best baseline, for which the answers of the runs are read from --cache. --heads prints the tables of
+heads.jsonl, of the variants of the heads.
 """
 
 import argparse
@@ -246,6 +247,26 @@ def page(rows: list[Row], not_run: dict[tuple[str, str], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def heads_table(path: Path) -> str:
+    """Rows of JSON lines as Markdown, mean and standard deviation over seeds."""
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        size = entry.get("train_size")
+        title = entry["dataset"] if size is None else f"{entry['dataset']}, {size:,} training documents"
+        rows.setdefault((title, entry["method"]), []).append(entry["metrics"])
+    lines = []
+    for dataset in dict.fromkeys(name for name, _ in rows):
+        columns = list(next(metrics for (name, _), metrics in rows.items() if name == dataset)[0])
+        head = ["method", *columns, "seeds"]
+        lines += ["", f"### {dataset}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for (name, method), found in rows.items():
+            if name == dataset:
+                cells = [mean_and_sd([metrics[column] for metrics in found]) for column in columns]
+                lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(found)} |")
+    return "\n".join(lines)
+
+
 def expected() -> dict[tuple[str, str], str]:
     """(regime, set) of the fine-tuned tables and the command that fills them."""
     command = "python recipes/benchmarks/finetune.py --data_dir DIR --sets {}"
@@ -260,7 +281,11 @@ def main() -> None:
         "--data_dir", type=Path, default=None, help="to repeat the bootstrap; otherwise it is as stored"
     )
     parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--heads", action="store_true", help="print the tables of heads.jsonl instead")
     options = parser.parse_args()
+    if options.heads:
+        print(heads_table(HERE / "heads.jsonl"))
+        return
     rows = read(options.results)
     if options.data_dir is not None:
         from tasks import true_labels
