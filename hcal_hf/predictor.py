@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -73,6 +74,23 @@ class PredictionArguments:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+@dataclass
+class Tokens:
+    """N texts as token ids.
+
+    Attributes:
+        columns (`dict`): the tokenizer's columns, of the M texts that can be used.
+        lengths (`np.ndarray` of shape `[M]`): tokens of each.
+        usable (`np.ndarray` of shape `[M]`): which of the N they are.
+        problems (`list`): for each of the N why it cannot be used, or None.
+    """
+
+    columns: dict[str, list]
+    lengths: np.ndarray
+    usable: np.ndarray
+    problems: list[str | None]
+
+
 class Predictor:
     """Predicts labels of many texts at once: what the pipeline would, in columns.
 
@@ -116,6 +134,10 @@ class Predictor:
             `paths` (for each label the list of names on the way to it; in a DAG the first such path), and `problem`
             (string, null for all that were predicted).
         """
+        return self.answer(self.tokenize(texts, problems), on_progress)
+
+    def tokenize(self, texts: Sequence[Any], problems: Sequence[str | None] | None = None) -> "Tokens":
+        """What can be done to the texts of [`Predictor.predict`] beside the model, in another thread."""
         given = [problem or text_problem(text) for text, problem in zip(texts, problems or [None] * len(texts))]
         usable = [i for i, problem in enumerate(given) if problem is None]
         tokens: dict[str, list] = {}
@@ -129,6 +151,11 @@ class Predictor:
         lengths = np.fromiter(map(len, tokens.get("input_ids", ())), dtype=np.int64, count=len(usable))
         for i in np.flatnonzero(lengths == 0).tolist():
             given[usable[i]] = NO_TOKENS
+        return Tokens(tokens, lengths, np.asarray(usable, dtype=np.int64), given)
+
+    def answer(self, texts: "Tokens", on_progress: Callable[[float], None] = lambda share: None) -> pa.Table:
+        """The table of [`Predictor.predict`] for texts that `tokenize` has made."""
+        tokens, lengths = texts.columns, texts.lengths
         rows, nodes, scores, finished = [], [], [], 0
         for batch in self._batches(lengths):
             inputs = [{name: values[i] for name, values in tokens.items()} for i in batch.tolist()]
@@ -141,10 +168,10 @@ class Predictor:
                 ) from problem
             finished += lengths[batch].sum()
             on_progress(finished / lengths.sum())
-            rows.append(np.asarray(usable)[batch][row])
+            rows.append(texts.usable[batch][row])
             nodes.append(node)
             scores.append(score)
-        return self._table(rows, nodes, scores, given)
+        return self._table(rows, nodes, scores, texts.problems)
 
     def _batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
         """Indices of texts of similar length, the longest first, so that too large a batch fails at once."""
@@ -227,11 +254,11 @@ def predict_file(
 ) -> dict[str, Any]:
     """Predicts every row of a file, into a Parquet file whose rows are in the order of the input.
 
-    Memory holds one window of rows, whatever the size of the file. Each finished window is a file in the folder
-    `out` + `.parts`; at the end they are joined, `out` appears as a whole, and the folder goes. The same call after a kill
-    goes on from there: no row is predicted twice but those of the windows at work, none is lost. Under
-    `accelerate launch` the windows are shared out over the processes, which must see one file system; the number of
-    processes may change between the runs.
+    Memory holds two windows of rows, whatever the size of the file: one is tokenized while the model answers the other.
+    Each finished window is a file in the folder `out` + `.parts`; at the end they are joined, `out` appears as a whole,
+    and the folder goes. The same call after a kill goes on from there: no row is predicted twice but those of the windows
+    at work, none is lost. Under `accelerate launch` the windows are shared out over the processes, which must see one file
+    system; the number of processes may change between the runs.
 
     Args:
         model_name: folder of a saved model with its tokenizer, or its name on the Hub.
@@ -283,18 +310,19 @@ def predict_file(
             mininterval=0.5 if sys.stderr.isatty() else 30,
         ) as bar:
             rows = number = 0
-            for index, window in table.windows(names, args.window, _Share(done, state)):
-                number = index + 1
-                if window is not None:
-                    start, size = bar.n, table.position - bar.n
+            for window in _windows(table, names, args, predictor, _Share(done, state)):
+                number = window.index + 1
+                if window.tokens is not None:
+                    start, size = bar.n, window.end - bar.n
 
                     def advance(share: float, start: int = start, size: int = size) -> None:
                         bar.update(start + int(share * size) - bar.n)
 
-                    parts.write(index, _window_table(predictor, window, index * args.window, table, args, advance))
-                    rows += len(window)
+                    found = predictor.answer(window.tokens.result(), advance)
+                    parts.write(window.index, _window_table(found, window, table, args))
+                    rows += len(window.rows)
                 bar.set_postfix_str(f"{rows:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False)
-                bar.update(table.position - bar.n)
+                bar.update(window.end - bar.n)
         state.wait_for_everyone()
         if not state.is_main_process:
             return {}
@@ -333,22 +361,44 @@ class _Share:
         return (self.open - 1) % self.number == self.index
 
 
-def _window_table(
-    predictor: Predictor,
-    window: list[Row],
-    first: int,
-    table: TableFile,
-    args: PredictionArguments,
-    on_progress: Callable[[float], None],
-) -> pa.Table:
-    texts = [row.cells[0] for row in window]
-    found = predictor.predict(texts, [row.problem for row in window], on_progress)
-    columns: dict[str, Any] = {"row": pa.array(range(first, first + len(window)), pa.int64())}
+@dataclass
+class _Window:
+    """Rows of a file: its number, what was read (nothing if it is not ours to predict), their tokens in the making, and
+    the position in the file behind it."""
+
+    index: int
+    rows: list[Row]
+    tokens: "Future[Tokens] | None"
+    end: int
+
+
+def _windows(
+    table: TableFile, names: list[str], args: PredictionArguments, predictor: Predictor, share: "_Share"
+) -> Iterator[_Window]:
+    """The windows of a file, each handed out when the next one has been read and its tokenizing begun."""
+    with ThreadPoolExecutor(1) as beside:
+        ready: _Window | None = None
+        for index, rows in table.windows(names, args.window, share):
+            tokens = None
+            if rows is not None:
+                texts = [row.cells[0] for row in rows]
+                tokens = beside.submit(predictor.tokenize, texts, [row.problem for row in rows])
+            ahead = _Window(index, rows or [], tokens, table.position)
+            if ready is not None:
+                yield ready
+            ready = ahead
+        if ready is not None:
+            yield ready
+
+
+def _window_table(found: pa.Table, window: _Window, table: TableFile, args: PredictionArguments) -> pa.Table:
+    rows, first = window.rows, window.index * args.window
+    columns: dict[str, Any] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
     if args.id_column:
-        ids = [row.cells[1] for row in window]
+        ids = [row.cells[1] for row in rows]
         columns["id"] = pa.array(ids if table.kind == "parquet" else map(_as_text, ids))
     if args.keep_text:
-        columns["text"] = pa.array(map(_as_text, texts), pa.string())
+        columns["text"] = pa.array([_as_text(row.cells[0]) for row in rows], pa.string())
     columns |= {name: found[name] for name in found.column_names}
     return pa.table(columns).cast(_schema(table, args))
 

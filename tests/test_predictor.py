@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -185,30 +186,62 @@ def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tm
 def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir, file, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     run(model_dir, file, whole, window=7)
-    seen, original = [], Predictor.predict
+    seen, original = [], Predictor.answer
 
     def stopping(limit):
-        def predict(self, texts, *args):
+        def answer(self, texts, *args):
             if len(seen) == limit:
                 raise KeyboardInterrupt
-            seen.append(tuple(texts))
+            seen.append(tuple(map(tuple, texts.columns["input_ids"])))
             return original(self, texts, *args)
 
-        return predict
+        return answer
 
     for limit in (2, 5):
-        monkeypatch.setattr(Predictor, "predict", stopping(limit))
+        monkeypatch.setattr(Predictor, "answer", stopping(limit))
         with pytest.raises(KeyboardInterrupt):
             run(model_dir, file, out, window=7)
         assert not out.exists()
         assert len(Parts(out).finished()) == limit
     (tmp_path / "out.parquet.parts" / "00000005.parquet.9.tmp").write_bytes(b"half")
-    monkeypatch.setattr(Predictor, "predict", stopping(None))
+    monkeypatch.setattr(Predictor, "answer", stopping(None))
     report = run(model_dir, file, out, window=7, batch_tokens=10**6)  # which may change
     assert len(seen) == len(set(seen)) == 7
     assert report["resumed_rows"] == 35
     assert report | {"resumed_rows": 0, "out": str(whole)} == run(model_dir, file, whole, window=7, overwrite=True)
     assert pq.read_table(out).drop_columns("scores").equals(pq.read_table(whole).drop_columns("scores"))
+
+
+def test_a_window_is_tokenized_while_the_model_answers_the_one_before(model_dir, file, tmp_path, monkeypatch):
+    begun, late = [], []
+    tokenize, answer = Predictor.tokenize, Predictor.answer
+
+    def recording(self, texts, problems):
+        begun.append(threading.get_ident())
+        return tokenize(self, texts, problems)
+
+    def waiting(self, texts, *args):
+        answered = len(late) + 1
+        deadline = time.monotonic() + 60
+        while len(begun) < min(answered + 1, 7) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        late.append(len(begun) < min(answered + 1, 7))
+        return answer(self, texts, *args)
+
+    monkeypatch.setattr(Predictor, "tokenize", recording)
+    monkeypatch.setattr(Predictor, "answer", waiting)
+    run(model_dir, file, tmp_path / "out.parquet", window=7)
+    assert late == [False] * 7
+    assert threading.get_ident() not in begun
+
+
+def test_a_failure_of_the_tokenizer_is_told(model_dir, file, tmp_path, monkeypatch):
+    def failing(self, texts, problems):
+        raise RuntimeError("no such word")
+
+    monkeypatch.setattr(Predictor, "tokenize", failing)
+    with pytest.raises(RuntimeError, match="no such word"):
+        run(model_dir, file, tmp_path / "out.parquet")
 
 
 def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
