@@ -19,6 +19,8 @@ AnyDataset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatase
 
 # Above this many labels a batch carries node indices instead of a multi-hot matrix.
 MAX_MULTI_HOT_LABELS = 4096
+# Different label sets that an encoder remembers; documents share most of theirs.
+MOST_KNOWN = 2**16
 _PROBLEM, _COMPLETED, _TRUNCATED = "_problem", "_completed", "_truncated"
 
 
@@ -262,6 +264,10 @@ class _RowEncoder:
     ):
         self.taxonomy, self.tokenizer, self.text, self.reader = taxonomy, tokenizer, text, reader
         self.label_mode, self.partial_paths, self.max_length = label_mode, partial_paths, max_length
+        self._known: dict[Any, tuple[list[int], int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}  # what was met so far is not what it does
 
     def features(self) -> Features:
         """The types of the columns made; told to `datasets`, since an empty first batch would not show them."""
@@ -298,6 +304,15 @@ class _RowEncoder:
         return None if text.strip() else "the text is empty"
 
     def _encode_labels(self, cells: Sequence[Any]) -> tuple[list[int], int]:
+        key = _hashable(cells)
+        found = self._known.get(key)
+        if found is None:
+            found = self._read_labels(cells)
+            if len(self._known) < MOST_KNOWN:
+                self._known[key] = found
+        return found
+
+    def _read_labels(self, cells: Sequence[Any]) -> tuple[list[int], int]:
         assert self.reader is not None
         given = self.taxonomy.given_nodes(self.reader(cells, known=self.taxonomy.label_set))
         nodes = self.taxonomy.complete(given)
@@ -306,6 +321,15 @@ class _RowEncoder:
         if not self.partial_paths:
             _check_full_paths(nodes, self.taxonomy)
         return nodes.tolist(), len(nodes) - len(given)
+
+
+def _hashable(value: Any) -> Any:
+    """Lists and arrays as tuples; numbers with their types, since 1, 1.0 and True are one key but not one label."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(map(_hashable, value))
+    return (type(value), repr(value))
 
 
 def _check_one_path(nodes: np.ndarray, taxonomy: Taxonomy) -> None:

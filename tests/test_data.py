@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import random_dag, random_forest
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.fingerprint import Hasher
 
 from hcal_hf import BadRowsError, HcalDataCollator, Taxonomy, build_taxonomy, encode_dataset
-from hcal_hf.data import check_encoded
+from hcal_hf.data import LabelReader, _RowEncoder, check_encoded
 
 GOOD = [
     {"text": "stars", "labels": [["science", "physics", "astronomy"]]},
@@ -305,3 +306,26 @@ def test_many_labels_are_batched_as_indices(tokenizer):
     wide = Taxonomy.from_edges([("root", f"leaf {i}") for i in range(5000)])
     batch = HcalDataCollator(tokenizer, wide)([{"input_ids": [1], "labels": np.array([0, 4000])}])
     assert batch["labels"].tolist() == [[0, 4000]]
+
+
+def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy, tokenizer, monkeypatch):
+    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    before = Hasher.hash(encoder)
+    reads, read = [], encoder._read_labels
+    monkeypatch.setattr(encoder, "_read_labels", lambda cells: reads.append(cells) or read(cells), raising=False)
+    leaf, other = taxonomy.labels[-1], taxonomy.labels[-2]
+    path = taxonomy.paths(taxonomy.num_labels - 1)[0]
+    given = [[leaf], [path], [leaf], [other], [path], leaf, [leaf, other], [np.array(path)], ["nothing"], ["nothing"]]
+    found = encoder({"text": ["a"] * len(given), "labels": given})
+    leaves = [[leaf], [leaf], [leaf], [other], [leaf], [leaf], [leaf, other], [leaf]]
+    assert found["labels"][:8] == [taxonomy.encode(labels).tolist() for labels in leaves]
+    assert len(reads) == 7  # the unknown label twice: only what could be read is kept
+    monkeypatch.undo()
+    assert Hasher.hash(encoder) == before
+
+
+def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
+    encoder = _RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
+    assert encoder._encode_labels((1,)) == encoder._encode_labels((1.0,)) == ([0], 0)
+    with pytest.raises(ValueError, match="got True of type bool"):
+        encoder._encode_labels((True,))
