@@ -95,7 +95,7 @@ class HeldOutMixin(_Trainer):
             dataset: rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
             granularity (`"global"`, `"level"` or `"label"`): one threshold for all labels, one a level, or one a label.
             metric (`"micro_f1"` or `"macro_f1"`): what they maximise.
-            kwargs: `min_positives` and `shrinkage` of [`hcal_hf.thresholds.tune_thresholds`].
+            kwargs: `min_positives`, `shrinkage` and `resamples` of [`hcal_hf.thresholds.tune_thresholds`].
 
         Returns:
             `before` and `after`: the metric of the default decoding on this data set.

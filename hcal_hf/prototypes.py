@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 # About how many numbers the rows that are worked on at one time hold: 4 MiB in float32, so that they stay in caches.
 CHUNK = 2**20
+# Vectors shorter than this have no direction, as in torch.nn.functional.normalize.
+_SHORTEST = 1e-12
 
 
 def perturbed(vectors: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
@@ -88,6 +90,31 @@ class _Products(torch.autograd.Function):
                 for total, part in zip(sums, others):
                     total += part
         return None, None, to_features, None, to_weight, *sums
+
+
+class _Cosines(torch.autograd.Function):
+    """Features [B, d] times the directions of prototypes [L, d] of any length, and the gradients, in three matrix products:
+    they are divided by the lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        lengths = torch.linalg.vector_norm(weight, dim=-1).clamp(min=_SHORTEST)
+        cosines = (features @ weight.T).div_(lengths)
+        ctx.save_for_backward(features, weight, lengths, cosines)
+        return cosines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        features, weight, lengths, cosines = ctx.saved_tensors
+        along = (gradient * cosines).sum(dim=0) / lengths.square()
+        along = torch.where(lengths > _SHORTEST, along, 0.0)
+        scaled, of_weight = gradient / lengths, None
+        with torch.autocast(gradient.device.type, enabled=False):
+            of_features = scaled @ weight if ctx.needs_input_grad[0] else None
+            if ctx.needs_input_grad[1]:
+                of_weight = (weight * -along[:, None]).addmm_(scaled.T, features)
+        return of_features, of_weight
 
 
 def _gradients(
@@ -251,6 +278,10 @@ class LabelPrototypes(nn.Module):
         # Compilers plan memory themselves, tracers must see the operations, and replicas of torch.nn.DataParallel have no
         # parameters that could be listed. One chunk has nothing to save.
         is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_plain = noise is None and not self.is_anchored and not self.is_linear
+        if is_plain and not is_captured and self.weight.dtype == features.dtype:
+            cosines: torch.Tensor = _Cosines.apply(features, self.weight)
+            return cosines
         if is_captured or (self.is_anchored and not named) or self.weight.numel() <= CHUNK:
             return inner_products(features, self.vectors(projection).to(features), noise, self.is_linear)
         scales = [] if self.anchor_scale is None else [self.anchor_scale]

@@ -18,6 +18,8 @@ METRICS = ("micro_f1", "macro_f1")
 FEWEST_POSITIVES = 4
 # log p of an allowed label is at least this; -inf stands for a label that no threshold lets pass.
 _LOG_ZERO = -1e4
+# Thresholds nearer to 0 and 1 count as this far away where their logits are averaged.
+_EXTREME = 1e-9
 
 
 def tune_thresholds(
@@ -29,6 +31,7 @@ def tune_thresholds(
     min_positives: int = 10,
     shrinkage: float = 30.0,
     candidates: Any = None,
+    resamples: int = 0,
 ) -> np.ndarray:
     """Thresholds t whose sets {p >= t} have the largest F1, over all distinct ones.
 
@@ -54,6 +57,9 @@ def tune_thresholds(
         shrinkage (`float`): positives at which a group's own threshold and t_all weigh the same; 0: its own alone.
         candidates (bool, same shape, *optional*): labels that may be predicted at all, such as those of the decoded path;
             others are never predicted, whatever the threshold.
+        resamples (`int`): with a number above 0, the thresholds are the means, as logits, of those of so many bootstrap
+            samples of the documents (Breiman, "Bagging predictors", 1996), always the same ones: a rare label's best
+            threshold hangs on a few documents.
 
     Returns:
         float64 `np.ndarray` of shape `[L]`, from 0 to 1. 0.5 for all labels where no positive can be predicted.
@@ -71,8 +77,27 @@ def tune_thresholds(
         )
     if not 0 <= shrinkage < float("inf"):
         raise ValueError(f"shrinkage must be 0 (off) or a number above, got {shrinkage}.")
+    if resamples < 0:
+        raise ValueError(f"resamples must be 0 (off) or a number above, got {resamples}.")
     p, positive = check_documents(probabilities, targets, taxonomy)
     allowed = np.ones_like(positive) if candidates is None else _bool_array("candidates", candidates, p.shape)
+    if resamples:
+        random, total = np.random.default_rng(0), np.zeros(taxonomy.num_labels)
+        for _ in range(resamples):
+            drawn = random.integers(len(p), size=len(p))
+            sample = (
+                p[drawn],
+                positive[drawn],
+                taxonomy,
+                granularity,
+                metric,
+                min_positives,
+                shrinkage,
+                allowed[drawn],
+            )
+            # The mean is as monotone along the hierarchy as its parts.
+            total += _logit(np.log(tune_thresholds(*sample).clip(_EXTREME, 1 - _EXTREME)))
+        return np.exp(_log_sigmoid(total / resamples))
     with np.errstate(divide="ignore"):
         values = np.maximum(np.log(p), _LOG_ZERO)
     values[~allowed] = -np.inf

@@ -75,7 +75,7 @@ def test_flat_thresholds_are_free_of_the_hierarchy(modules, taxonomy):
     parents = taxonomy.edges[:, 0]
     for values in logits.values():
         values[:, np.unique(parents)] += 3
-    found = modules.scoring.Thresholds(problem, "independent", False, "macro_f1").fit(logits["validation"])
+    found = modules.scoring.Thresholds(problem, "independent", False, "macro_f1", 4).fit(logits["validation"])
     assert (found.values[taxonomy.edges[:, 1]] < found.values[parents]).all()
     assert found.way["granularity"] in ("level", "label")
 
@@ -88,8 +88,8 @@ def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
         for split in problem.truth
     }
     outputs = modules.scoring.Outputs(noise, "independent", "thresholds")
-    found = modules.scoring.answers_of(outputs, problem, "validation")
-    fitted = modules.scoring.Thresholds(problem, "independent", False, "micro_f1").fit(noise["validation"])
+    found = modules.scoring.answers_of(outputs, problem, "validation", bags=0)
+    fitted = modules.scoring.Thresholds(problem, "independent", False, "micro_f1", 0).fit(noise["validation"])
     own = fitted.sets(noise["validation"])
     score = [
         classification_scores(sets, problem.truth["validation"], taxonomy)["micro_f1"] for sets in (found.micro, own)
@@ -110,7 +110,7 @@ def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monk
         expected = classification_scores(answers.micro[rows], truth[rows], taxonomy)
         for name in ("micro_f1", "macro_f1", "leaf_accuracy"):
             assert found[name][draw] == pytest.approx(100 * expected[name], abs=1e-3)
-        leaf = scoring.leaf_macro_f1(answers.macro[rows], truth[rows], taxonomy)
+        leaf = scoring.leaf_macro_f1(answers.leaf[rows], truth[rows], taxonomy)
         assert found["leaf_macro_f1"][draw] == pytest.approx(100 * leaf, abs=1e-3)
 
 
@@ -155,7 +155,7 @@ def row_of(modules, method, seed, ours, f1, **fields):
 
 def test_a_rerun_takes_the_place_of_the_row_before(modules, tmp_path):
     sets = np.eye(3, dtype=bool)
-    answers = modules.scoring.Answers(sets, ~sets, sets)
+    answers = modules.scoring.Answers(sets, ~sets, ~sets, sets)
     for f1 in (50.0, 60.0):
         modules.results.store(row_of(modules, "one", 0, True, f1), answers, tmp_path / "r.json", tmp_path)
     modules.results.store(row_of(modules, "one", 1, True, 70.0), answers, tmp_path / "r.json", tmp_path)

@@ -77,6 +77,28 @@ def test_gradients_equal_finite_differences(monkeypatch):
     assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
 
 
+def test_gradients_of_cosines_equal_finite_differences_and_a_zero_has_no_direction():
+    prototypes, projection, features, learned = make_prototypes(anchored=False)
+    assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection), (features, *learned))
+    with torch.no_grad():
+        prototypes.weight[1] = 0
+    found = prototypes.products(features, projection)
+    assert (found[:, 1] == 0).all()
+    (gradient,) = torch.autograd.grad(found.sum(), prototypes.weight)
+    (expected,) = torch.autograd.grad((features @ prototypes(projection).T).sum(), prototypes.weight)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_cosines_keep_their_precision_under_autocast():
+    prototypes, projection, features, _ = make_prototypes(anchored=False)
+    prototypes, features = prototypes.float(), features.detach().float().requires_grad_()
+    found = prototypes.products(features, projection)
+    expected = torch.autograd.grad(found.square().sum(), [features, prototypes.weight], retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = torch.autograd.grad(found.square().sum(), [features, prototypes.weight])
+    torch.testing.assert_close(cast, expected, rtol=0, atol=0)
+
+
 def test_products_of_a_captured_graph_are_the_same(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True)

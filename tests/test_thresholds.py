@@ -156,6 +156,22 @@ def test_the_global_threshold_is_the_best_for_the_default_decoder(mode, head, se
     assert score(tuned) >= best - 1e-12
 
 
+@pytest.mark.parametrize("granularity", ["global", "label"])
+def test_resampled_thresholds_are_means_of_logits_over_bootstrap_samples(granularity):
+    taxonomy, p, targets = draw(random_forest, 1, documents=60)
+    how = {"granularity": granularity, "metric": "macro_f1", "min_positives": 4}
+    found = tune_thresholds(p, targets, taxonomy, resamples=5, **how)
+    random, logits = np.random.default_rng(0), []
+    for _ in range(5):
+        rows = random.integers(60, size=60)
+        values = tune_thresholds(p[rows], targets[rows], taxonomy, **how)
+        logits.append(np.log(values / (1 - values)))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.mean(logits, axis=0))), rtol=1e-6)
+    parents, children = taxonomy.edges.T
+    assert (found[children] >= found[parents] * (1 - 1e-12)).all()
+    assert not np.array_equal(found, tune_thresholds(p, targets, taxonomy, **how))
+
+
 def test_nothing_to_tune_on_gives_one_half():
     taxonomy = Taxonomy.from_edges([("a", "b")])
     for documents in (0, 5):

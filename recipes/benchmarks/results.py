@@ -37,6 +37,7 @@ TITLES = {
     "hvr_decoded": "HVR decoded",
 }
 SIGNIFICANT = 0.05
+SETS = ("micro", "macro", "leaf", "raw")
 
 
 @dataclass
@@ -112,7 +113,7 @@ def store(row: Row, answers: Answers, results: Path, cache: Path) -> None:
     """Puts a row in the place of an earlier run of it, and keeps its answers. Several processes may do so at a time."""
     path = row.answers_path(cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    packed: dict[str, Any] = {name: np.packbits(getattr(answers, name), axis=1) for name in ("micro", "macro", "raw")}
+    packed: dict[str, Any] = {name: np.packbits(getattr(answers, name), axis=1) for name in SETS}
     np.savez_compressed(path, num_labels=answers.micro.shape[1], **packed)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "results.lock"):
@@ -122,7 +123,7 @@ def store(row: Row, answers: Answers, results: Path, cache: Path) -> None:
 def stored_answers(row: Row, cache: Path) -> Answers:
     with np.load(row.answers_path(cache)) as file:
         count = int(file["num_labels"])
-        return Answers(*(np.unpackbits(file[name], axis=1, count=count) > 0 for name in ("micro", "macro", "raw")))
+        return Answers(*(np.unpackbits(file[name], axis=1, count=count) > 0 for name in SETS))
 
 
 def methods_of(rows: list[Row]) -> dict[str, list[Row]]:

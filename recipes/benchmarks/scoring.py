@@ -16,10 +16,13 @@ THRESHOLD_WAYS: tuple[dict[str, Any], ...] = (
     {"granularity": "level"},
     {"granularity": "label", "shrinkage": 0.0, "min_positives": 4},
     {"granularity": "label", "shrinkage": 30.0},
-    {"granularity": "label", "shrinkage": 100.0},
 )
 FOLDS = 5
+# Thresholds of so many bootstrap samples of the validation documents are averaged, as logits (Breiman, "Bagging
+# predictors", 1996): a rare label's best threshold hangs on a few documents.
+BAGS = 8
 RESAMPLES = 2000
+METRICS = ("micro_f1", "macro_f1", "leaf_macro_f1")
 THRESHOLDS = np.geomspace(0.02, 0.9, 60)
 
 
@@ -41,11 +44,12 @@ class Outputs:
 
 @dataclass
 class Answers:
-    """Label sets, bool [N, L]: `micro` with thresholds for micro-F1, `macro` for macro-F1 (equal where there are none), and
-    `raw`, the decision before anything is made to agree."""
+    """Label sets, bool [N, L], with thresholds for micro-F1, macro-F1 and leaf macro-F1 (equal where there are none), and
+    `raw`, the decision for micro-F1 before anything is made to agree."""
 
     micro: np.ndarray
     macro: np.ndarray
+    leaf: np.ndarray
     raw: np.ndarray
 
 
@@ -64,36 +68,35 @@ class Problem:
         return cls(task.taxonomy, task.label_mode, task.partial_paths, truth)
 
 
-def answers_of(outputs: Outputs, problem: Problem, split: str = "test") -> Answers:
+def answers_of(outputs: Outputs, problem: Problem, split: str = "test", bags: int = BAGS) -> Answers:
     """Label sets of a split. Thresholds are tuned on the validation split, whose own sets are those of cross-validation."""
     if outputs.head is None:
         sets = outputs.values[split]
-        return Answers(sets, sets, sets)
+        return Answers(sets, sets, sets, sets)
     taxonomy, mode, head = problem.taxonomy, problem.label_mode, outputs.head
     logits = {name: torch.as_tensor(values) for name, values in outputs.values.items()}
     if mode == "single_path" and outputs.decision != "thresholds":
         how: Any = {"partial_paths": problem.partial_paths, "head": head}
         raw = decode(logits[split], taxonomy, mode, "raw", **how).numpy()
         sets = raw if outputs.decision == "levels" else decode(logits[split], taxonomy, mode, **how).numpy()
-        return Answers(sets, sets, raw)
+        return Answers(sets, sets, sets, raw)
     closed = outputs.decision == "decoded"
-    found = {
-        metric: Thresholds(problem, head, closed, metric).fit(logits["validation"])
-        for metric in ("micro_f1", "macro_f1")
-    }
+    found = {metric: Thresholds(problem, head, closed, metric, bags).fit(logits["validation"]) for metric in METRICS}
     if split == "validation":
-        micro, macro = (found[metric].held_out for metric in ("micro_f1", "macro_f1"))
+        sets = {metric: tuned.held_out for metric, tuned in found.items()}
     else:
-        micro, macro = (found[metric].sets(logits[split]) for metric in ("micro_f1", "macro_f1"))
-    raw = (torch.sigmoid(logits[split].double()).numpy() >= found["micro_f1"].values) if closed else micro
-    return Answers(micro, macro, raw)
+        sets = {metric: tuned.sets(logits[split]) for metric, tuned in found.items()}
+    raw = sets["micro_f1"]
+    if closed:
+        raw = torch.sigmoid(logits[split].double()).numpy() >= found["micro_f1"].values
+    return Answers(sets["micro_f1"], sets["macro_f1"], sets["leaf_macro_f1"], raw)
 
 
 class Thresholds:
     """Thresholds for a metric, tuned in the way that cross-validation prefers."""
 
-    def __init__(self, problem: Problem, head: str, closed: bool, metric: str):
-        self.problem, self.head, self.closed, self.metric = problem, head, closed, metric
+    def __init__(self, problem: Problem, head: str, closed: bool, metric: str, bags: int):
+        self.problem, self.head, self.closed, self.metric, self.bags = problem, head, closed, metric, bags
         # Without the hierarchy nothing orders the thresholds of children and parents.
         self.taxonomy = problem.taxonomy if closed else Taxonomy.from_edges([], roots=problem.taxonomy.labels)
 
@@ -106,7 +109,7 @@ class Thresholds:
             for k in range(FOLDS):
                 values = self._tune(logits[fold != k], truth[fold != k], way)
                 sets[fold == k] = self._apply(logits[fold == k], values)
-            score = classification_scores(sets, truth, self.problem.taxonomy)[self.metric]
+            score = self._score(sets, truth)
             if score > best:
                 best, self.way, self.held_out = score, way, sets
         self.values = self._tune(logits, truth, self.way)
@@ -115,13 +118,17 @@ class Thresholds:
     def sets(self, logits: torch.Tensor) -> np.ndarray:
         return self._apply(logits, self.values)
 
+    def _score(self, sets: np.ndarray, truth: np.ndarray) -> float:
+        if self.metric == "leaf_macro_f1":
+            return leaf_macro_f1(sets, truth, self.problem.taxonomy)
+        return classification_scores(sets, truth, self.problem.taxonomy)[self.metric]
+
     def _tune(self, logits: torch.Tensor, truth: np.ndarray, way: dict[str, Any]) -> np.ndarray:
+        metric = "micro_f1" if self.metric == "micro_f1" else "macro_f1"
+        how = {"metric": metric, "resamples": self.bags, **way}
         if self.closed:
-            return tune_for_decoding(
-                logits, truth, self.taxonomy, "multi_path", head=self.head, metric=self.metric, **way
-            )
-        probabilities = torch.sigmoid(logits.double())
-        return tune_thresholds(probabilities, truth, self.taxonomy, metric=self.metric, **way)
+            return tune_for_decoding(logits, truth, self.taxonomy, "multi_path", head=self.head, **how)
+        return tune_thresholds(torch.sigmoid(logits.double()), truth, self.taxonomy, **how)
 
     def _apply(self, logits: torch.Tensor, values: np.ndarray) -> np.ndarray:
         if self.closed:
@@ -138,7 +145,7 @@ def scores(answers: Answers, problem: Problem, split: str = "test") -> dict[str,
     found = {"micro_f1": micro["micro_f1"], "macro_f1": macro["macro_f1"]}
     if problem.label_mode == "single_path":
         found["leaf_accuracy"] = micro["leaf_accuracy"]
-    found["leaf_macro_f1"] = leaf_macro_f1(answers.macro, truth, taxonomy)
+    found["leaf_macro_f1"] = leaf_macro_f1(answers.leaf, truth, taxonomy)
     found["hierarchical_f1"] = micro["hierarchical_f1"]
     for depth in range(len(taxonomy.levels)):
         found[f"micro_f1_level_{depth}"] = micro[f"micro_f1_level_{depth}"]
@@ -156,7 +163,7 @@ def leaf_macro_f1(sets: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> fl
 
 def selection_score(outputs: Outputs, problem: Problem) -> float:
     """What settings are chosen by: micro- and macro-F1 on the validation split."""
-    found = scores(answers_of(outputs, problem, "validation"), problem, "validation")
+    found = scores(answers_of(outputs, problem, "validation", bags=0), problem, "validation")
     return found["micro_f1"] + found["macro_f1"] + found.get("leaf_accuracy", 0.0)
 
 
@@ -169,10 +176,14 @@ def resampled_scores(answers: Answers, truth: np.ndarray, taxonomy: Taxonomy, se
     hits, size = (answers.micro & truth).sum(axis=1), answers.micro.sum(axis=1) + truth.sum(axis=1)
     found = {"micro_f1": 2 * (weights @ hits) / (weights @ size)}
     occurring = truth.any(axis=0)
-    true, sets = truth[:, occurring].astype(np.float32), answers.macro[:, occurring].astype(np.float32)
+    true = truth[:, occurring].astype(np.float32)
     positives = weights @ true
-    f1 = 2 * (weights @ (true * sets)) / np.maximum(positives + weights @ sets, 1)
-    for name, labels in (("macro_f1", np.ones_like(occurring)), ("leaf_macro_f1", np.asarray(taxonomy.is_leaf))):
+    for name, answer, labels in (
+        ("macro_f1", answers.macro, np.ones_like(occurring)),
+        ("leaf_macro_f1", answers.leaf, np.asarray(taxonomy.is_leaf)),
+    ):
+        sets = answer[:, occurring].astype(np.float32)
+        f1 = 2 * (weights @ (true * sets)) / np.maximum(positives + weights @ sets, 1)
         present = (positives > 0) & labels[occurring]
         found[name] = (f1 * present).sum(axis=1) / present.sum(axis=1)
     leaves = np.asarray(taxonomy.is_leaf)
