@@ -253,7 +253,9 @@ def _announce_launch(trainer: HcalTrainer) -> None:
     ways = [way for way, is_taken in taken.items() if is_taken] or (["DDP"] if number > 1 else [])
     if not trainer.is_world_process_zero():
         return
-    print(f"Training: {number} process{'es' if number > 1 else ''} on {device}{''.join(f', {way}' for way in ways)}")
+    plural = "es" if number > 1 else ""
+    # At once, so that no other process writes into the line.
+    print(f"Training: {number} process{plural} on {device}{''.join(f', {way}' for way in ways)}", flush=True)
     for way, is_taken in taken.items():
         if not is_taken and os.environ.get(f"ACCELERATE_USE_{way.upper()}", "").lower() == "true":
             logger.warning(f"{way} was asked for and is not used on {device}: each process holds the whole model.")
