@@ -1,6 +1,6 @@
 # make quickstart   set up everything, train a hierarchical classifier, show what it predicts
 # make test         set up everything, run the tests
-# make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables
+# make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables (ARGS: more for frozen.py)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -27,7 +27,7 @@ test: install
 
 benchmark: install
 	@test -n "$(DATA_DIR)" || { echo "Give the folder of the data sets: make benchmark DATA_DIR=... (see recipes/benchmarks/README.md)"; exit 2; }
-	OMP_NUM_THREADS=1 $(BIN)/python recipes/benchmarks/frozen.py --data_dir $(DATA_DIR) --jobs 2 $(BENCHMARK)
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/benchmarks/frozen.py --data_dir $(DATA_DIR) --jobs 2 $(ARGS)
 	$(BIN)/python recipes/benchmarks/results.py --data_dir $(DATA_DIR)
 
 quality: install

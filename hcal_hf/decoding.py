@@ -90,7 +90,8 @@ def decode(
     lowest = (
         None if threshold is None else log_thresholds(threshold, logits.new_empty(0, logits.shape[-1], dtype=working))
     )
-    how = (taxonomy, single, method, lowest, partial_paths, head, risk_threshold)
+    how = (taxonomy, label_mode, method, lowest, partial_paths, head, risk_threshold)
+    logits = logits.detach()
     documents = max(_CELLS // max(logits.shape[-1], 1), 1)
     if logits.device.type != "cpu" or len(logits) <= documents:
         return _decode_log_probs(F.logsigmoid(logits.to(working)), *how)
@@ -103,19 +104,19 @@ def decode(
 def _decode_log_probs(
     log_probs: torch.Tensor,
     taxonomy: Taxonomy,
-    single: bool,
+    label_mode: str,
     method: str,
     lowest: torch.Tensor | None,
     partial_paths: bool,
     head: str,
     risk_threshold: float | None,
 ) -> torch.Tensor:
+    """[`decode`] of log-probabilities [N, L], with log-thresholds, of arguments that have been checked."""
     if method == "expected_f1":
         return best_expected_f1(log_probs, taxonomy)
     if risk_threshold is not None:
-        mode = "single_path" if single else "multi_path"
-        return risk_answers(log_probs, taxonomy, mode, risk_threshold, partial_paths, head)
-    coherent = head != "independent"
+        return risk_answers(log_probs, taxonomy, label_mode, risk_threshold, partial_paths, head)
+    single, coherent = label_mode == "single_path", head != "independent"
     if single and method == "top_down":
         chosen = greedy_path(log_probs, taxonomy, partial_paths and coherent)
     elif single and (coherent or method == "path"):
@@ -274,8 +275,8 @@ def lower_to_ancestors(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor
     lowest = values.clone()
     for parents, children in _edges_by_level(taxonomy, values.device):
         if taxonomy.is_forest:  # each node of the level once, in order
-            level = lowest[:, children[0] : children[-1] + 1]
-            torch.minimum(level, lowest[:, parents], out=level)
+            level = slice(int(children[0]), int(children[-1]) + 1)
+            lowest[:, level] = torch.minimum(lowest[:, level], lowest[:, parents])
             continue
         lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
     return lowest

@@ -1,6 +1,7 @@
 """One run from a configuration file: data, model, training, evaluation, a saved model and a few predictions."""
 
 import difflib
+import gc
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import DatasetDict, load_dataset
 from transformers import AutoTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.integrations import is_tensorboard_available
@@ -243,6 +245,14 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
         pipe = pipeline(TASK, model=predictor, tokenizer=tokenizer, device=args.device if sharded else None)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
     return metrics
+
+
+def end_processes() -> None:
+    """Leaves the process group that a launcher's processes share; without one, does nothing. The last thing that a script does:
+    a worker thread of gloo that lives on as the interpreter ends can abort the process ("terminate called without an active
+    exception"), and the launcher would report that all failed."""
+    gc.collect()  # the threads end with the group, once no wrapped model of an old trainer holds it
+    PartialState().destroy_process_group()
 
 
 def _announce_launch(trainer: HcalTrainer) -> None:

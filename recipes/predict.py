@@ -9,6 +9,9 @@ the second with the rows shared out over the processes. The arguments are those 
 import sys
 
 from hcal_hf.cli import main
+from hcal_hf.runner import end_processes
 
 if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]]))
+    status = main(["predict", *sys.argv[1:]])
+    end_processes()
+    sys.exit(status)

@@ -6,7 +6,8 @@ Every argument of hcal_hf.runner's ModelArguments and DataArguments and of HcalT
 on the command line; the command line wins.
 """
 
-from hcal_hf.runner import parse_arguments, run
+from hcal_hf.runner import end_processes, parse_arguments, run
 
 if __name__ == "__main__":
     run(*parse_arguments())
+    end_processes()

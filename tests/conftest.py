@@ -1,7 +1,11 @@
 """Tiny encoders and tokenizers, built in code: no network, no files but temporary ones."""
 
 import gc
+import importlib
 import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,6 +43,16 @@ WORDS = [
     "old",
     "first",
 ]
+
+
+def import_benchmarks(*names):
+    """Modules of recipes/benchmarks, which is a folder of scripts and no package."""
+    folder = str(Path(__file__).parent.parent / "recipes" / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    finally:
+        sys.path.remove(folder)
 
 
 def build_tokenizer():

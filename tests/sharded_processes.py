@@ -5,7 +5,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from hcal_hf import HcalTrainer
-from hcal_hf.runner import parse_arguments, run
+from hcal_hf.runner import end_processes, parse_arguments, run
 
 start_process, train = PartialState.__init__, HcalTrainer.train
 
@@ -31,3 +31,4 @@ if __name__ == "__main__":
     PartialState.__init__ = start_as_gpu
     HcalTrainer.train = checked_train
     run(*parse_arguments())
+    end_processes()

@@ -1,31 +1,18 @@
 """What the tables of recipes/benchmarks stand on: sets, scores, the bootstrap, baselines, and the page made of the rows."""
 
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from conftest import import_benchmarks
 
 from hcal_hf import Taxonomy
 from hcal_hf.metrics import classification_scores
-
-FOLDER = Path(__file__).parent.parent / "recipes" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules():
     pytest.importorskip("hiclass", reason="the baselines need hiclass")
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import baselines
-        import results
-        import scoring
-        import tasks
-    finally:
-        sys.path.remove(str(FOLDER))
-    return SimpleNamespace(baselines=baselines, results=results, scoring=scoring, tasks=tasks)
+    return import_benchmarks("baselines", "results", "scoring", "tasks")
 
 
 @pytest.fixture

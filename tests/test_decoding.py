@@ -235,6 +235,7 @@ def test_documents_are_decoded_alike_however_many_at_a_time(mode, method, monkey
     monkeypatch.setattr("hcal_hf.decoding._CELLS", 10 * 40 + 7)
     assert torch.equal(decode(logits, taxonomy, mode, method, **options), whole)
     assert decode(logits[:0], taxonomy, mode, method, **options).shape == (0, 40)
+    assert torch.equal(decode(logits.requires_grad_(), taxonomy, mode, method, **options), whole)
 
 
 def test_expected_f1_has_no_threshold(taxonomy):

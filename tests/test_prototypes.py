@@ -1,13 +1,8 @@
-import json
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import random_forest, random_multi_hot
+from conftest import import_benchmarks, random_forest, random_multi_hot
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from hcal_hf import prototypes as module
 from hcal_hf.prototypes import LabelPrototypes
@@ -147,17 +142,6 @@ def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monk
         gradient.sum().backward()
 
 
-def peak_bytes(action):
-    """The most bytes that tensors hold at one time while an action runs, above what they hold before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        action()
-    with tempfile.TemporaryDirectory() as folder:
-        record.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    sizes = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event["name"] == "[memory]"]
-    return max(size["Total Allocated"] for size in sizes) - (sizes[0]["Total Allocated"] - sizes[0]["Bytes"])
-
-
 @pytest.mark.parametrize(
     ("label_mode", "config"),
     [
@@ -189,7 +173,7 @@ def test_a_training_step_needs_little_more_than_the_noise_and_the_gradient(
         outputs.loss.backward()
 
     step()  # from now on the gradients are there
-    assert peak_bytes(step) < 2.5 * model.prototypes.weight.nbytes
+    assert import_benchmarks("timing").timing.peak_bytes(step) < 2.5 * model.prototypes.weight.nbytes
 
 
 def test_half_precision_prototypes_are_compared_in_float32():

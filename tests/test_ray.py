@@ -56,3 +56,13 @@ def test_workers_label_every_row_in_its_place(tmp_path, tokenizer, taxonomy):
     for own, alone in zip(found["scores"].to_pylist(), expected["scores"].to_pylist()):
         np.testing.assert_allclose(own, alone, atol=1e-5)
     assert found["problem"][60].as_py()
+    again = run(tmp_path / "model", tmp_path / "texts", out)
+    assert again.returncode == 1
+    assert "is not empty" in again.stderr
+
+
+def test_files_that_cannot_be_read_are_refused_first(tmp_path):
+    (tmp_path / "a.txt").write_text("stars")
+    found = run("model", tmp_path / "a.txt", tmp_path / "out")
+    assert found.returncode == 1
+    assert "must be files of one kind, of .parquet, .csv, .jsonl; found ['.txt']" in found.stderr

@@ -1,26 +1,16 @@
 """What the figures of recipes/benchmarks/speed.md stand on."""
 
 import json
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-FOLDER = Path(__file__).parent.parent / "recipes" / "benchmarks"
+from conftest import import_benchmarks
 
 
 @pytest.fixture(scope="module")
 def modules():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import speed
-        import timing
-    finally:
-        sys.path.remove(str(FOLDER))
-    return SimpleNamespace(speed=speed, timing=timing)
+    return import_benchmarks("speed", "timing")
 
 
 def test_ratios_are_taken_within_a_round(modules, monkeypatch):

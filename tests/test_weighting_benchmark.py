@@ -1,27 +1,19 @@
 """What the experiment on loss weighting stands on; its figures are in recipes/benchmarks/weighting.md."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import import_benchmarks
 
 from hcal_hf.weighting import build_weighter
-
-FOLDER = Path(__file__).parent.parent / "recipes" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def weighting():
     pytest.importorskip("hiclass", reason="the baselines need hiclass")
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import weighting
-    finally:
-        sys.path.remove(str(FOLDER))
-    return weighting
+    return import_benchmarks("weighting").weighting
 
 
 def test_every_candidate_is_one_the_weighter_takes(weighting):

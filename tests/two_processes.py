@@ -17,6 +17,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments
+from hcal_hf.runner import end_processes
 
 RAGGED = {"partial_paths": True, "head": "independent"}
 CLASSES = {"label_mode": "multi_path", "head": "independent", "contrast": "aggregate"}
@@ -107,6 +108,8 @@ def main(folder):
                      "steps": steps.tolist()}  # fmt: skip
             (folder / f"{i}.json").write_text(json.dumps(found))
     dist.barrier()
+    del trainer
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fine-tuned encoders, ours and flat: python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
 
-Each method trains the whole encoder in bfloat16 at each learning rate of --rates with seed 0, chooses one on the validation
-split and trains with the other seeds. The logits of validation and test are kept in --cache, and a run that is there is
-not repeated. The rows go into --results; results.py writes the tables.
+Each method trains the whole encoder in bfloat16 at each learning rate of --rates with the first seed, chooses one on the
+validation split and trains with the other seeds. The logits of validation and test are kept in --cache, and a run that is
+there is not repeated. The rows go into --results; results.py writes the tables.
 """
 
 import argparse
@@ -17,10 +17,20 @@ import numpy as np
 import torch
 from baselines import closure_of
 from datasets import DatasetDict
-from frozen import DEFAULT_HEADS
-from results import RESULTS, Row, store
+from frozen import ANCHORS, DEFAULT_HEADS
+from results import Row, store
 from scoring import Outputs, Problem, answers_of, scores, selection_score
-from tasks import ENCODER, PARTIAL, SINGLE_PATH, SPLITS, kept_rows, multi_hot, sample_each_leaf, taxonomy_of
+from tasks import (
+    ENCODER,
+    PARTIAL,
+    SINGLE_PATH,
+    SPLITS,
+    add_options,
+    kept_rows,
+    multi_hot,
+    sample_each_leaf,
+    taxonomy_of,
+)
 from torch import nn
 from transformers import (
     AutoModel,
@@ -46,12 +56,10 @@ BATCH = 64
 MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
 HEAD_RATE = 1e-3
 PROTOTYPE_RATE = 3e-3
-ANCHORS: dict[str, Any] = {"prototype_anchor": "label_text"}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "single_path": {
         "lookahead_softmax": {},
         "lookahead_softmax + anchors": ANCHORS,
-        "one softmax a level": {"head": "independent"},
     },
     "multi_path": {
         "conditional_sigmoid": {},
@@ -64,6 +72,8 @@ METHODS = {
     "single_path": ("flat BCE", "flat softmax over leaves", "one softmax a level", "lookahead_softmax"),
     "multi_path": ("flat BCE", "conditional_sigmoid + anchors"),
 }
+# Our class in the place of a baseline.
+PER_LEVEL = {"one softmax a level": {"head": "independent"}}
 STOCK = "AutoModelForSequenceClassification"
 FLAT = {"single_path": ("flat BCE", "flat softmax over leaves", STOCK), "multi_path": ("flat BCE", STOCK)}
 
@@ -116,14 +126,11 @@ def arguments_of(folder: str, rate: float, seed: int, epochs: float) -> dict[str
 def trainer_of_ours(
     tokens: Tokens, setting: dict[str, Any], folder: str, rate: float, seed: int, epochs: float
 ) -> Any:
-    setting = dict(setting)
-    weighting = {"loss_weighting": setting.pop("weighting", "uniform")}
     model = HcalForSequenceClassification.from_encoder(
         tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **setting}
     )
     args = HcalTrainingArguments(
         **arguments_of(folder, rate, seed, epochs),
-        **weighting,
         head_learning_rate=HEAD_RATE,
         prototype_learning_rate=PROTOTYPE_RATE,
     )
@@ -201,7 +208,8 @@ def fit(
         if method in FLAT[tokens.label_mode]:
             trainer = trainer_of_flat(tokens, method, folder, rate, seed, epochs)
         else:
-            trainer = trainer_of_ours(tokens, OURS[tokens.label_mode][method], folder, rate, seed, epochs)
+            setting = (OURS[tokens.label_mode] | PER_LEVEL)[method]
+            trainer = trainer_of_ours(tokens, setting, folder, rate, seed, epochs)
         trainer.remove_callback(PrinterCallback)
         start = time.process_time()
         trainer.train()
@@ -271,14 +279,16 @@ def readings(method: str, logits: dict[str, np.ndarray], problem: Problem) -> di
             f"{method}, tuned thresholds": Outputs(logits, "independent", "thresholds"),
             f"{method}, ancestors closed": Outputs(logits, "independent", "decoded"),
         }
-    head = OURS[problem.label_mode][method].get("head", DEFAULT_HEADS[problem.label_mode])
-    return {method: Outputs(logits, head, "levels" if head == "independent" else "decoded")}
+    if method in PER_LEVEL:
+        return {method: Outputs(logits, "independent", "levels")}
+    return {method: Outputs(logits, DEFAULT_HEADS[problem.label_mode], "decoded")}
 
 
 def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
-    """Chooses the learning rate of each row with seed 0 and stores the rows of all seeds."""
-    problem = runs.tokens(0).problem
-    tuned = {rate: readings(method, runs(method, rate, 0)[0], problem) for rate in options.rates}
+    """Chooses the learning rate of each row with the first seed and stores the rows of all seeds."""
+    first = options.seeds[0]
+    problem = runs.tokens(first).problem
+    tuned = {rate: readings(method, runs(method, rate, first)[0], problem) for rate in options.rates}
     for name in tuned[options.rates[0]]:
         rate = max(options.rates, key=lambda rate: selection_score(tuned[rate][name], problem))
         for seed in options.seeds:
@@ -291,7 +301,7 @@ def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
                 method=name,
                 regime="fine-tuned" if options.per_leaf is None else "few-shot",
                 seed=seed,
-                ours=method in OURS[problem.label_mode] and "softmax a level" not in method,
+                ours=method in OURS[problem.label_mode],
                 metrics=scores(answers, problem),
                 facts={**facts, "encoder": ENCODER, **{fact: info[fact] for fact in measured}},
                 per_leaf=options.per_leaf,
@@ -302,22 +312,18 @@ def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True)
+    add_options(parser)
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150"])
     parser.add_argument("--methods", nargs="+", default=None, help="flat ones and ours; all of METHODS by default")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
-    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.sets:
         runs = Runs(name, options)
-        for method in options.methods or METHODS[runs.tokens(0).label_mode]:
+        for method in options.methods or METHODS[runs.tokens(options.seeds[0]).label_mode]:
             rows_of(runs, method, options)
 
 

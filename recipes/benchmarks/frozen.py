@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from baselines import TFIDF_STRENGTHS, Attempt, local_classifiers, logistic_regressions, softmax_over_leaves, tfidf
-from results import RESULTS, Row, store
+from results import Row, store
 from scoring import Outputs, Problem, answers_of, scores, selection_score
-from tasks import ENCODER, SPLITS, Features, Task, make_model
+from tasks import ENCODER, SPLITS, Features, Task, add_options, make_model
 from transformers import BertConfig, PrinterCallback
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments
@@ -35,6 +34,8 @@ RATES = {
     "multi_path": ((1e-4, 3e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
 }
 RELEASED_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+# Sets that HCAL as released is defined for: trees whose leaves all lie on the last level, one path a document.
+RELEASED = {"clinc150"}
 SEEDS = 5
 FEWEST_SECONDS = 1e-4
 
@@ -52,7 +53,7 @@ COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
-# The parts of HCAL, all at once; `ablation` takes one away at a time.
+# The parts of HCAL, all at once; --ablation takes one away at a time.
 EVERYTHING: dict[str, Any] = {
     **ANCHORS, "contrast": "aggregate", "contrast_alpha": 0.1, "weighting": "hcal_rate",
 }  # fmt: skip
@@ -194,6 +195,9 @@ def baselines_of(task: Task) -> dict[str, Group]:
     def regressions(conditional: bool) -> Callable[..., Iterator[Attempt]]:
         return lambda task, seed, chosen: logistic_regressions(task.x, task.y, task.taxonomy, conditional)
 
+    single = task.label_mode == "single_path"
+    raw, coherent = ("levels", "path_softmax") if single else ("thresholds", "conditional_sigmoid")
+    weighted = functools.partial(by_adamw, {"head": "independent", "weighting": "hcal"})
     groups = {
         "logistic regression a label": Group(
             regressions(False),
@@ -201,19 +205,18 @@ def baselines_of(task: Task) -> dict[str, Group]:
                 "logistic regression a label": ("independent", "thresholds"),
                 "logistic regression a label, ancestors closed": ("independent", "decoded"),
             },
-        )
+        ),
+        "conditional logistic regression": Group(
+            regressions(True), {"conditional logistic regression": (coherent, "decoded")}
+        ),
     }
-    if task.label_mode == "multi_path":
-        conditional = {"conditional logistic regression": ("conditional_sigmoid", "decoded")}
-        groups["conditional logistic regression"] = Group(regressions(True), conditional)
-        groups["independent + hcal weights"] = Group(
-            functools.partial(by_adamw, {"head": "independent", "weighting": "hcal"}),
-            {"independent + hcal weights": ("independent", "thresholds")},
-            seeds=SEEDS,
-        )
+    if task.name in RELEASED:
+        groups["HCAL as released"] = Group(as_released, {"HCAL as released": ("independent", raw)}, seeds=SEEDS)
+    else:
+        name = "independent + hcal weights"
+        groups[name] = Group(weighted, {name: ("independent", raw)}, seeds=SEEDS)
+    if not single:
         return groups
-    conditional = {"conditional logistic regression": ("path_softmax", "decoded")}
-    groups["conditional logistic regression"] = Group(regressions(True), conditional)
     groups["one softmax a level"] = Group(
         functools.partial(linear, {"head": "independent", "anchored": (False,)}),
         {
@@ -233,21 +236,11 @@ def baselines_of(task: Task) -> dict[str, Group]:
         lambda task, seed, chosen: local_classifiers(tfidf(task.texts), task.y, task.taxonomy, TFIDF_STRENGTHS),
         {"hiclass, local classifier per parent, TF-IDF": (None, "decoded")},
     )
-    # HCAL as released is for trees whose leaves all lie on the last level.
-    if task.name == "clinc150":
-        released = {"HCAL as released": ("independent", "levels")}
-        groups["HCAL as released"] = Group(as_released, released, seeds=SEEDS)
-    else:
-        groups["independent + hcal weights"] = Group(
-            functools.partial(by_adamw, {"head": "independent", "weighting": "hcal"}),
-            {"independent + hcal weights": ("independent", "levels")},
-            seeds=SEEDS,
-        )
     return groups
 
 
 def ours_of(task: Task) -> dict[str, Group]:
-    """All heads and variants; DEFAULT_ROWS are those of the comparison."""
+    """All heads and their variants, and the ablation; `compared` names those of the comparison."""
     groups = {}
     for head in HEADS[task.label_mode]:
         for title, setting in (
@@ -285,15 +278,11 @@ def run(
     for seed in range(seeds):
         task = samples(seed)
         problem = Problem.of(task)
+        tried = []
         if group.seeds == 1 or seed == 0:
             tried = [fitted(attempt, seconds) for attempt, seconds in timed(group.attempts(task, seed, None))]
-        else:
-            tried = []
         for name, (head, decision) in group.rows.items():
-            if not tried or (name in kept and group.seeds > 1):
-                found = [fitted(a, seconds) for a, seconds in timed(group.attempts(task, seed, kept[name]))]
-            else:
-                found = tried
+            found = tried or [fitted(a, seconds) for a, seconds in timed(group.attempts(task, seed, kept[name]))]
             outputs = [Outputs(values, head, decision) for _, values, _ in found]
             best = max(range(len(found)), key=lambda i: selection_score(outputs[i], problem) if len(found) > 1 else 0)
             attempt, _, facts = found[best]
@@ -357,17 +346,13 @@ def run_set(name: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True)
+    add_options(parser)
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150", "hwv_part", "cei"])
     parser.add_argument("--methods", nargs="+", default=None, help="names of rows; those of the comparison by default")
     parser.add_argument("--ablation", action="store_true", help="all parts of HCAL, and each one left out")
-    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--train_size", type=int, default=None, help="random training documents; all by default")
     parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="sets that run side by side")
     options = parser.parse_args()
     if options.jobs == 1:

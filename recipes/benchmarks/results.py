@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from scoring import Answers, difference, resampled_scores
+from tasks import RESULTS, true_labels
 
 from hcal_hf import Taxonomy
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
 PAGE = HERE / "results.md"
 PACKAGES = ("hcal-hf", "torch", "transformers", "scikit-learn", "hiclass", "numpy")
 COMPARED = ("micro_f1", "macro_f1", "leaf_accuracy", "leaf_macro_f1")
@@ -37,6 +37,8 @@ TITLES = {
     "hvr_decoded": "HVR decoded",
 }
 SIGNIFICANT = 0.05
+# What the rows of an ablation are compared with.
+FULL_MODEL = "all parts"
 SETS = ("micro", "macro", "leaf", "raw")
 
 
@@ -50,8 +52,8 @@ class Row:
         seed (`int`): of the run, and of the sample of training documents.
         ours (`bool`): whether the method is this library's; otherwise it is a baseline.
         metrics (`dict`): percent.
-        facts (`dict`): what was chosen on the validation split, seconds of training, documents a second in prediction,
-            parameters, threads, device.
+        facts (`dict`): what was chosen on the validation split, processor seconds of training and documents a processor
+            second in prediction (`clock` says so where they are of another clock), parameters, threads, device.
         train_size, per_leaf (`int`, *optional*): training documents, of all and of each leaf; all where None.
     """
 
@@ -76,7 +78,7 @@ class Row:
         self.config_hash = self.config_hash or self._hash()
 
     def _hash(self) -> str:
-        measured = {"train_seconds", "documents_per_second"}
+        measured = {"train_seconds", "documents_per_second", "clock"}
         settings = {name: value for name, value in self.facts.items() if name not in measured}
         parts = [self.dataset, self.method, self.regime, self.train_size, self.per_leaf, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -140,24 +142,25 @@ def mean(rows: list[Row], metric: str) -> float:
 def compare(rows: list[Row], truth: np.ndarray, taxonomy: Taxonomy, cache: Path) -> None:
     """Gives every row of a table the bootstrap of its method against the best of the baselines (of the full model, in
     an ablation), for each metric; the best by its mean on the test split, which is the hardest one to beat."""
+    if missing := [row for row in rows if not row.answers_path(cache).exists()]:
+        # Against what is left of them another baseline would seem the best.
+        print(f"{rows[0].table}: the bootstrap stays as stored, {cache} has no answers of {missing[0].method!r}.")
+        return
     methods = methods_of(rows)
-    known = {name: own for name, own in methods.items() if all(row.answers_path(cache).exists() for row in own)}
     drawn = {
         name: [resampled_scores(stored_answers(row, cache), truth, taxonomy) for row in own]
-        for name, own in known.items()
+        for name, own in methods.items()
     }
-    references = {name: own for name, own in known.items() if not own[0].ours} or {
-        name: own for name, own in known.items() if name == "all parts"
-    }
-    for metric in (metric for metric in COMPARED if metric in rows[0].metrics):
-        if not references:
-            return
-        best = max(references, key=lambda name: mean(references[name], metric))
-        for name, own in known.items():
-            if name == best or metric not in drawn[name][0]:
+    references = [name for name, own in methods.items() if not own[0].ours] or [FULL_MODEL] * (FULL_MODEL in methods)
+    for row in rows:
+        row.against_best_baseline = {}
+    for metric in (metric for metric in COMPARED if metric in rows[0].metrics and references):
+        best = max(references, key=lambda name: mean(methods[name], metric))
+        for name, own in methods.items():
+            if name == best:
                 continue
             found = difference([draw[metric] for draw in drawn[name]], [draw[metric] for draw in drawn[best]])
-            gain = round(mean(own, metric) - mean(known[best], metric), 2)
+            gain = round(mean(own, metric) - mean(methods[best], metric), 2)
             for row in own:
                 row.against_best_baseline[metric] = {"baseline": best, "difference": gain, **found}
 
@@ -196,8 +199,8 @@ def table(rows: list[Row]) -> list[str]:
         cells.append(" / ".join(f"{mean(own, depth):.1f}" for depth in depths))
         facts = [row.facts for row in own]
         for fact, digits in (("train_seconds", 0), ("documents_per_second", 0), ("parameters", 0)):
-            values = [found[fact] for found in facts if fact in found]
-            cells.append(f"{statistics.mean(values):,.{digits}f}" if values else "")
+            clocks = {found["clock"] for found in facts if "clock" in found and fact != "parameters"}
+            cells.append(" ".join([f"{statistics.mean(found[fact] for found in facts):,.{digits}f}", *sorted(clocks)]))
         title = f"**{name}**" if own[0].ours else name
         lines.append(f"| {title} | " + " | ".join(cells) + f" | {len(own)} |")
     return lines
@@ -221,7 +224,7 @@ def differences(rows: list[Row]) -> list[str]:
                 continue
             one = found[metric]
             interval = f"{one['difference']:+.1f} ({one['low']:+.1f} to {one['high']:+.1f}), p {one['p']:.3f}"
-            cells.append(interval + (f", against {one['baseline']}" if one["baseline"] != "all parts" else ""))
+            cells.append(interval + (f", against {one['baseline']}" if one["baseline"] != FULL_MODEL else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines if len(lines) > 2 else []
 
@@ -289,8 +292,6 @@ def main() -> None:
         return
     rows = read(options.results)
     if options.data_dir is not None:
-        from tasks import true_labels
-
         for name in dict.fromkeys(row.dataset for row in rows):
             taxonomy, truth = true_labels(name, options.data_dir / name)
             for key in dict.fromkeys(row.table for row in rows if row.dataset == name):

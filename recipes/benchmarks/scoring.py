@@ -23,7 +23,6 @@ FOLDS = 5
 BAGS = 8
 RESAMPLES = 2000
 METRICS = ("micro_f1", "macro_f1", "leaf_macro_f1")
-THRESHOLDS = np.geomspace(0.02, 0.9, 60)
 
 
 @dataclass
@@ -199,25 +198,3 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, fl
     low, high = np.percentile(gains, [2.5, 97.5])
     p = min(2 * min((gains <= 0).mean(), (gains >= 0).mean()), 1.0)
     return {"low": round(float(low), 2), "high": round(float(high), 2), "p": round(max(float(p), 1 / RESAMPLES), 4)}
-
-
-def violating(sets: torch.Tensor, task: Any) -> float:
-    """Percentage of documents whose set contradicts the hierarchy."""
-    rates: dict[str, Any] = dict(violation_rates(sets.numpy(), task.taxonomy))
-    return 100 * rates["hvr"]
-
-
-def best_threshold(task: Any, probabilities: torch.Tensor, metric: str) -> float:
-    """The one threshold of THRESHOLDS that is best for all labels on the validation split, before ancestors are added."""
-    truth = task.y["validation"] > 0
-    positives = truth.sum(dim=0).double()
-    best = (-1.0, 0.5)
-    for threshold in THRESHOLDS.tolist():
-        chosen = probabilities >= threshold
-        hits, size = (chosen & truth).sum(dim=0).double(), chosen.sum(dim=0).double()
-        if metric == "micro_f1":
-            value = (2 * hits.sum() / (size.sum() + positives.sum())).item()
-        else:
-            value = (2 * hits / (size + positives).clamp(min=1))[positives > 0].mean().item()
-        best = max(best, (value, threshold))
-    return best[1]

@@ -1,5 +1,6 @@
 """The data sets of the benchmarks as features and labels, and models for them."""
 
+import argparse
 import copy
 import json
 from pathlib import Path
@@ -17,11 +18,21 @@ from hcal_hf.features import pooled_features
 from hcal_hf.runner import DataArguments, load_data
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+RESULTS = Path(__file__).with_name("results.json")
 SINGLE_PATH = {"clinc150", "hwv_part"}
 PARTIAL = {"cei"}
 SPLITS = ("train", "validation", "test")
 # Documents that are no part of the task, by their labels: out-of-scope queries.
 LEFT_OUT = {"clinc150": [["oos"]]}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark on the data sets takes."""
+    parser.add_argument("--data_dir", type=Path, required=True, help="holds a folder for each set")
+    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"), help="of features and answers")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=1)
 
 
 def taxonomy_of(name: str, folder: Path) -> Taxonomy:

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from finetune import Tokens
 from frozen import BATCH, DEFAULT_HEADS
-from scoring import best_threshold, violating
-from tasks import LEFT_OUT, PARTIAL, Features, Task, logits_of, make_model, record
-from transformers import AutoTokenizer, BertConfig, PrinterCallback
+from tasks import PARTIAL, Features, Task, logits_of, make_model, record
+from transformers import BertConfig, PrinterCallback
 
 from hcal_hf import (
     HcalConfig,
@@ -30,11 +30,9 @@ from hcal_hf import (
     HcalTrainingArguments,
     Taxonomy,
     decode,
-    encode_dataset,
 )
 from hcal_hf.features import pooled_features
 from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.runner import DataArguments, load_data
 
 T = TypeVar("T")
 EPOCHS = {"clinc150": 8, "hwv_part": 40, "goemotions": 6, "cei": 30}
@@ -44,6 +42,7 @@ MULTI_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [3e-3, 1
 # Weighters compared with the head of HCAL itself and in the other parts; the first is the reference.
 MAIN = ("uniform", "hcal", "hcal_rate")
 CURVE_DOCUMENTS = 1000
+THRESHOLDS = np.geomspace(0.02, 0.9, 60)
 FINETUNE_RATES = (5e-5, 1e-4)
 FINETUNE_EPOCHS = 4
 STRESS_RATES = (1e-2, 3e-2, 1e-1)
@@ -149,6 +148,28 @@ def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str
         leaf = 2 * (chosen & true).sum() / (chosen.sum() + true.sum())
     scores = {"leaf": leaf, "top level": found["micro_f1_level_0"], "micro-F1": found["micro_f1"], "macro-F1": macro}
     return {**{name: 100 * float(value) for name, value in scores.items()}, "HVR raw": violating(raw, task)}
+
+
+def violating(sets: torch.Tensor, task: Any) -> float:
+    """Percentage of documents whose set contradicts the hierarchy."""
+    rates: dict[str, Any] = dict(violation_rates(sets.numpy(), task.taxonomy))
+    return 100 * rates["hvr"]
+
+
+def best_threshold(task: Any, probabilities: torch.Tensor, metric: str) -> float:
+    """The one threshold of THRESHOLDS that is best for all labels on the validation split, before ancestors are added."""
+    truth = task.y["validation"] > 0
+    positives = truth.sum(dim=0).double()
+    best = (-1.0, 0.5)
+    for threshold in THRESHOLDS.tolist():
+        chosen = probabilities >= threshold
+        hits, size = (chosen & truth).sum(dim=0).double(), chosen.sum(dim=0).double()
+        if metric == "micro_f1":
+            value = (2 * hits.sum() / (size.sum() + positives.sum())).item()
+        else:
+            value = (2 * hits / (size + positives).clamp(min=1))[positives > 0].mean().item()
+        best = max(best, (value, threshold))
+    return best[1]
 
 
 def total(scores: dict[str, float]) -> float:
@@ -289,12 +310,8 @@ class FineTuning:
     def __init__(self, name: str, options: argparse.Namespace):
         self.task = Task(name, options.data_dir / name, options.encoder, options.cache)
         self.encoder = options.encoder
-        self.tokenizer = AutoTokenizer.from_pretrained(options.encoder)
-        left_out = LEFT_OUT.get(name)
-        rows = load_data(DataArguments(data_dir=str(options.data_dir / name)))
-        rows = rows.filter(lambda row: row["labels"] != left_out)
-        label_mode: Any = self.task.label_mode
-        self.data = encode_dataset(rows, self.task.taxonomy, self.tokenizer, label_mode=label_mode, max_length=64)
+        tokens = Tokens(name, options.data_dir / name, options.encoder)
+        self.tokenizer, self.data = tokens.tokenizer, tokens.data
         self.curve_rows = self.data["validation"].shuffle(seed=0).select(range(CURVE_DOCUMENTS))
 
     def fit(self, weighter: str, rate: float, seed: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:

@@ -17,6 +17,7 @@ from hcal_hf.evaluator import load_model
 from hcal_hf.predictor import PredictionArguments, Predictor
 
 READERS = {".parquet": ray.data.read_parquet, ".csv": ray.data.read_csv, ".jsonl": ray.data.read_json}
+COLUMNS = {"labels", "scores", "paths", "problem"}
 
 
 class Labels:
@@ -33,14 +34,14 @@ class Labels:
         return batch
 
 
-def read(path: Path) -> ray.data.Dataset:
+def files_of(path: Path) -> list[Path]:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     kinds = {file.suffix for file in files}
     if len(kinds) != 1 or not kinds <= set(READERS):
         raise SystemExit(
             f"{path} must be files of one kind, of {', '.join(READERS)}; found {sorted(kinds) or 'none'}."
         )
-    return READERS[kinds.pop()]([str(file) for file in files])
+    return files
 
 
 def main() -> None:
@@ -56,14 +57,20 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--address", default=None, help="of a cluster; a Ray of this machine by default")
     options = parser.parse_args()
+    files = files_of(options.texts)
+    if options.out.exists() and any(options.out.iterdir()):
+        raise SystemExit(f"{options.out} is not empty: give another folder, or remove what is in it.")
     # Reading and writing need a place beside the workers, also on a machine of few cores.
     local = {} if options.address else {"num_cpus": options.workers + 2}
     ray.init(address=options.address, include_dashboard=False, **local)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     args = PredictionArguments(text_column=options.text, max_length=options.max_length, bf16=options.bf16)
-    rows = read(options.texts)
-    if options.text not in rows.schema().names:
-        raise SystemExit(f"{options.texts} has no column {options.text!r}, only {rows.schema().names}: give --text.")
+    rows = READERS[files[0].suffix]([str(file) for file in files])
+    names = rows.schema().names
+    if options.text not in names:
+        raise SystemExit(f"{options.texts} has no column {options.text!r}, only {names}: give --text.")
+    if taken := sorted(COLUMNS & set(names)):
+        raise SystemExit(f"{options.texts} has columns {taken} already, which the labels go to: rename them.")
     found = rows.map_batches(
         Labels,
         fn_constructor_args=(options.model, args, "cuda" if options.gpus_per_worker else "cpu"),
