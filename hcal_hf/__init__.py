@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .evaluation import compute_metrics
     from .features import pooled_features
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
+    from .path_search import PathSearch
     from .risk import calibrate_risk, describe_answers
     from .thresholds import tune_thresholds
     from .trainer import HcalTrainer
@@ -42,6 +43,7 @@ _LAZY = {
     "HcalTrainer": "trainer",
     "HcalTrainingArguments": "training_args",
     "LossWeighter": "weighting",
+    "PathSearch": "path_search",
     "build_taxonomy": "data",
     "calibrate_risk": "risk",
     "calibration_scores": "metrics",
@@ -70,6 +72,7 @@ __all__ = [
     "HcalTrainingArguments",
     "HierarchicalTextClassificationPipeline",
     "LossWeighter",
+    "PathSearch",
     "Taxonomy",
     "build_taxonomy",
     "calibrate_risk",

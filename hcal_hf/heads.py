@@ -1,14 +1,17 @@
 """Heads: from cosines between features and prototypes to node probabilities and per-level losses.
 
 A head works in log space and in at least float32. Level k of the hierarchy is task k. All work is done on edges, level by
-level; the largest tensors are [B, L].
+level; the largest tensors are [B, L]. Scores come stored label by label, all documents' scores of a label side by side, so
+that what goes from children to parents moves whole rows.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .configuration_hcal import HcalConfig
@@ -44,21 +47,47 @@ def tempered(scores: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def segment_logsumexp(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Log-sum-exp over the columns of each segment.
+    """Log-sum-exp over the rows of each segment. Differentiable once.
 
     Args:
-        values (`torch.Tensor` of shape `[B, n]`).
-        segments (`torch.Tensor` of shape `[n]`, int64): the segment of each column; none may be empty.
+        values (`torch.Tensor` of shape `[n, B]`).
+        segments (`torch.Tensor` of shape `[n]`, int64): the segment of each row; none may be empty.
 
     Returns:
-        `torch.Tensor` of shape `[B, num_segments]`.
+        `torch.Tensor` of shape `[num_segments, B]`.
     """
-    rows = values.shape[0]  # len() would be a constant to torch.export
-    index = segments.expand(rows, -1)
-    top = values.new_full((rows, num_segments), -torch.inf)
-    top = top.scatter_reduce(1, index, values.detach(), reduce="amax")
-    sums = values.new_zeros(top.shape).index_add(1, segments, (values - top[:, segments]).exp())
-    return top + sums.log()
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # tracers must see the operations
+        top, shares = _segment_shares(values, segments, num_segments)
+        return top + values.new_zeros(top.shape).index_add(0, segments, shares).log()
+    found: torch.Tensor = _SegmentLogSumExp.apply(values, segments, num_segments)
+    return found
+
+
+def _segment_shares(
+    values: torch.Tensor, segments: torch.Tensor, num_segments: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of each segment [num_segments, B], and exp(value - largest) [n, B]."""
+    columns = values.shape[1]  # len() would be a constant to torch.export
+    top = values.new_full((num_segments, columns), -torch.inf)
+    top = top.scatter_reduce(0, segments[:, None].expand(-1, columns), values.detach(), reduce="amax")
+    return top, (values - top.index_select(0, segments)).exp()
+
+
+class _SegmentLogSumExp(torch.autograd.Function):
+    """`segment_logsumexp`, whose backward pass needs one tensor of the values' size: their shares of the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+        top, shares = _segment_shares(values, segments, num_segments)
+        sums = torch.zeros_like(top).index_add_(0, segments, shares)
+        ctx.save_for_backward(shares, sums, segments)
+        return top.add_(sums.log())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        shares, sums, segments = ctx.saved_tensors
+        return (gradients[0] / sums).index_select(0, segments).mul_(shares), None, None
 
 
 class HierarchicalHead(nn.Module):
@@ -76,6 +105,7 @@ class HierarchicalHead(nn.Module):
         self.taxonomy = taxonomy
         self.temperature = float(config.prototype_temperature)
         self.num_tasks = len(taxonomy.levels)
+        self.level_sizes = [level.stop - level.start for level in taxonomy.levels]
         for name, value in self.hierarchy_buffers().items():
             self.register_buffer(name, value, persistent=False)
 
@@ -198,81 +228,72 @@ class SiblingSoftmaxHead(HierarchicalHead):
     def initial_values(self) -> dict[str, float]:
         return {"stop": 0.0}
 
-    def _conditionals(
+    def _values(
         self, scores: torch.Tensor, score_temperature: float = 1.0
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """log P(node | parent) of each level [B, n_k], and log P(stop | inner node) [B, I] (-inf without stops)."""
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The values u of each level [n_k, B], and the log-sum-exp in the families of each level: of all roots [1, B], then
+        below the inner nodes of the level above [I, B], with their stop scores."""
         levels = self.taxonomy.levels
         scores = tempered(scores, score_temperature)
-        stop_scores = None if self.stop is None else tempered(self.stop, score_temperature)
-        values: list[torch.Tensor] = [scores[:, level] for level in levels]
-        below: list[torch.Tensor] = []  # lse of the inner nodes of each level, from the leaves up
+        stop_scores = self._stop_scores(score_temperature)
+        values = list(scores.T.split(self.level_sizes))
+        sums: list[torch.Tensor] = []
         for k in range(len(levels) - 2, -1, -1):
-            segments, inner = self._family(k)
-            lse = segment_logsumexp(values[k + 1], segments, len(inner))
+            inner = self.inner[self.inner_slices[k]]
+            lse = segment_logsumexp(values[k + 1], self.segments[levels[k + 1]], len(inner))
             if stop_scores is not None:
-                lse = torch.logaddexp(lse, stop_scores[self.inner_slices[k]].to(lse))
-            below.append(lse)
+                lse = torch.logaddexp(lse, stop_scores[self.inner_slices[k]].to(lse)[:, None])
+            sums.append(lse)
             if self.carries[k]:
-                values[k] = values[k].index_add(1, inner, lse, alpha=self.carries[k])
-        below.reverse()
-        conditionals = [F.log_softmax(values[0], dim=1)]
-        for k, lse in enumerate(below):
-            segments, _ = self._family(k)
-            conditionals.append(values[k + 1] - lse[:, segments])
-        everything = torch.cat(below, dim=1) if below else scores[:, :0]
-        if stop_scores is None:
-            return conditionals, torch.full_like(everything, -torch.inf)
-        return conditionals, stop_scores.to(everything) - everything
+                values[k] = values[k].index_add(0, inner, lse, alpha=self.carries[k])
+        return values, [values[0].logsumexp(dim=0, keepdim=True), *reversed(sums)]
 
-    def _family(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For the nodes of level k + 1 the number of their parent among the inner nodes of level k, and those nodes'
-        positions in level k."""
-        return self.segments[self.taxonomy.levels[k + 1]], self.inner[self.inner_slices[k]]
-
-    def _accumulate(self, conditionals: list[torch.Tensor]) -> list[torch.Tensor]:
-        found = [conditionals[0]]
-        for level, above, conditional in zip(self.taxonomy.levels[1:], self.taxonomy.levels, conditionals[1:]):
-            found.append(found[-1][:, self.parents[level] - above.start] + conditional)
-        return found
+    def _stop_scores(self, score_temperature: float) -> torch.Tensor | None:
+        return None if self.stop is None else tempered(self.stop, score_temperature)
 
     def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
-        # An only child's log P(child | parent) is 0, and must not become positive by rounding.
-        conditionals = [c.clamp(max=0) for c in self._conditionals(scores, score_temperature)[0]]
-        return clamp_log_probs(torch.cat(self._accumulate(conditionals), dim=1))
+        values, sums = self._values(scores, score_temperature)
+        found = [values[0] - sums[0]]
+        for k, level in enumerate(self.taxonomy.levels[1:], start=1):
+            # An only child's log P(child | parent) is 0, and must not become positive by rounding.
+            conditional = (values[k] - sums[k].index_select(0, self.segments[level])).clamp(max=0)
+            parents = self.parents[level] - self.taxonomy.levels[k - 1].start
+            found.append(found[-1].index_select(0, parents) + conditional)
+        return clamp_log_probs(torch.cat(found)).T.contiguous()
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
-        conditionals, stops = self._conditionals(scores)
-        joint = any(self.carries)
-        terms = self._accumulate(conditionals) if joint else conditionals
-        return self._loss_sums(terms, stops, targets, joint) / self.counts(targets).clamp(min=1)
+        steps, taken = self._steps(scores, targets)
+        if any(self.carries):  # of the nodes themselves, not given their parents
+            steps = torch.where(taken, steps.cumsum(dim=1), 0.0)
+        return -steps.sum(dim=0) / taken.sum(dim=0).clamp(min=1)
 
     def negative_log_likelihood(
         self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
     ) -> torch.Tensor:
-        # The conditionals of a path multiply to the probability of its end, whatever the losses of the levels are.
-        return self._loss_sums(*self._conditionals(scores, score_temperature), targets, False).sum()
+        # The steps of a path multiply to the probability of its end, whatever the losses of the levels are.
+        return -self._steps(scores, targets, score_temperature)[0].sum()
 
-    def _loss_sums(
-        self, terms: list[torch.Tensor], stops: torch.Tensor, targets: Targets, joint: bool
-    ) -> torch.Tensor:
-        """Minus the documents' terms [B, n_k] at their own nodes, summed in each level [T]; `joint`: the terms are of the
-        nodes themselves, not given their parents."""
+    def _steps(
+        self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """log P(the path's node at level k | the one above) [B, D], where the path ends at an inner node that of stopping
+        there, and 0 below; and which of these steps are taken [B, D], bool."""
+        values, sums = self._values(scores, score_temperature)
+        stop_scores = self._stop_scores(score_temperature)
         at_levels, ends = self._targets(targets)
-        rows = torch.arange(len(terms[0]), device=terms[0].device)
-        sums = []
-        for k in range(self.num_tasks):
-            here = at_levels[:, k]
-            found = torch.where(here >= 0, terms[k][rows, here.clamp(min=0)], 0.0).sum()
-            if k and self.stop is not None:
-                above = self.taxonomy.levels[k - 1]
-                node = at_levels[:, k - 1].clamp(min=0)
-                stop = stops[rows, self.rank[above][node].clamp(min=0)]
-                if joint:
-                    stop = stop + terms[k - 1][rows, node]
-                found = found + torch.where(ends[:, k], stop, 0.0).sum()
-            sums.append(-found)
-        return torch.stack(sums)
+        rows = torch.arange(len(at_levels), device=at_levels.device)
+        taken, steps = (at_levels >= 0) | ends, []
+        for k, level in enumerate(self.taxonomy.levels):
+            node = at_levels[:, k].clamp(min=0)
+            value = values[k][node, rows]
+            family = torch.zeros_like(node) if k == 0 else self.segments[level][node]
+            if k and stop_scores is not None:
+                above = self.rank[self.taxonomy.levels[k - 1]][at_levels[:, k - 1].clamp(min=0)]
+                among = self.inner_slices[k - 1]
+                family = torch.where(ends[:, k], above - among.start, family)
+                value = torch.where(ends[:, k], stop_scores[among][family].to(value), value)
+            steps.append(torch.where(taken[:, k], value - sums[k][family, rows], 0.0))
+        return torch.stack(steps, dim=1), taken
 
     def _targets(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """The label of each document at each level [B, D] (-100: none), and whether it stops just above it [B, D]."""
@@ -347,36 +368,42 @@ class ConditionalSigmoidHead(SigmoidHead):
         return edges[:, 0], edges[:, 1] - level.start
 
     def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
-        own = F.logsigmoid(tempered(scores, score_temperature))
-        found = clamp_log_probs(own[:, self.taxonomy.levels[0]])
+        own = F.logsigmoid(tempered(scores, score_temperature)).T
+        found = clamp_log_probs(own[self.taxonomy.levels[0]])
         for k, level in enumerate(self.taxonomy.levels[1:], start=1):
             parents, children = self._edges_into(k)
-            rows = found.shape[0]  # len() would be a constant to torch.export
-            lowest = found.new_zeros((rows, level.stop - level.start))
-            lowest = lowest.scatter_reduce(1, children.expand(rows, -1), found[:, parents], reduce="amin")
-            found = torch.cat([found, lowest + own[:, level]], dim=1)
-        return found
+            lowest = self._lowest(found.index_select(0, parents), children, level.stop - level.start)
+            found = torch.cat([found, lowest + own[level]])
+        return found.T.contiguous()
 
-    def _open_cells(self, targets: Targets, multi_hot: torch.Tensor) -> torch.Tensor:
-        """Bool [B, L]: the cells whose parents are all true."""
-        parents, children = self.edges[:, 0], self.edges[:, 1]
-        is_open = torch.ones_like(multi_hot)
-        index = children.expand(len(multi_hot), -1)
-        return is_open.scatter_reduce(1, index, multi_hot[:, parents], reduce="amin") > 0
+    def _lowest(self, values: torch.Tensor, children: torch.Tensor, size: int) -> torch.Tensor:
+        """The lowest value [size, B] of each child's edges, from the values [E, B], at most 1, of all edges, sorted by
+        child."""
+        if len(children) == size:  # one parent each
+            return values
+        columns = values.shape[1]  # len() would be a constant to torch.export
+        found = values.new_ones((size, columns))
+        return found.scatter_reduce(0, children[:, None].expand(-1, columns), values, reduce="amin")
+
+    def _open_cells(self, targets: Targets) -> torch.Tensor:
+        """1.0 for the cells whose parents are all true, 0.0 elsewhere, [L, B]."""
+        if targets.open_cells is None:
+            roots, columns = self.taxonomy.levels[0].stop, targets.multi_hot.T
+            parents, children = self.edges[:, 0], self.edges[:, 1] - roots
+            below = self._lowest(columns.index_select(0, parents), children, len(columns) - roots)
+            targets.open_cells = torch.cat([torch.ones_like(columns[:roots]), below])
+        return targets.open_cells
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
-        multi_hot = targets.multi_hot.to(scores)
-        is_open = self._open_cells(targets, multi_hot)
-        cells = F.binary_cross_entropy_with_logits(scores, multi_hot, reduction="none")
-        cells = torch.where(is_open, cells, 0.0)
-        sums = torch.stack([cells[:, level].sum() for level in self.taxonomy.levels])
-        return sums / self._level_sums(is_open).clamp(min=1)
+        multi_hot, is_open = (cells.to(scores) for cells in (targets.multi_hot.T, self._open_cells(targets)))
+        # Binary cross-entropy, in fewer passes than torch's own.
+        cells = torch.addcmul(F.softplus(scores.T), multi_hot, scores.T, value=-1) * is_open
+        sums = torch.stack([level.sum() for level in cells.split(self.level_sizes)])
+        return sums / self.counts(targets).clamp(min=1)
 
     def counts(self, targets: Targets) -> torch.Tensor:
-        return self._level_sums(self._open_cells(targets, targets.multi_hot))
-
-    def _level_sums(self, is_open: torch.Tensor) -> torch.Tensor:
-        return torch.stack([is_open[:, level].sum() for level in self.taxonomy.levels])
+        by_label = self._open_cells(targets).sum(dim=1).long()
+        return torch.stack([level.sum() for level in by_label.split(self.level_sizes)])
 
 
 HEADS: dict[tuple[str, str], type[HierarchicalHead]] = {

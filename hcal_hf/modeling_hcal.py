@@ -54,7 +54,7 @@ class HcalOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
             Uniform mean over the levels that are present in the batch, plus contrast_alpha times the contrast tasks'.
-        logits (`torch.FloatTensor` of shape `[B, L]`):
+        logits (`torch.FloatTensor` of shape `[B, L]`, *optional*, returned with `return_logits=True`, the default):
             logit(p) of each node's probability, always finite; sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
             Unweighted mean loss of each task (`model.task_names`); 0 for a task absent from the batch.
@@ -365,6 +365,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         gradient_norms: bool = False,
+        return_logits: bool = True,
         **kwargs: Any,
     ) -> HcalOutput:
         """
@@ -382,6 +383,10 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             gradient_norms (`bool`):
                 Also returns `task_gradient_norms`, at the cost of one backward pass through prototypes and head for each
                 level; needs `labels`.
+            return_logits (`bool`):
+                False leaves `logits` out: the losses do without them, and with many labels they cost more than the losses
+                ([`HcalTrainer`] trains so). Without `labels` too, only the features are computed, as [`PathSearch`] takes
+                them.
 
         In training mode `logits` come from the same perturbed prototypes as the loss; in evaluation mode from the
         clean ones. `config.score_temperature` divides the scores behind the logits, in both modes, and not those of the
@@ -410,9 +415,11 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
             if noise is None and self.training:
                 noise = self.prototypes.sample_noise()
-            scores = self.head.scores(self.prototypes.products(features, self.projection, noise))
-            logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
-            loss = task_losses = task_counts = norms = None
+            logits = loss = task_losses = task_counts = norms = None
+            if return_logits or labels is not None:
+                scores = self.head.scores(self.prototypes.products(features, self.projection, noise))
+            if return_logits:
+                logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
                 task_losses, task_counts = self._task_losses(features, noise, scores, targets)

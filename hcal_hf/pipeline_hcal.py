@@ -10,6 +10,7 @@ from transformers.pipelines.base import GenericTensor
 
 from .decoding import UNTHRESHOLDED, decode, default_method, log_thresholds
 from .hub import TASK
+from .path_search import PathSearch, best_of_all, is_searchable
 
 # Tokenizers that name no longest text say so by a number beyond this.
 NO_LIMIT = 10**9
@@ -17,7 +18,7 @@ NO_LIMIT = 10**9
 # A label of a DAG can have very many paths.
 MAX_PATHS = 100
 
-_ARGUMENTS = ("threshold", "top_k", "max_depth", "decode", "truncation", "max_length", "padding")
+_ARGUMENTS = ("threshold", "top_k", "num_paths", "max_depth", "decode", "truncation", "max_length", "padding")
 
 
 class HierarchicalTextClassificationPipeline(Pipeline):
@@ -37,12 +38,16 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             and none for single_path. `expected_f1` and `risk` have none.
         top_k (`int`): instead of deciding, list the k most probable labels of each level (those of at least `threshold`,
             if given; tuned thresholds are not used).
+        num_paths (`int`): instead of deciding, list the ends of the k most probable whole paths, the best first, with the
+            probability that the path ends there. Heads `conditional_softmax` and `conditional_sigmoid` find them by beam
+            search ([`PathSearch`]), without the scores of all labels.
         max_depth (`int`): leave out labels deeper than this.
         truncation (default `True`), max_length, padding: for the tokenizer.
 
     Raises:
         TypeError: for an unknown argument.
-        ValueError: for a value out of range, `top_k` together with `decode`, or `risk` without calibration.
+        ValueError: for a value out of range, more than one of `top_k`, `num_paths` and `decode`, `num_paths` with the head
+            `independent`, or `risk` without calibration.
     """
 
     _load_tokenizer = True
@@ -54,6 +59,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # A model that comes straight from training would still perturb its prototypes and drop out.
         self.model.eval()
+        self._search: PathSearch | None = None
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         for name in kwargs:
@@ -61,19 +67,29 @@ class HierarchicalTextClassificationPipeline(Pipeline):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}; it takes {', '.join(_ARGUMENTS)}.")
         preprocess = {name: kwargs.pop(name) for name in ("truncation", "max_length", "padding") if name in kwargs}
         self._check(**kwargs)
-        return preprocess, {}, kwargs
+        forward = {"num_paths": kwargs.pop("num_paths")} if kwargs.get("num_paths") is not None else {}
+        return preprocess, forward, kwargs
 
     def _check(
         self,
         decode: str | None = None,
         threshold: float | Sequence[float] | None = None,
         top_k: int | None = None,
+        num_paths: int | None = None,
         max_depth: int | None = None,
     ) -> None:
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k must be a whole number of at least 1 (labels a level), got {top_k!r}.")
         if top_k is not None and decode is not None:
             raise ValueError("top_k lists the most probable labels of each level, decode decides on a set: give one.")
+        if num_paths is not None:
+            if not isinstance(num_paths, int) or num_paths < 1:
+                raise ValueError(f"num_paths must be a whole number of at least 1, got {num_paths!r}.")
+            others = {"top_k": top_k, "decode": decode, "threshold": threshold, "max_depth": max_depth}
+            if given := [name for name, value in others.items() if value is not None]:
+                raise ValueError(f"num_paths lists the most probable whole paths: leave {', '.join(given)} out.")
+            if self.model.config.head == "independent":
+                raise ValueError("num_paths needs a coherent head: 'independent' gives paths no probability.")
         if max_depth is not None and (not isinstance(max_depth, int) or max_depth < 0):
             raise ValueError(
                 f"max_depth must be a whole number of at least 0 (0 = top level only), got {max_depth!r}."
@@ -93,8 +109,16 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             raise ValueError(f"The text has no tokens: {inputs!r}.")
         return tokens
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"logits": self.model(**model_inputs).logits}
+    def _forward(self, model_inputs: dict[str, torch.Tensor], num_paths: int | None = None) -> dict[str, torch.Tensor]:
+        if num_paths is None:
+            return {"logits": self.model(**model_inputs).logits}
+        if is_searchable(self.model):
+            if self._search is None:
+                self._search = PathSearch(self.model)
+            best = self._search(self.model(**model_inputs, return_logits=False).features, num_paths)
+        else:
+            best = best_of_all(self.model(**model_inputs).logits, self.model, num_paths)
+        return {"nodes": best.nodes, "log_probs": best.log_probs}
 
     def _decide(
         self, logits: torch.Tensor, decode: str | None, threshold: float | Sequence[float] | None
@@ -126,6 +150,9 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         top_k: int | None = None,
         max_depth: int | None = None,
     ) -> list[dict[str, Any]]:
+        if "nodes" in model_outputs:
+            ends = zip(model_outputs["nodes"][0].tolist(), model_outputs["log_probs"][0].exp().tolist())
+            return [self._described(node, score) for node, score in ends if node >= 0]
         logits = model_outputs["logits"]
         taxonomy = self.model.taxonomy
         scores = torch.sigmoid(logits[0])
@@ -138,19 +165,15 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             for level in taxonomy.levels:
                 best = scores[level].topk(min(top_k, level.stop - level.start)).indices + level.start
                 nodes += [node for node in best.tolist() if passes[node]]
-        found = []
-        for node in nodes:
-            depth = int(taxonomy.depths[node])
-            if max_depth is None or depth <= max_depth:
-                paths = taxonomy.paths(node, limit=MAX_PATHS)
-                label = {
-                    "label": taxonomy.labels[node],
-                    "score": scores[node].item(),
-                    "depth": depth,
-                    "path": paths[0],
-                }
-                found.append(label if len(paths) == 1 else {**label, "paths": paths})
-        return found
+        deepest = len(taxonomy.levels) if max_depth is None else max_depth
+        return [self._described(node, scores[node].item()) for node in nodes if taxonomy.depths[node] <= deepest]
+
+    def _described(self, node: int, score: float) -> dict[str, Any]:
+        taxonomy = self.model.taxonomy
+        paths = taxonomy.paths(node, limit=MAX_PATHS)
+        depth = int(taxonomy.depths[node])
+        label = {"label": taxonomy.labels[node], "score": score, "depth": depth, "path": paths[0]}
+        return label if len(paths) == 1 else {**label, "paths": paths}
 
 
 # `decode` is also the name of the users' argument.

@@ -25,10 +25,11 @@ def perturbed(vectors: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor
 def inner_products(
     features: torch.Tensor, vectors: torch.Tensor, noise: torch.Tensor | None, is_linear: bool
 ) -> torch.Tensor:
-    """Features [B, d] times `perturbed` P [n, d], and times the lengths of P if `is_linear`: [B, n]."""
+    """Features [B, d] times `perturbed` P [n, d], and times the lengths of P if `is_linear`: [B, n], stored label by
+    label."""
     if is_linear and noise is None:  # also where P is 0, which has no direction
-        return features @ vectors.T
-    products = features @ perturbed(vectors, noise).T
+        return (vectors @ features.T).T
+    products = (perturbed(vectors, noise) @ features.T).T
     return products * torch.linalg.vector_norm(vectors, dim=-1) if is_linear else products
 
 
@@ -45,7 +46,7 @@ class _Products(torch.autograd.Function):
         parameters: what else P depends on, tensors of any shapes.
 
     Returns:
-        `torch.Tensor` of shape `[B, L]`.
+        `torch.Tensor` of shape `[B, L]`, stored label by label.
     """
 
     @staticmethod
@@ -60,7 +61,7 @@ class _Products(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.vectors, ctx.is_linear = vectors, is_linear
         ctx.save_for_backward(features, noise, weight, *parameters)
-        products = features.new_empty(len(features), len(weight))
+        products = features.new_empty(len(weight), len(features)).T
         for rows in _chunks(weight):
             found = vectors(rows, weight[rows], *parameters).to(features)
             products[:, rows] = inner_products(features, found, None if noise is None else noise[rows], is_linear)
@@ -94,26 +95,38 @@ class _Products(torch.autograd.Function):
 
 class _Cosines(torch.autograd.Function):
     """Features [B, d] times the directions of prototypes [L, d] of any length, and the gradients, in three matrix products:
-    they are divided by the lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient."""
+    they are divided by the lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient. Rows of
+    prototypes are worked on while they are in the caches."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        lengths = torch.linalg.vector_norm(weight, dim=-1).clamp(min=_SHORTEST)
-        cosines = (features @ weight.T).div_(lengths)
+        lengths = weight.new_empty(len(weight))
+        cosines = features.new_empty(len(weight), len(features))
+        for rows in _chunks(weight):
+            torch.linalg.vector_norm(weight[rows], dim=-1, out=lengths[rows])
+            torch.mm(weight[rows], features.T, out=cosines[rows])
+        lengths.clamp_(min=_SHORTEST)
+        cosines.div_(lengths[:, None])
         ctx.save_for_backward(features, weight, lengths, cosines)
-        return cosines
+        return cosines.T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, weight, lengths, cosines = ctx.saved_tensors
-        along = (gradient * cosines).sum(dim=0) / lengths.square()
-        along = torch.where(lengths > _SHORTEST, along, 0.0)
-        scaled, of_weight = gradient / lengths, None
+        gradient = gradients[0].T
+        of_features = of_weight = None
         with torch.autocast(gradient.device.type, enabled=False):
-            of_features = scaled @ weight if ctx.needs_input_grad[0] else None
+            along = torch.linalg.vecdot(gradient, cosines) / lengths.square()
+            along = torch.where(lengths > _SHORTEST, along, 0.0)
+            scaled = gradient / lengths[:, None]
+            if ctx.needs_input_grad[0]:
+                of_features = scaled.T @ weight
             if ctx.needs_input_grad[1]:
-                of_weight = (weight * -along[:, None]).addmm_(scaled.T, features)
+                of_weight = torch.empty_like(weight)
+                for rows in _chunks(weight):
+                    torch.mul(weight[rows], -along[rows, None], out=of_weight[rows])
+                    of_weight[rows].addmm_(scaled[rows], features)
         return of_features, of_weight
 
 
@@ -265,8 +278,9 @@ class LabelPrototypes(nn.Module):
     def products(
         self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What a head makes its scores of, [B, L], from unit features [B, d]: cosines with the prototypes, or, linear,
-        inner products plus biases. Noise turns a linear prototype and leaves its length. Differentiable once."""
+        """What a head makes its scores of, [B, L], stored label by label, from unit features [B, d]: cosines with the
+        prototypes, or, linear, inner products plus biases. Noise turns a linear prototype and leaves its length.
+        Differentiable once."""
         products = self._inner_products(features, projection, noise)
         return products if self.bias is None else products + self.bias.to(features)
 

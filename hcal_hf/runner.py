@@ -248,7 +248,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HcalTraining
 
 
 def end_processes() -> None:
-    """Leaves the process group that a launcher's processes share; without one, does nothing. The last thing that a script does:
+    """Leaves the process group that a launcher's processes share; without one, does nothing. The last thing a script does:
     a worker thread of gloo that lives on as the interpreter ends can abort the process ("terminate called without an active
     exception"), and the launcher would report that all failed."""
     gc.collect()  # the threads end with the group, once no wrapped model of an old trainer holds it

@@ -14,6 +14,9 @@ class Targets:
             padded with -100.
         num_labels (`int`): L.
 
+    Attributes:
+        open_cells (`torch.Tensor`, *optional*): what a head has worked out from these labels, kept for its next question.
+
     Raises:
         ValueError: for another shape or type.
     """
@@ -36,6 +39,7 @@ class Targets:
             )
         self.labels = labels
         self.num_labels = num_labels
+        self.open_cells: torch.Tensor | None = None
 
     @cached_property
     def positives(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,14 +52,14 @@ class Targets:
 
     @cached_property
     def multi_hot(self) -> torch.Tensor:
-        """[B, L], 1.0 for a positive cell, at least float32."""
+        """[B, L], stored label by label as scores are; 1.0 for a positive cell, at least float32."""
         if self.is_multi_hot:
             dtype = torch.float32 if self.labels.dtype == torch.bool else self.labels.dtype
-            return (self.labels > 0).to(torch.promote_types(dtype, torch.float32))
-        # One more column takes the padding.
-        padded = self.labels.new_zeros((len(self.labels), self.num_labels + 1), dtype=torch.float32)
-        padded.scatter_(1, torch.where(self.labels >= 0, self.labels, self.num_labels), 1.0)
-        return padded[:, :-1]
+            return (self.labels > 0).T.to(torch.promote_types(dtype, torch.float32)).contiguous().T
+        # One more row takes the padding.
+        padded = self.labels.new_zeros((self.num_labels + 1, len(self.labels)), dtype=torch.float32)
+        padded.scatter_(0, torch.where(self.labels >= 0, self.labels, self.num_labels).T, 1.0)
+        return padded[:-1].T
 
     def at_levels(self, levels: Sequence[slice], depths: torch.Tensor) -> torch.Tensor:
         """The label of single-path documents at each level.

@@ -275,7 +275,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
         """
         weighter, levels = self.loss_weighter, self.loss_weighter.num_tasks
         if model.training:
-            inputs = self._with_noise(inputs)
+            inputs = {**self._with_noise(inputs), "return_logits": return_outputs}
             if weighter.needs_gradient_norms:
                 inputs = {**inputs, "gradient_norms": True}
         outputs = model(**inputs)

@@ -8,7 +8,7 @@ import torch
 from conftest import random_dag, random_forest, random_multi_hot, tiny_bert
 
 from hcal_hf import HcalConfig, Taxonomy
-from hcal_hf.heads import build_head, log1mexp, log_probs_to_logits
+from hcal_hf.heads import build_head, log1mexp, log_probs_to_logits, segment_logsumexp
 from hcal_hf.targets import Targets
 
 
@@ -301,3 +301,14 @@ def test_heads_are_refused_under_the_other_label_mode(taxonomy):
         HcalConfig.from_taxonomy(taxonomy, tiny_bert(), head="conditional_sigmoid")
     with pytest.raises(ValueError, match='needs head="independent"'):
         HcalConfig.paper(taxonomy, tiny_bert(), head="path_softmax")
+
+
+def test_sums_of_families_are_those_of_torch():
+    values = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    segments = torch.tensor([2, 0, 1, 1, 0, 2, 2, 3, 0])
+    found = segment_logsumexp(values, segments, 4)
+    for family in range(4):
+        torch.testing.assert_close(found[family], values[segments == family].logsumexp(dim=0))
+    assert torch.autograd.gradcheck(lambda v: segment_logsumexp(v, segments, 4), values)
+    far = torch.tensor([[1000.0], [-1000.0]])  # no overflow, no underflow
+    assert segment_logsumexp(far, torch.tensor([0, 1]), 2).flatten().tolist() == [1000.0, -1000.0]

@@ -75,10 +75,14 @@ def test_save_and_load(on_encoder, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert type(loaded) is HcalForSequenceClassification
     assert loaded.taxonomy == model.taxonomy
+    state = loaded.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
     with torch.no_grad():
         batch = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}
-        assert torch.equal(model(**batch).logits, loaded(**batch).logits)
-        assert torch.equal(model(**batch).task_losses, loaded(**batch).task_losses)
+        for name in ("logits", "task_losses"):  # where the weights lie in memory may change the last digits
+            torch.testing.assert_close(loaded(**batch)[name], model(**batch)[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

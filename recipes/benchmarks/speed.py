@@ -164,7 +164,7 @@ def head_actions(taxonomy: Taxonomy, batch: int = 32, size: int = 256) -> dict[s
 
     def step_of(model: HcalForSequenceClassification) -> Any:
         def step() -> None:
-            model(pooled_states=states, labels=targets).loss.backward()
+            model(pooled_states=states, labels=targets, return_logits=False).loss.backward()
             model.prototypes.weight.grad = None
 
         return step
