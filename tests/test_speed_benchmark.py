@@ -74,3 +74,20 @@ def test_the_page_shows_every_row_with_what_was_aimed_at(modules):
 def test_the_page_is_the_one_that_its_rows_make(modules):
     found = json.loads(modules.speed.RESULTS.read_text())
     assert modules.speed.PAGE.read_text() == modules.speed.page(found)
+
+
+def test_the_search_is_compared_on_the_same_documents():
+    search_speed = import_benchmarks("search_speed", "timing")
+    taxonomy = search_speed.timing.tree_of_depth(60, 3)
+    generator = torch.Generator().manual_seed(0)
+    vectors = search_speed.search_speed.directions(taxonomy, generator)
+    below = [node for node in range(60) if len(taxonomy.parents(node))]
+    above = [int(taxonomy.parents(node)[0]) for node in below]
+    assert (vectors[below] * vectors[above]).sum(dim=1).mean() > 0.8  # labels resemble their parents
+    model = search_speed.search_speed.model_of(taxonomy)
+    model.prototypes.weight.data.copy_(vectors)
+    leaves = torch.from_numpy(np.flatnonzero(taxonomy.is_leaf))
+    states = search_speed.search_speed.documents(vectors, leaves, generator)
+    whole, beam = search_speed.search_speed.compared(model.eval().requires_grad_(False), states, rounds=1)
+    assert whole["what"] == "60 labels: scores of all"
+    assert (beam["recall"], beam["first"], beam["known to be exact"]) == (1.0, 1.0, 1.0)

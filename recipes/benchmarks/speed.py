@@ -1,6 +1,6 @@
 """What the library adds to the time of its encoder, and what it needs at up to a million labels:
 
-    python recipes/benchmarks/speed.py --encoder NAME [--parts step head data metrics predict decode imports leaks heads]
+    python recipes/benchmarks/speed.py --encoder NAME [--parts step head data metrics decode search predict ...]
 
 Everything is measured side by side in one run; times are medians over rounds. Rows go into speed.json, from which speed.md
 is written. Times depend on the machine and on what else it does: compare ratios. Memory does not.
@@ -21,6 +21,7 @@ import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
+from search_speed import path_search
 from timing import (
     fresh_seconds,
     index_labels,
@@ -397,6 +398,7 @@ PARTS = {
     "data": ("Data", data),
     "metrics": ("Metrics", metrics),
     "decode": ("Decoding", decoders),
+    "search": ("Most probable paths", path_search),
     "predict": ("Bulk prediction", prediction),
     "imports": ("Import", imports),
     "leaks": ("Memory over time", leaks),
@@ -421,7 +423,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 def _cell(value: Any, column: str) -> str:
     if isinstance(value, str):
         return value
-    digits = {"ratio": 2, "documents_per_second": 0, "seconds": 4 if value < 0.01 else 3, "GiB": 3}.get(column, 1)
+    digits = {
+        "ratio": 2, "documents_per_second": 0, "seconds": 4 if value < 0.01 else 3, "GiB": 3, "recall": 3, "first": 3,
+        "known to be exact": 3,
+    }.get(column, 1)  # fmt: skip
     return f"{value:,.{digits}f}"
 
 
@@ -434,6 +439,7 @@ def main() -> None:
         "--labels", nargs="+", type=int, default=[1000, 10_000, 100_000, 1_000_000], help="of part head"
     )
     parser.add_argument("--memory", action="store_true", help="part head: also the most that tensors hold")
+    parser.add_argument("--search_labels", nargs="*", type=int, default=[1_000_000], help="of part search")
     parser.add_argument("--texts", type=int, default=20_000, help="of part predict")
     parser.add_argument("--prediction_rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
