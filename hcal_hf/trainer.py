@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .card_mixin import ModelCardMixin
 from .data import HcalDataCollator, check_encoded, label_cells
+from .evaluation import BatchMetrics
 from .evaluation import compute_metrics as default_compute_metrics
 from .held_out import HeldOutMixin
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
@@ -59,6 +60,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
         loss_weighter ([`LossWeighter`], *optional*): overrides `args.loss_weighting`.
         data_collator: [`HcalDataCollator`] by default.
         compute_metrics: F1s, hierarchical F1, accuracies and HVR by default ([`hcal_hf.evaluation.compute_metrics`]).
+            With `batch_eval_metrics=True` no logits are kept from batch to batch: for very many labels or documents.
         kwargs: all other arguments of [`~transformers.Trainer`].
 
     Raises:
@@ -95,10 +97,6 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
                 "HcalTrainer computes the loss itself: label_smoothing_factor and compute_loss_func have no place in it. "
                 "Write a LossWeighter, or use transformers.Trainer with the model's own loss."
             )
-        if args.batch_eval_metrics and compute_metrics is None:
-            raise ValueError(
-                "batch_eval_metrics=True needs a compute_metrics of your own: the default takes all at once."
-            )
         given = model
         if model is None and kwargs.get("model_init") is not None:
             model = kwargs["model_init"]()  # for its hierarchy; the Trainer makes its own
@@ -118,6 +116,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
             data_collator = HcalDataCollator(processing_class, model.taxonomy, config.label_mode)
         if compute_metrics is None:
             compute_metrics = self._default_metrics
+            if args.batch_eval_metrics:
+                compute_metrics = BatchMetrics(model.taxonomy, self._decision)
         self.task_names = model.task_names
         weighter_kwargs: Any = args.loss_weighting_kwargs or {}
         self.loss_weighter = loss_weighter or build_weighter(args.loss_weighting, model.num_levels, **weighter_kwargs)
@@ -426,12 +426,18 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
         return logs
 
     def _default_metrics(self, predictions: Any) -> dict[str, float]:
-        # Reads the configuration now: thresholds may have been tuned since the Trainer was made.
-        model = self.unwrapped_model
-        config = model.config
-        return default_compute_metrics(
-            predictions, model.taxonomy, config.label_mode, config.partial_paths, config.head, config.thresholds
-        )
+        return default_compute_metrics(predictions, self.unwrapped_model.taxonomy, **self._decision())
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.compute_metrics, BatchMetrics):
+            self.compute_metrics.start()  # an earlier evaluation may have been interrupted
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _decision(self) -> dict[str, Any]:
+        """How the model decides, by its configuration as it is now: thresholds may have been tuned since the Trainer was
+        made."""
+        config = self.unwrapped_model.config
+        return {name: getattr(config, name) for name in ("label_mode", "partial_paths", "head", "thresholds")}
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Of the documents in their order, so that predictions are, too: with `train_sampling_strategy="group_by_length"`

@@ -6,6 +6,10 @@ sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the H
 features as `freeze_encoder: true` does, tunes one threshold on the validation split where documents have several labels,
 evaluates the test split, and saves the model to OUTPUT/NAME; the card and its pictures are copied to model_cards/NAME. A
 model that already lies in OUTPUT/NAME is not trained again, only evaluated.
+
+    python model_cards/make.py --data_dir DIR --finetuned goemotions=outputs/benchmarks/finetune/RUN
+
+makes the card of a model that recipes/benchmarks/finetune.py has trained and kept, as model_cards/goemotions-finetuned.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import DatasetDict
 from transformers import AutoTokenizer, TrainerState, set_seed
 
@@ -24,6 +29,7 @@ from hcal_hf.runner import DataArguments, encode, load_data
 
 HERE = Path(__file__).parent
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+FINE_TUNED, FINE_TUNED_LENGTH = "-finetuned", 64
 RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {
         "label_mode": "single_path",
@@ -72,18 +78,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> None:
-    """One run, and its card."""
-    recipe = RECIPES[name]
-    mode: Any = recipe["label_mode"]
+def tables_of(recipe: dict[str, Any], folder: Path) -> tuple[DataArguments, DatasetDict]:
+    """How the texts are read, and the documents that belong to the task."""
     tables = DataArguments(data_dir=str(folder), max_length=recipe["max_length"])
-    set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
     raw = load_data(tables)
     if left_out := recipe.get("left_out"):
         raw = raw.filter(lambda row: row["labels"] != left_out)
+    return tables, raw
+
+
+def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> None:
+    """One run on frozen features, and its card."""
+    recipe = RECIPES[name]
+    mode: Any = recipe["label_mode"]
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tables, raw = tables_of(recipe, folder)
     stored = folder / "taxonomy.json"
-    taxonomy = build_taxonomy(raw) if left_out or not stored.exists() else Taxonomy.from_json(stored)
+    is_whole = "left_out" not in recipe and stored.exists()
+    taxonomy = Taxonomy.from_json(stored) if is_whole else build_taxonomy(raw)
     settings = {"label_mode": mode, "score_function": "linear", "prototype_anchor": "label_text"}
     model = HcalForSequenceClassification.from_encoder(encoder, taxonomy, **settings)
     model.encoder.requires_grad_(False)
@@ -97,13 +110,36 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
         model.encoder.requires_grad_(False)
     args = HcalTrainingArguments(str(output / name), seed=0, report_to="none", per_device_eval_batch_size=256)
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
-    trainer.card_details = Details.read({"model_name": name, "finetuned_from": ENCODER, **recipe["details"]})
     if stored_state.exists():
         trainer.state = TrainerState.load_from_json(str(stored_state))
     else:
         trainer.train()
         if mode == "multi_path":
             trainer.tune_thresholds(table["validation"])
+    finish(trainer, name, recipe, table, output)
+
+
+def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None:
+    """The card of a model that recipes/benchmarks/finetune.py has trained and kept in the folder `trained`."""
+    recipe = RECIPES[name.removesuffix(FINE_TUNED)]
+    model = HcalForSequenceClassification.from_pretrained(trained)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    args = torch.load(trained / "training_args.bin", weights_only=False)
+    args.output_dir = str(output / name)
+    tables, raw = tables_of(recipe, folder)
+    tables.max_length = FINE_TUNED_LENGTH
+    table = encode(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], False)
+    trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
+    trainer.state = TrainerState.load_from_json(str(trained / "trainer_state.json"))
+    if recipe["label_mode"] == "multi_path":
+        # As in the tables of recipes/benchmarks.
+        trainer.tune_thresholds(table["validation"], metric="macro_f1", granularity="label", resamples=8)
+    finish(trainer, name, recipe, table, output)
+
+
+def finish(trainer: HcalTrainer, name: str, recipe: dict[str, Any], table: DatasetDict, output: Path) -> None:
+    """Evaluates the test split, saves the model, and copies its card."""
+    trainer.card_details = Details.read({"model_name": name, "finetuned_from": ENCODER, **recipe["details"]})
     trainer.evaluate(table["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.save_state()
@@ -120,10 +156,14 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--names", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
+    parser.add_argument("--finetuned", nargs="*", default=[], metavar="SET=FOLDER", help="models to make the card of")
     parser.add_argument("--output", type=Path, default=Path("outputs/model_cards"))
     parser.add_argument("--cache", type=Path, default=None, help="features of the texts; OUTPUT/features by default")
     options = parser.parse_args()
-    for name in options.names:
+    for given in options.finetuned:
+        name, trained = given.split("=", 1)
+        make_finetuned(name + FINE_TUNED, Path(trained), options.data_dir / name, options.output)
+    for name in options.names if not options.finetuned else ():
         folder = Path("outputs/quickstart/data") if name == "quickstart" else options.data_dir / name
         make(name, folder, os.fspath(options.encoder), options.output, options.cache or options.output / "features")
 

@@ -105,7 +105,9 @@ def test_a_plain_evaluation_gives_the_trainers_metrics_and_calibration(
     args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, per_device_eval_batch_size=5)
     expected = HcalTrainer(model, args, None, None, data, tokenizer).evaluate(metric_key_prefix="test")
     metrics = report["metrics"]
-    assert scores(expected).items() <= scores(metrics).items()
+    # Where the weights lie in memory may change the last digits of a loss.
+    for name, value in scores(expected).items():
+        assert metrics[name] == pytest.approx(value, rel=1e-5), name
     assert len(scores(expected)) > 30
     assert {"test_ece", "test_brier", "test_end_ece", "test_end_brier"} <= set(metrics)
     assert 0.3 < metrics["test_exact_match"] < 1

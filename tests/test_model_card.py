@@ -629,7 +629,9 @@ def test_a_models_own_push_brings_the_minimal_card(hub, taxonomy):
 # ---- model_cards/ ----
 
 
-@pytest.mark.parametrize("name", ["quickstart", "clinc150", "goemotions"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned"]
+)
 def test_the_cards_of_the_recipes_are_whole(name):
     folder = ROOT / "model_cards" / name
     assert is_generated(folder / "README.md")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hcal_hf import BadRowsError, HcalTrainer, HcalTrainingArguments, encode_dataset
+from hcal_hf import BadRowsError, HcalDataCollator, HcalTrainer, HcalTrainingArguments, encode_dataset
 from hcal_hf.weighting import LossWeighter, UniformWeighter
 
 TEXTS = {
@@ -428,9 +428,34 @@ def test_what_a_trainer_of_its_own_loss_cannot_take_is_refused(make_model, taxon
     args = HcalTrainingArguments(str(tmp_path), report_to="none", label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="label_smoothing_factor and compute_loss_func have no place"):
         HcalTrainer(make_model(taxonomy), args)
-    args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, batch_eval_metrics=True)
-    with pytest.raises(ValueError, match="compute_metrics of your own"):
-        HcalTrainer(make_model(taxonomy), args)
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("targets", ["indices", "multi_hot"])
+def test_metrics_batch_by_batch_are_those_of_all_at_once(
+    mode, targets, make_model, taxonomy, data, tokenizer, tmp_path
+):
+    model = make_model(taxonomy, label_mode=mode, head="independent")
+    if mode == "multi_path":
+        model.config.thresholds = [0.4] * taxonomy.num_labels
+    found = []
+    for batches in (False, True):
+        args = HcalTrainingArguments(
+            str(tmp_path), report_to="none", use_cpu=True, batch_eval_metrics=batches, per_device_eval_batch_size=3
+        )
+        collator = HcalDataCollator(tokenizer, taxonomy, targets=targets)
+        trainer = HcalTrainer(model, args, collator, None, data, tokenizer)
+        if batches:  # what an interrupted evaluation leaves behind
+            trainer.compute_metrics((torch.zeros(1, taxonomy.num_labels), torch.zeros(1, 1).long()), False)
+        metrics = trainer.evaluate()
+        found.append({name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second"))})
+    whole, batched = found
+    assert len(data) % 3
+    assert whole.keys() == batched.keys()
+    assert {"eval_hvr_score", "eval_raw_hvr_level_1", "eval_macro_f1"} <= whole.keys()
+    timing = {name for name in whole if "preparation_time" in name}
+    for name in whole.keys() - timing:
+        assert batched[name] == pytest.approx(whole[name], abs=1e-9), name
 
 
 def test_model_init_and_positional_arguments_work_as_in_transformers(make_model, taxonomy, data, tokenizer, tmp_path):
