@@ -60,9 +60,11 @@ class Taxonomy:
             )
         self._fill(labels, edges, depths)
 
-    def _fill(self, labels: tuple[str, ...], edges: np.ndarray, depths: np.ndarray) -> None:
+    def _fill(
+        self, labels: tuple[str, ...], edges: np.ndarray, depths: np.ndarray, index: dict[str, int] | None = None
+    ) -> None:
         self.labels: tuple[str, ...] = labels
-        self._index: dict[str, int] = dict(zip(labels, count()))
+        self._index: dict[str, int] = dict(zip(labels, count())) if index is None else index
         if len(self._index) != len(labels):
             raise ValueError(
                 f"Labels must be unique, but {_duplicates(labels)} occur more than once. Give paths to "
@@ -103,7 +105,7 @@ class Taxonomy:
         pairs = nodes[len(roots) :].reshape(-1, 2)
         labels = tuple(index)
         _check_names(labels, "label")
-        return cls._from_unsorted(labels, pairs, num_roots=len(roots))
+        return cls._from_unsorted(labels, pairs, num_roots=len(roots), index=index)
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[str]], identity: Literal["path", "name"] = "path") -> "Taxonomy":
@@ -170,17 +172,23 @@ class Taxonomy:
         return cls._from_unsorted(tuple(labels), pairs)
 
     @classmethod
-    def _from_unsorted(cls, labels: tuple[str, ...], pairs: np.ndarray, num_roots: int = 0) -> "Taxonomy":
-        """Sorts nodes by depth, then first appearance. The first `num_roots` labels must have no parent."""
+    def _from_unsorted(
+        cls, labels: tuple[str, ...], pairs: np.ndarray, num_roots: int = 0, index: dict[str, int] | None = None
+    ) -> "Taxonomy":
+        """Sorts nodes by depth, then first appearance. The first `num_roots` labels must have no parent; `index` holds the
+        position of each label, if that is known."""
         nested = pairs[pairs[:, 1] < num_roots]
         if len(nested):
             parent, root = (labels[i] for i in nested[0])
             raise ValueError(f"{root!r} is given as a root but is also a child of {parent!r}: drop one of both.")
         depths = _depths(pairs, labels)
         order = np.argsort(depths, kind="stable")
+        taxonomy = cls.__new__(cls)
+        if index is not None and (np.diff(depths) >= 0).all():  # they came in order
+            taxonomy._fill(labels, pairs, depths, dict(index))
+            return taxonomy
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        taxonomy = cls.__new__(cls)
         taxonomy._fill(tuple(map(labels.__getitem__, order.tolist())), rank[pairs], depths[order])
         return taxonomy
 
