@@ -228,3 +228,19 @@ def test_classical_baselines_find_an_easy_hierarchy(modules, taxonomy, method):
     assert len(attempts) == len(modules.baselines.STRENGTHS)
     assert (attempts[-1].predict("test") == (y["test"].numpy() > 0)).mean() > 0.99
     assert attempts[-1].parameters > 0
+
+
+def test_the_learning_curve_has_a_row_for_each_method_and_a_column_for_each_size(modules):
+    rows = []
+    for method, ours, found in (("one", True, {1: [50.0, 60.0], 5: [80.0]}), ("two", False, {1: [40.0]})):
+        for per_leaf, values in found.items():
+            for seed, value in enumerate(values):
+                row = row_of(modules, method, seed, ours, 0.0)
+                row.per_leaf, row.metrics = per_leaf, {"leaf_accuracy": value}
+                rows.append(row)
+    assert modules.results.curve(rows) == [
+        "| method | 1 | 5 | seeds |",
+        "|---|---|---|---|",
+        "| two | 40.0 |  | 1 |",
+        "| **one** | 55.0 ± 7.1 | 80.0 | 2 |",
+    ]

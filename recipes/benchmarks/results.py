@@ -237,6 +237,16 @@ def page(rows: list[Row], not_run: dict[tuple[str, str], str]) -> str:
         tables.setdefault(row.table, []).append(row)
     regimes = ("fine-tuned", "frozen", "few-shot", "ablation")
     order = sorted(tables, key=lambda key: (regimes.index(key[0]), key[1], key[2] or 0, key[3] or 0))
+    for dataset in dict.fromkeys(key[1] for key in order if key[0] == "few-shot"):
+        few = [row for key in order if key[:2] == ("few-shot", dataset) for row in tables[key]]
+        lines += [
+            "",
+            f"## {dataset}, learning curve",
+            "",
+            "Leaf accuracy by training documents a leaf.",
+            "",
+            *curve(few),
+        ]
     for key in order:
         regime, dataset, size, per_leaf = key
         extra = f", {size:,} training documents" if size else f", {per_leaf} documents a leaf" if per_leaf else ""
@@ -249,6 +259,22 @@ def page(rows: list[Row], not_run: dict[tuple[str, str], str]) -> str:
         lines += ["", "## Not run", "", "| regime | set | command |", "|---|---|---|"]
         lines += [f"| {regime} | {dataset} | `{command}` |" for (regime, dataset), command in missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def curve(rows: list[Row]) -> list[str]:
+    """Leaf accuracy of each method by documents a leaf, the best of the fewest documents last."""
+    sizes = sorted({row.per_leaf for row in rows if row.per_leaf is not None})
+    cells: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        if row.per_leaf is not None:
+            cells.setdefault(row.method, {}).setdefault(row.per_leaf, []).append(row)
+    lines = ["| method | " + " | ".join(map(str, sizes)) + " | seeds |", "|---" * (len(sizes) + 2) + "|"]
+    for name, found in sorted(cells.items(), key=lambda item: mean(item[1][min(item[1])], "leaf_accuracy")):
+        own = [found.get(size, []) for size in sizes]
+        values = [mean_and_sd([row.metrics["leaf_accuracy"] for row in part]) if part else "" for part in own]
+        title = f"**{name}**" if next(iter(found.values()))[0].ours else name
+        lines.append(f"| {title} | " + " | ".join(values) + f" | {max(map(len, own))} |")
+    return lines
 
 
 def heads_table(path: Path) -> str:
