@@ -57,20 +57,18 @@ def segment_logsumexp(values: torch.Tensor, segments: torch.Tensor, num_segments
         `torch.Tensor` of shape `[num_segments, B]`.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # tracers must see the operations
-        top, shares = _segment_shares(values, segments, num_segments)
+        top = _segment_maxima(values, segments, num_segments)
+        shares = (values - top.index_select(0, segments)).exp()
         return top + values.new_zeros(top.shape).index_add(0, segments, shares).log()
     found: torch.Tensor = _SegmentLogSumExp.apply(values, segments, num_segments)
     return found
 
 
-def _segment_shares(
-    values: torch.Tensor, segments: torch.Tensor, num_segments: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of each segment [num_segments, B], and exp(value - largest) [n, B]."""
+def _segment_maxima(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """The largest of each segment [num_segments, B], without gradient."""
     columns = values.shape[1]  # len() would be a constant to torch.export
     top = values.new_full((num_segments, columns), -torch.inf)
-    top = top.scatter_reduce(0, segments[:, None].expand(-1, columns), values.detach(), reduce="amax")
-    return top, (values - top.index_select(0, segments)).exp()
+    return top.scatter_reduce(0, segments[:, None].expand(-1, columns), values.detach(), reduce="amax")
 
 
 class _SegmentLogSumExp(torch.autograd.Function):
@@ -78,7 +76,9 @@ class _SegmentLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
-        top, shares = _segment_shares(values, segments, num_segments)
+        top = _segment_maxima(values, segments, num_segments)
+        shares = top.index_select(0, segments)
+        torch.sub(values, shares, out=shares).exp_()
         sums = torch.zeros_like(top).index_add_(0, segments, shares)
         ctx.save_for_backward(shares, sums, segments)
         return top.add_(sums.log())
