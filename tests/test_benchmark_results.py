@@ -84,11 +84,12 @@ def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
     assert score[0] < score[1]
 
 
-def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monkeypatch):
+@pytest.mark.parametrize("decision", ["decoded", "levels"])
+def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monkeypatch, decision):
     scoring = modules.scoring
     monkeypatch.setattr(scoring, "RESAMPLES", 3)
     problem, logits = problem_of(modules, taxonomy, "single_path", 150)
-    answers = scoring.answers_of(scoring.Outputs(logits, "independent", "decoded"), problem)
+    answers = scoring.answers_of(scoring.Outputs(logits, "independent", decision), problem)
     truth = problem.truth["test"]
     found = scoring.resampled_scores(answers, truth, taxonomy, seed=7)
     random = np.random.default_rng(7)

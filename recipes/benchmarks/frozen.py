@@ -53,18 +53,17 @@ COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
-# The parts of HCAL, all at once; --ablation takes one away at a time.
-EVERYTHING: dict[str, Any] = {
-    **ANCHORS, "contrast": "aggregate", "contrast_alpha": 0.1, "weighting": "hcal_rate",
-}  # fmt: skip
+# All parts of HCAL with equal weights; --ablation takes one away at a time, and adds what adaptive weights do.
+EVERYTHING: dict[str, Any] = {**ANCHORS, "contrast": "aggregate", "contrast_alpha": 0.1}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all parts": EVERYTHING,
-    "minus prototypes": {**LINEAR, "perturbation": 0.0, "weighting": "hcal_rate"},
+    "minus prototypes": {**LINEAR, "perturbation": 0.0},
     "minus label text": {**EVERYTHING, "prototype_anchor": None},
     "minus perturbation": {**EVERYTHING, "perturbation": 0.0},
     "minus contrast": {**EVERYTHING, "contrast": None},
-    "minus adaptive weights": {**EVERYTHING, "weighting": "uniform"},
     "minus coherence": {**EVERYTHING, "head": "independent"},
+    "plus adaptive weights": {**EVERYTHING, "weighting": "hcal_rate"},
+    "plus adaptive weights as released": {**EVERYTHING, "weighting": "hcal"},
 }
 
 
@@ -153,10 +152,12 @@ def train(task: Task, setting: dict[str, Any], seed: int) -> HcalForSequenceClas
             output = model(pooled_states=x[rows], labels=y[rows])
             present = output.task_counts > 0
             levels = model.num_levels
-            weights = weighter(output.task_losses[:levels].detach(), present[:levels])
+            losses = output.task_losses[:levels].detach()
+            weights = weighter(losses, present[:levels])
             optimizer.zero_grad()
             (model.weigh_contrast(weights, present) * output.task_losses).sum().backward()
             optimizer.step()
+            weighter.after_step(losses, present[:levels])
             schedule.step()
     return model.eval()
 
@@ -349,7 +350,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150", "hwv_part", "cei"])
     parser.add_argument("--methods", nargs="+", default=None, help="names of rows; those of the comparison by default")
-    parser.add_argument("--ablation", action="store_true", help="all parts of HCAL, and each one left out")
+    parser.add_argument("--ablation", action="store_true", help="all parts of HCAL, less or more one of them")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--train_size", type=int, default=None, help="random training documents; all by default")
     parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")

@@ -185,11 +185,17 @@ def resampled_scores(answers: Answers, truth: np.ndarray, taxonomy: Taxonomy, se
         f1 = 2 * (weights @ (true * sets)) / np.maximum(positives + weights @ sets, 1)
         present = (positives > 0) & labels[occurring]
         found[name] = (f1 * present).sum(axis=1) / present.sum(axis=1)
-    leaves = np.asarray(taxonomy.is_leaf)
-    if (truth[:, leaves].sum(axis=1) == 1).all():
-        correct = (answers.micro[:, leaves] == truth[:, leaves]).all(axis=1)
-        found["leaf_accuracy"] = weights @ correct.astype(np.float32) / n
+    correct = (end_nodes(answers.micro, taxonomy) == end_nodes(truth, taxonomy)).all(axis=1)
+    found["leaf_accuracy"] = weights @ correct.astype(np.float32) / n
     return {name: 100 * values for name, values in found.items()}
+
+
+def end_nodes(sets: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """The nodes [N, L] of each set none of whose children is in it."""
+    is_end = sets.copy()
+    for parent, child in taxonomy.edges:
+        is_end[:, parent] &= ~sets[:, child]
+    return is_end
 
 
 def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
