@@ -430,6 +430,18 @@ def test_what_a_trainer_of_its_own_loss_cannot_take_is_refused(make_model, taxon
         HcalTrainer(make_model(taxonomy), args)
 
 
+def test_training_makes_no_logits_and_the_same_loss(make_trainer, ragged, ragged_data):
+    trainer = make_trainer(ragged, ragged_data)
+    seen = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.logits))
+    trainer.train()
+    assert seen == [None] * 4
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(trainer.model.train(), batch, return_outputs=True)
+    assert outputs.logits is not None
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), loss, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
 @pytest.mark.parametrize("targets", ["indices", "multi_hot"])
 def test_metrics_batch_by_batch_are_those_of_all_at_once(
