@@ -84,7 +84,7 @@ def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
     assert score[0] < score[1]
 
 
-@pytest.mark.parametrize("decision", ["decoded", "levels"])
+@pytest.mark.parametrize("decision", ["decoded", "levels", "thresholds"])
 def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monkeypatch, decision):
     scoring = modules.scoring
     monkeypatch.setattr(scoring, "RESAMPLES", 3)
