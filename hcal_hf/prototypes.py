@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 # About how many numbers the rows that are worked on at one time hold: 4 MiB in float32, so that they stay in caches.
 CHUNK = 2**20
-# The same for work without autograd, whose chunks cost less to begin: 1 MiB.
-_CACHED = 2**18
+# The same for work without autograd, whose chunks cost less to begin: 2 MiB.
+_CACHED = 2**19
 # Vectors shorter than this have no direction, as in torch.nn.functional.normalize.
 _SHORTEST = 1e-12
 
@@ -96,38 +96,68 @@ class _Products(torch.autograd.Function):
 
 
 class _Cosines(torch.autograd.Function):
-    """Features [B, d] times the directions of prototypes [L, d] of any length, and the gradients, in three matrix products:
-    they are divided by the lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient. What
-    is done to some rows of prototypes is done while they are in the caches."""
+    """Features [B, d] times the directions of prototypes P [L, d] of any length, `perturbed` by U [L, d] or as they are, and
+    the gradients.
+
+    With u = P / |P| and m = u + U, <f, m / |m|> = (<f, P> / |P| + <f, U>) / |m| and |m|^2 = |u|^2 + 2 <u, U> + |U|^2: products
+    are divided by lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient,
+
+        (sum_b s_b f_b - (a U + c P)) / |P|,  s_b = g_b / |m|,  a = sum_b s_b cos_b / |m|,
+
+    with c such that it is orthogonal to P. What is done to some rows of prototypes is done while they are in the caches.
+    """
 
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        lengths = weight.new_empty(len(weight))
+    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         cosines = features.new_empty(len(weight), len(features))
+        lengths = weight.new_empty(len(weight))
+        # <u, U> and |U|^2, and the cosines before perturbation: the backward pass needs them too.
+        along = None if noise is None else torch.empty_like(lengths)
+        squares = None if noise is None else torch.empty_like(lengths)
+        clean = cosines if noise is None else torch.empty_like(cosines)
         for rows in _chunks(weight, _CACHED):
             length = torch.linalg.vector_norm(weight[rows], dim=-1, out=lengths[rows]).clamp_(min=_SHORTEST)
-            torch.mm(weight[rows], features.T, out=cosines[rows]).div_(length[:, None])
-        ctx.save_for_backward(features, weight, lengths, cosines)
+            torch.mm(weight[rows], features.T, out=clean[rows]).div_(length[:, None])
+            if noise is not None and along is not None and squares is not None:
+                torch.linalg.vecdot(weight[rows], noise[rows], out=along[rows]).div_(length)
+                torch.linalg.vector_norm(noise[rows], dim=-1, out=squares[rows]).square_()
+                torch.addmm(clean[rows], noise[rows], features.T, out=cosines[rows])
+        moved = None
+        if along is not None and squares is not None:
+            moved = ((lengths > _SHORTEST) + 2 * along + squares).clamp_(min=0).sqrt_().clamp_(min=_SHORTEST)
+            cosines.div_(moved[:, None])
+        ctx.save_for_backward(features, weight, noise, lengths, clean, along, moved, cosines)
         return cosines.T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, weight, lengths, cosines = ctx.saved_tensors
+        features, weight, noise, lengths, clean, along, moved, cosines = ctx.saved_tensors
         gradient = gradients[0].T
         of_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(gradient.device.type, enabled=False):
             for rows in _chunks(weight, _CACHED):
-                length = lengths[rows, None]
-                scaled = gradient[rows] / length
+                length, part = lengths[rows, None], gradient[rows]
+                if noise is not None:
+                    part = part / moved[rows, None]
+                scaled = part / length
                 if of_features is not None:
                     of_features.addmm_(scaled.T, weight[rows])
-                if of_weight is not None:
-                    along = (scaled * cosines[rows]).sum(dim=1, keepdim=True) / length
-                    along = torch.where(length > _SHORTEST, along, 0.0)
-                    torch.mul(weight[rows], -along, out=of_weight[rows]).addmm_(scaled, features)
-        return of_features, of_weight
+                    if noise is not None:
+                        of_features.addmm_(part.T, noise[rows])
+                if of_weight is None:
+                    continue
+                of_length = (scaled * clean[rows]).sum(dim=1, keepdim=True)
+                if noise is not None:
+                    of_noise = (scaled * cosines[rows]).sum(dim=1, keepdim=True) / moved[rows, None]
+                    # What the step along U adds to the part along u, by which m has length |m|.
+                    of_length -= of_noise * along[rows, None]
+                of_length = torch.where(length > _SHORTEST, of_length / length, 0.0)
+                torch.mul(weight[rows], -of_length, out=of_weight[rows]).addmm_(scaled, features)
+                if noise is not None:
+                    of_weight[rows].addcmul_(noise[rows], of_noise, value=-1)
+        return of_features, of_weight, None
 
 
 def _gradients(
@@ -292,9 +322,11 @@ class LabelPrototypes(nn.Module):
         # Compilers plan memory themselves, tracers must see the operations, and replicas of torch.nn.DataParallel have no
         # parameters that could be listed. One chunk has nothing to save.
         is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        is_plain = noise is None and not self.is_anchored and not self.is_linear
+        is_plain = not self.is_anchored and not self.is_linear
         if is_plain and not is_captured and self.weight.dtype == features.dtype:
-            cosines: torch.Tensor = _Cosines.apply(features, self.weight)
+            cosines: torch.Tensor = _Cosines.apply(
+                features, self.weight, None if noise is None else noise.detach().to(features)
+            )
             return cosines
         if is_captured or (self.is_anchored and not named) or self.weight.numel() <= CHUNK:
             return inner_products(features, self.vectors(projection).to(features), noise, self.is_linear)

@@ -74,16 +74,21 @@ def test_gradients_equal_finite_differences(monkeypatch):
     assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
 
 
-def test_gradients_of_cosines_equal_finite_differences_and_a_zero_has_no_direction():
+@pytest.mark.parametrize("width", [0.0, 0.1, 2.0])
+def test_gradients_of_cosines_equal_finite_differences_and_a_zero_has_no_direction(width):
     prototypes, projection, features, learned = make_prototypes(anchored=False)
-    assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection), (features, *learned))
+    noise = width * torch.rand_like(prototypes.weight) if width else None
+    assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
     with torch.no_grad():
         prototypes.weight[1] = 0
-    found = prototypes.products(features, projection)
-    assert (found[:, 1] == 0).all()
-    (gradient,) = torch.autograd.grad(found.sum(), prototypes.weight)
-    (expected,) = torch.autograd.grad((features @ prototypes(projection).T).sum(), prototypes.weight)
-    torch.testing.assert_close(gradient, expected)
+    found = prototypes.products(features, projection, noise)
+    assert noise is not None or (found[:, 1] == 0).all()
+    expected = features @ prototypes(projection, noise).T
+    torch.testing.assert_close(found, expected)
+    factors = torch.randn_like(found)
+    inputs = [features, prototypes.weight]
+    for ours, theirs in zip(*(torch.autograd.grad((way * factors).sum(), inputs) for way in (found, expected))):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_cosines_keep_their_precision_under_autocast():

@@ -1,15 +1,18 @@
 """Fine-tuned encoders, ours and flat: python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
 
-Each method trains the whole encoder in bfloat16 at each learning rate of --rates with the first seed, chooses one on the
-validation split and trains with the other seeds. The logits of validation and test are kept in --cache, and a run that is
-there is not repeated. The rows go into --results; results.py writes the tables.
+Each method trains the whole encoder at each learning rate of --rates (flat ones also at each of --head_rates for the new
+layer) with the first seed, chooses one on the validation split and trains with the other seeds. --fp32: not in bfloat16,
+which processors without it compute many times slower. The logits of validation and test are kept in --cache, and a run
+that is there is not repeated. The rows go into --results; results.py writes the tables.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ RATES = (1e-4, 2e-4)
 EPOCHS = 4
 BATCH = 64
 MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
+# Of what is trained from scratch: our projection, the flat classifiers' layer.
 HEAD_RATE = 1e-3
 PROTOTYPE_RATE = 3e-3
 OURS: dict[str, dict[str, dict[str, Any]]] = {
@@ -100,15 +104,29 @@ class Tokens:
         self.data = encode_dataset(rows, self.taxonomy, self.tokenizer, **how)
 
 
-def arguments_of(folder: str, rate: float, seed: int, epochs: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """How a run is trained; `str()` of it names the run's files."""
+
+    rate: float
+    head_rate: float
+    epochs: float
+    bf16: bool
+
+    def __str__(self) -> str:
+        head_rate = "" if self.head_rate == HEAD_RATE else f"-head{self.head_rate:g}"
+        return f"{self.rate:g}{head_rate}-{self.epochs:g}{'' if self.bf16 else '-fp32'}"
+
+
+def arguments_of(folder: str, setting: Setting, seed: int) -> dict[str, Any]:
     return {
         "output_dir": folder,
-        "num_train_epochs": epochs,
+        "num_train_epochs": setting.epochs,
         "per_device_train_batch_size": BATCH,
         "per_device_eval_batch_size": 256,
         "train_sampling_strategy": "group_by_length",
-        "bf16": True,
-        "learning_rate": rate,
+        "bf16": setting.bf16,
+        "learning_rate": setting.rate,
         "weight_decay": 0.01,
         "warmup_steps": 0.1,
         "seed": seed,
@@ -123,14 +141,12 @@ def arguments_of(folder: str, rate: float, seed: int, epochs: float) -> dict[str
     }
 
 
-def trainer_of_ours(
-    tokens: Tokens, setting: dict[str, Any], folder: str, rate: float, seed: int, epochs: float
-) -> Any:
+def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting: Setting, seed: int) -> Any:
     model = HcalForSequenceClassification.from_encoder(
-        tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **setting}
+        tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **fields}
     )
     args = HcalTrainingArguments(
-        **arguments_of(folder, rate, seed, epochs),
+        **arguments_of(folder, setting, seed),
         head_learning_rate=HEAD_RATE,
         prototype_learning_rate=PROTOTYPE_RATE,
     )
@@ -177,13 +193,12 @@ class FlatClassifier(nn.Module):
         return {"logits": logits} if labels is None else {"loss": self.loss(logits, labels), "logits": logits}
 
 
-def trainer_of_flat(tokens: Tokens, method: str, folder: str, rate: float, seed: int, epochs: float) -> Any:
-    """Flat baselines with transformers' Trainer. The new layer has the learning rate of our head; the stock model is
-    trained as it is."""
+def trainer_of_flat(tokens: Tokens, method: str, folder: str, setting: Setting, seed: int) -> Any:
+    """Flat baselines with transformers' Trainer. The stock model is trained as it is, with one learning rate."""
     over_leaves = "leaves" in method
     leaves = np.flatnonzero(tokens.taxonomy.is_leaf) if over_leaves else None
     number = tokens.taxonomy.num_labels if leaves is None else len(leaves)
-    args = TrainingArguments(**arguments_of(folder, rate, seed, epochs), label_names=["labels"])
+    args = TrainingArguments(**arguments_of(folder, setting, seed), label_names=["labels"])
     data, collator = tokens.data["train"], FlatCollator(tokens, leaves)
     if method == STOCK:
         stock = AutoModelForSequenceClassification.from_pretrained(
@@ -193,23 +208,23 @@ def trainer_of_flat(tokens: Tokens, method: str, folder: str, rate: float, seed:
     model = FlatClassifier(tokens.encoder, number, over_leaves)
     groups: list[dict[str, Any]] = [
         {"params": list(model.encoder.parameters())},
-        {"params": list(model.classifier.parameters()), "lr": HEAD_RATE},
+        {"params": list(model.classifier.parameters()), "lr": setting.head_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, lr=setting.rate, weight_decay=0.01)
     return Trainer(model, args, collator, data, None, tokens.tokenizer, optimizers=(optimizer, None))
 
 
 def fit(
-    tokens: Tokens, method: str, rate: float, seed: int, epochs: float, keep: Path | None = None
+    tokens: Tokens, method: str, setting: Setting, seed: int, keep: Path | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Logits of validation and test, and what the run took; the model goes into the folder `keep`."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         if method in FLAT[tokens.label_mode]:
-            trainer = trainer_of_flat(tokens, method, folder, rate, seed, epochs)
+            trainer = trainer_of_flat(tokens, method, folder, setting, seed)
         else:
-            setting = (OURS[tokens.label_mode] | PER_LEVEL)[method]
-            trainer = trainer_of_ours(tokens, setting, folder, rate, seed, epochs)
+            fields = (OURS[tokens.label_mode] | PER_LEVEL)[method]
+            trainer = trainer_of_ours(tokens, fields, folder, setting, seed)
         trainer.remove_callback(PrinterCallback)
         start = time.process_time()
         trainer.train()
@@ -253,14 +268,14 @@ class Runs:
             self.known[seed] = Tokens(self.name, options.data_dir / self.name, options.encoder, options.per_leaf, seed)
         return self.known[seed]
 
-    def __call__(self, method: str, rate: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def __call__(self, method: str, setting: Setting, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         options = self.options
         size = "" if options.per_leaf is None else f"-{options.per_leaf}"
-        stem = f"{self.name}{size}-{method}-{rate:g}-{seed}-{options.epochs:g}".replace(" ", "_")
+        stem = f"{self.name}{size}-{method}-{seed}-{setting}".replace(" ", "_")
         path = options.cache / "finetune" / f"{stem}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            logits, info = fit(self.tokens(seed), method, rate, seed, options.epochs, path.with_suffix(""))
+            logits, info = fit(self.tokens(seed), method, setting, seed, path.with_suffix(""))
             np.savez_compressed(path, **logits)  # type: ignore[arg-type]
             path.with_suffix(".json").write_text(json.dumps(info))
             print(path.stem, info, flush=True)
@@ -285,16 +300,26 @@ def readings(method: str, logits: dict[str, np.ndarray], problem: Problem) -> di
 
 
 def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
-    """Chooses the learning rate of each row with the first seed and stores the rows of all seeds."""
+    """Chooses the learning rates of each row with the first seed and stores the rows of all seeds."""
     first = options.seeds[0]
     problem = runs.tokens(first).problem
-    tuned = {rate: readings(method, runs(method, rate, first)[0], problem) for rate in options.rates}
-    for name in tuned[options.rates[0]]:
-        rate = max(options.rates, key=lambda rate: selection_score(tuned[rate][name], problem))
+    has_head_rate = method in FLAT[problem.label_mode] and method != STOCK
+    settings = [
+        Setting(rate, head_rate, options.epochs, not options.fp32)
+        for rate, head_rate in itertools.product(options.rates, options.head_rates if has_head_rate else [HEAD_RATE])
+    ]
+    tuned = {setting: readings(method, runs(method, setting, first)[0], problem) for setting in settings}
+    for name in tuned[settings[0]]:
+        setting = max(settings, key=lambda setting: selection_score(tuned[setting][name], problem))
         for seed in options.seeds:
-            logits, info = runs(method, rate, seed)
+            logits, info = runs(method, setting, seed)
             answers = answers_of(readings(method, logits, problem)[name], problem)
-            facts = {"chosen": {"learning_rate": rate}, "rates": list(options.rates), "epochs": options.epochs}
+            chosen = {"learning_rate": setting.rate}
+            facts: dict[str, Any] = {"chosen": chosen, "rates": list(options.rates), "epochs": options.epochs}
+            if has_head_rate:
+                chosen["head_learning_rate"], facts["head_rates"] = setting.head_rate, list(options.head_rates)
+            if options.fp32:
+                facts["precision"] = "float32"
             measured = ("train_seconds", "documents_per_second", "parameters", "device", "threads")
             row = Row(
                 dataset=runs.name,
@@ -307,7 +332,7 @@ def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
                 per_leaf=options.per_leaf,
             )
             store(row, answers, options.results, options.cache)
-            print(row.dataset, name, seed, rate, row.metrics, flush=True)
+            print(row.dataset, name, seed, setting, row.metrics, flush=True)
 
 
 def main() -> None:
@@ -316,6 +341,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150"])
     parser.add_argument("--methods", nargs="+", default=None, help="flat ones and ours; all of METHODS by default")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--head_rates", nargs="+", type=float, default=[HEAD_RATE], help="of flat classifiers' layer")
+    parser.add_argument("--fp32", action="store_true", help="for processors without bfloat16")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
