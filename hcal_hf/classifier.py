@@ -354,7 +354,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             self._node_of_class = np.arange(len(present))
         else:
             self.taxonomy_ = self.taxonomy
-            if unknown := [name for name in names if name not in self.taxonomy.label_set]:
+            if unknown := [name for name in names if name not in self.taxonomy.label_index]:
                 raise ValueError(
                     f"{len(unknown)} label(s) of the 1-d y are not in taxonomy.labels, first: {unknown[0]!r}. A label is "
                     'the name of its node, or where several nodes share it the whole path ("Books > Other").'

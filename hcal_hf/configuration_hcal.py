@@ -34,9 +34,9 @@ _LOADER_KEYS = (
 _NEVER = 2.0
 
 # The most accurate coherent heads of recipes/benchmarks.
-DEFAULT_HEADS: dict[str, Literal["lookahead_softmax", "conditional_sigmoid"]] = {
+DEFAULT_HEADS: dict[str, Literal["lookahead_softmax", "lookahead_sigmoid"]] = {
     "single_path": "lookahead_softmax",
-    "multi_path": "conditional_sigmoid",
+    "multi_path": "lookahead_sigmoid",
 }
 
 # The label mode that each head is for; None: both.
@@ -46,6 +46,7 @@ _HEAD_MODES = {
     "conditional_softmax": "single_path",
     "lookahead_softmax": "single_path",
     "conditional_sigmoid": "multi_path",
+    "lookahead_sigmoid": "multi_path",
 }
 
 
@@ -90,9 +91,10 @@ class HcalConfig(PreTrainedConfig):
             Whether a document's path may end at an inner node.
         head (`str`, defaults to `"auto"`):
             How scores become node probabilities. Coherent, P(child) <= P(each parent): `lookahead_softmax`,
-            `path_softmax` and `conditional_softmax` (single_path), `conditional_sigmoid` (multi_path). `independent`, as
-            HCAL has it: one softmax a level (single_path), one sigmoid a label (multi_path). `auto` is replaced by
-            `lookahead_softmax` or `conditional_sigmoid`, by label_mode (`independent` under `objective="aggregate"`).
+            `path_softmax` and `conditional_softmax` (single_path), `lookahead_sigmoid` and `conditional_sigmoid`
+            (multi_path). `independent`, as HCAL has it: one softmax a level (single_path), one sigmoid a label
+            (multi_path). `auto` is replaced by `lookahead_softmax` or `lookahead_sigmoid`, by label_mode (`independent`
+            under `objective="aggregate"`).
         objective (`"document"` or `"aggregate"`, defaults to `"document"`):
             What the levels above the leaves are trained on: each document's own feature, or the mean feature of each
             class in the batch (child-to-parent aggregation, HCAL). `aggregate` needs the `independent` head,
@@ -158,7 +160,13 @@ class HcalConfig(PreTrainedConfig):
     label_mode: Literal["single_path", "multi_path"] = "single_path"
     partial_paths: bool = False
     head: Literal[
-        "auto", "independent", "path_softmax", "conditional_softmax", "lookahead_softmax", "conditional_sigmoid"
+        "auto",
+        "independent",
+        "path_softmax",
+        "conditional_softmax",
+        "lookahead_softmax",
+        "conditional_sigmoid",
+        "lookahead_sigmoid",
     ] = "auto"
     objective: Literal["document", "aggregate"] = "document"
     pooling: Literal["mean", "cls", "last"] = "mean"

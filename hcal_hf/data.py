@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -264,7 +265,7 @@ class _RowEncoder:
     ):
         self.taxonomy, self.tokenizer, self.text, self.reader = taxonomy, tokenizer, text, reader
         self.label_mode, self.partial_paths, self.max_length = label_mode, partial_paths, max_length
-        self._known: dict[Any, tuple[list[int], int]] = {}
+        self._known: dict[Any, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}}  # what was met so far is not what it does
@@ -282,14 +283,10 @@ class _RowEncoder:
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         texts = batch[self.text]
         problems: list[str | None] = [self._text_problem(text) for text in texts]
-        rows: list[list[int]] = [[] for _ in texts]
-        completed = [0] * len(texts)
+        rows: list[list[int]] = []
+        completed = np.zeros(len(texts), dtype=np.int64)
         if self.reader:
-            for row, cells in enumerate(zip(*(batch[name] for name in self.reader.column_list))):
-                try:
-                    rows[row], completed[row] = self._encode_labels(cells)
-                except (ValueError, TypeError) as problem:
-                    problems[row] = problems[row] or str(problem)
+            rows, completed = self._labels([batch[name] for name in self.reader.column_list], problems)
         clean = ["" if problem else text for text, problem in zip(texts, problems)]
         tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
         # Only fast tokenizers keep what they cut off.
@@ -303,24 +300,58 @@ class _RowEncoder:
             return f"the text must be a string, got {text!r} of type {type(text).__name__}"
         return None if text.strip() else "the text is empty"
 
-    def _encode_labels(self, cells: Sequence[Any]) -> tuple[list[int], int]:
+    def _labels(self, columns: list[list], problems: list[str | None]) -> tuple[list[list[int]], np.ndarray]:
+        """The sorted nodes of each row's labels with all ancestors, and how many ancestors were added [N]; notes the
+        problems of rows that have none yet."""
+        given = self._given_by_label(columns)
+        if given is None:
+            given = [self._given(cells, row, problems) for row, cells in enumerate(zip(*columns))]
+        number = self.taxonomy.num_labels
+        owners = np.repeat(np.arange(len(given)), list(map(len, given)))
+        nodes = np.fromiter(chain.from_iterable(given), dtype=np.int64, count=len(owners))
+        named = np.bincount(np.unique(owners * number + nodes) // max(number, 1), minlength=len(given))
+        owners, nodes = self.taxonomy.complete_rows(owners, nodes)
+        sizes = np.bincount(owners, minlength=len(given))
+        ends, flat = np.cumsum(sizes).tolist(), nodes.tolist()
+        rows = [flat[start:end] for start, end in zip([0, *ends], ends)]
+        suspects = _misfits(sizes, nodes, self.taxonomy, self.label_mode, self.partial_paths)
+        for row in np.flatnonzero(suspects).tolist():
+            if problems[row] is None:
+                problems[row] = _misfit(np.array(rows[row]), self.taxonomy, self.label_mode, self.partial_paths)
+        return rows, sizes - named
+
+    def _given_by_label(self, columns: list[list]) -> list[list[int]] | None:
+        """The nodes that each row names, where all rows are lists of labels of one node each: a look-up a label.
+        None where any is not."""
+        values = columns[0]
+        if len(columns) > 1 or set(map(type, values)) != {list}:
+            return None
+        names = list(chain.from_iterable(values))
+        if set(map(type, names)) - {str} or not self.taxonomy.ambiguous_names.isdisjoint(names):
+            return None
+        found = list(map(self.taxonomy.label_index.get, names))
+        if None in found:
+            return None
+        ends = np.cumsum(list(map(len, values))).tolist()
+        return [found[start:end] for start, end in zip([0, *ends], ends)]  # type: ignore[misc]
+
+    def _given(self, cells: Sequence[Any], row: int, problems: list[str | None]) -> list[int]:
+        """The nodes that one row names; none where it has a problem."""
         key = _hashable(cells)
         found = self._known.get(key)
         if found is None:
-            found = self._read_labels(cells)
+            try:
+                found = self._read_labels(cells)
+            except (ValueError, TypeError) as problem:
+                problems[row] = problems[row] or str(problem)
+                return []
             if len(self._known) < MOST_KNOWN:
                 self._known[key] = found
         return found
 
-    def _read_labels(self, cells: Sequence[Any]) -> tuple[list[int], int]:
+    def _read_labels(self, cells: Sequence[Any]) -> list[int]:
         assert self.reader is not None
-        given = self.taxonomy.given_nodes(self.reader(cells, known=self.taxonomy.label_set))
-        nodes = self.taxonomy.complete(given)
-        if self.label_mode == "single_path":
-            _check_one_path(nodes, self.taxonomy)
-        if not self.partial_paths:
-            _check_full_paths(nodes, self.taxonomy)
-        return nodes.tolist(), len(nodes) - len(given)
+        return list(self.taxonomy.given_nodes(self.reader(cells, known=self.taxonomy.label_index.keys())))
 
 
 def _hashable(value: Any) -> Any:
@@ -368,7 +399,21 @@ def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_pat
         BadRowsError: for rows that are not one path (single_path), or whose paths end at inner nodes (unless
             `partial_paths`).
     """
-    sizes, nodes = label_cells(dataset)
+    suspects = _misfits(*label_cells(dataset), taxonomy, label_mode, partial_paths)
+    name, bad = str(getattr(dataset, "split", None) or "dataset"), []
+    for row in np.flatnonzero(suspects).tolist():
+        given = np.asarray(dataset[row]["labels"], dtype=np.int64)
+        if problem := _misfit(given, taxonomy, label_mode, partial_paths):
+            bad.append((name, row, problem))
+    if bad:
+        raise BadRowsError(bad)
+
+
+def _misfits(
+    sizes: np.ndarray, nodes: np.ndarray, taxonomy: Taxonomy, label_mode: str | None, partial_paths: bool
+) -> np.ndarray:
+    """Bool [N]: the rows, `sizes` [N] sorted nodes each, that are not one path (single_path), or whose paths end at inner
+    nodes (unless `partial_paths`)."""
     rows = np.repeat(np.arange(len(sizes)), sizes)
     suspects = np.zeros(len(sizes), dtype=bool)
     if label_mode == "single_path":
@@ -380,18 +425,19 @@ def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_pat
         owners, parents = taxonomy.parents_of(nodes)
         continued = np.isin(rows * len(taxonomy) + nodes, rows[owners] * len(taxonomy) + parents)
         suspects[rows[~continued & ~taxonomy.is_leaf[nodes]]] = True
-    bad = []
-    for row in np.flatnonzero(suspects).tolist():
-        given = np.asarray(dataset[row]["labels"], dtype=np.int64)
-        try:
-            if label_mode == "single_path":
-                _check_one_path(given, taxonomy)
-            if not partial_paths:
-                _check_full_paths(given, taxonomy)
-        except ValueError as problem:
-            bad.append((str(getattr(dataset, "split", None) or "dataset"), row, str(problem)))
-    if bad:
-        raise BadRowsError(bad)
+    return suspects
+
+
+def _misfit(nodes: np.ndarray, taxonomy: Taxonomy, label_mode: str | None, partial_paths: bool) -> str | None:
+    """Why the sorted nodes of a row do not fit, in words."""
+    try:
+        if label_mode == "single_path":
+            _check_one_path(nodes, taxonomy)
+        if not partial_paths:
+            _check_full_paths(nodes, taxonomy)
+    except ValueError as problem:
+        return str(problem)
+    return None
 
 
 def _encode_table(

@@ -166,8 +166,10 @@ class LevelSoftmaxHead(HierarchicalHead):
         return (targets.at_levels(self.taxonomy.levels, self.depths) >= 0).sum(dim=0)
 
 
-# How much of what lies below a node of the top level, and of any other level, is added to its score.
-_CARRIES = {"conditional_softmax": (0.0, 0.0), "lookahead_softmax": (1.0, 0.5), "path_softmax": (1.0, 1.0)}
+# How much of what lies below a node a lookahead head adds to its score.
+_FADING = 0.5
+# The same by the softmax heads, of a node of the top level and of any other level.
+_CARRIES = {"conditional_softmax": (0.0, 0.0), "lookahead_softmax": (1.0, _FADING), "path_softmax": (1.0, 1.0)}
 
 
 class SiblingSoftmaxHead(HierarchicalHead):
@@ -197,8 +199,7 @@ class SiblingSoftmaxHead(HierarchicalHead):
     def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
         super().__init__(config, taxonomy)
         # Which of all inner nodes lie at each level, as sizes that tracers know beforehand.
-        ends = np.cumsum([int((~taxonomy.is_leaf[level]).sum()) for level in taxonomy.levels]).tolist()
-        self.inner_slices = [slice(start, end) for start, end in zip([0, *ends], ends)]
+        self.inner_slices = _slices_of([int((~taxonomy.is_leaf[level]).sum()) for level in taxonomy.levels])
         top, below = _CARRIES[config.head]
         self.carries = [top] + [below] * (self.num_tasks - 1)
         self.stop = nn.Parameter(torch.empty(int((~taxonomy.is_leaf).sum()))) if config.partial_paths else None
@@ -406,6 +407,73 @@ class ConditionalSigmoidHead(SigmoidHead):
         return torch.stack([level.sum() for level in by_label.split(self.level_sizes)])
 
 
+class LookaheadSigmoidHead(ConditionalSigmoidHead):
+    """`lookahead_sigmoid`, multi_path: `conditional_sigmoid` of the values u_v = s_v + log(1 + sum_c exp(u_c)) / 2 of the
+    nodes instead of their scores, with the sum over the children c of v.
+
+    A node is chosen also by what its children would say, which fades by half with each level, as in
+    `lookahead_softmax`. A leaf's value is its score. Losses as there.
+    """
+
+    inner: torch.Tensor
+    below: torch.Tensor
+    families: torch.Tensor
+
+    def __init__(self, config: HcalConfig, taxonomy: Taxonomy):
+        super().__init__(config, taxonomy)
+        # Which of all inner nodes, and of all edges to children, lie at each level but the last, as sizes that tracers know
+        # beforehand; and whether the children are the next level as it stands.
+        parts = [self._below(k) for k in range(self.num_tasks - 1)]
+        self.inner_slices = _slices_of([len(inner) for inner, _, _ in parts])
+        self.edge_slices = _slices_of([len(children) for _, children, _ in parts])
+        self.is_whole_level = [
+            len(children) == size and bool((np.diff(children) > 0).all()) and children[-1] == size - 1
+            for (_, children, _), size in zip(parts, self.level_sizes[1:])
+        ]
+
+    def _below(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the inner nodes of level k: their positions in the level; and of each edge to a child, sorted by child: the
+        child, counted from the next level's first node on, and the number of its parent among the inner nodes."""
+        level, edges = self.taxonomy.levels[k], self.taxonomy.edges
+        edges = edges[(edges[:, 0] >= level.start) & (edges[:, 0] < level.stop)]
+        inner, families = np.unique(edges[:, 0], return_inverse=True)
+        return inner - level.start, edges[:, 1] - level.stop, families
+
+    def hierarchy_buffers(self) -> dict[str, torch.Tensor]:
+        parts = [self._below(k) for k in range(self.num_tasks - 1)]
+        none = [np.zeros(0, dtype=np.int64)]
+        joined = (np.concatenate([*column, *none]) for column in (zip(*parts) if parts else ((), (), ())))
+        named = zip(("inner", "below", "families"), joined)
+        return {**super().hierarchy_buffers(), **{name: torch.from_numpy(values) for name, values in named}}
+
+    def _values(self, scores: torch.Tensor) -> torch.Tensor:
+        """The values [B, L] of scores [B, L], stored label by label."""
+        values = list(scores.T.split(self.level_sizes))
+        for k in range(self.num_tasks - 2, -1, -1):
+            inner, edges = self.inner[self.inner_slices[k]], self.edge_slices[k]
+            if self.is_whole_level[k]:
+                found = values[k + 1]
+            else:
+                found = torch.cat(values[k + 1 :]).index_select(0, self.below[edges])
+            lse = segment_logsumexp(
+                found, self.families[edges], self.inner_slices[k].stop - self.inner_slices[k].start
+            )
+            values[k] = values[k].index_add(0, inner, F.softplus(lse), alpha=_FADING)
+        return torch.cat(values).T
+
+    def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
+        return super().log_probs(self._values(tempered(scores, score_temperature)))
+
+    def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
+        return super().losses(self._values(scores), targets)
+
+
+def _slices_of(sizes: list[int]) -> list[slice]:
+    """Slices of these sizes, one after the other."""
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends)]
+
+
 HEADS: dict[tuple[str, str], type[HierarchicalHead]] = {
     ("independent", "single_path"): LevelSoftmaxHead,
     ("independent", "multi_path"): LabelSigmoidHead,
@@ -413,6 +481,7 @@ HEADS: dict[tuple[str, str], type[HierarchicalHead]] = {
     ("lookahead_softmax", "single_path"): SiblingSoftmaxHead,
     ("conditional_softmax", "single_path"): SiblingSoftmaxHead,
     ("conditional_sigmoid", "multi_path"): ConditionalSigmoidHead,
+    ("lookahead_sigmoid", "multi_path"): LookaheadSigmoidHead,
 }
 
 

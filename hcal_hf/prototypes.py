@@ -96,11 +96,11 @@ class _Products(torch.autograd.Function):
 
 
 class _Cosines(torch.autograd.Function):
-    """Features [B, d] times the directions of prototypes P [L, d] of any length, `perturbed` by U [L, d] or as they are, and
-    the gradients.
+    """Features [B, d] times the directions of prototypes P [L, d] of any length, `perturbed` by U [L, d] or as they are,
+    and the gradients.
 
-    With u = P / |P| and m = u + U, <f, m / |m|> = (<f, P> / |P| + <f, U>) / |m| and |m|^2 = |u|^2 + 2 <u, U> + |U|^2: products
-    are divided by lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient,
+    With u = P / |P| and m = u + U, <f, m / |m|> = (<f, P> / |P| + <f, U>) / |m| and |m|^2 = |u|^2 + 2 <u, U> + |U|^2:
+    products are divided by lengths, so that no unit prototypes are made and the only [L, d] tensor is the gradient,
 
         (sum_b s_b f_b - (a U + c P)) / |P|,  s_b = g_b / |m|,  a = sum_b s_b cos_b / |m|,
 

@@ -43,8 +43,8 @@ class ModelArguments:
     head: str = field(
         default=_DEFAULTS["head"],
         metadata={
-            "help": "auto (by label_mode), lookahead_softmax, path_softmax, conditional_softmax, conditional_sigmoid, or "
-            "independent."
+            "help": "auto (by label_mode), lookahead_softmax, path_softmax, conditional_softmax, lookahead_sigmoid, "
+            "conditional_sigmoid, or independent."
         },
     )
     partial_paths: bool = field(

@@ -203,7 +203,7 @@ class _DocumentCheck:
 
     def _count(self, cells: Sequence[Any], number: int) -> None:
         try:
-            given = self.reader(cells, known=self.taxonomy.label_set if self.taxonomy else ())
+            given = self.reader(cells, known=self.taxonomy.label_index if self.taxonomy else ())
             if self.taxonomy is not None:
                 nodes: list[Any] = self.taxonomy.encode(given).tolist()
                 inner = {parent for node in nodes for parent in self.taxonomy.parents(node).tolist()}

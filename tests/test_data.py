@@ -326,6 +326,23 @@ def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy,
 
 def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
     encoder = _RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
-    assert encoder._encode_labels((1,)) == encoder._encode_labels((1.0,)) == ([0], 0)
-    with pytest.raises(ValueError, match="got True of type bool"):
-        encoder._encode_labels((True,))
+    problems = [None, None, None]
+    rows, completed = encoder._labels([[1, 1.0, True]], problems)
+    assert (rows, completed.tolist(), problems[:2]) == ([[0], [0], []], [0, 0, 0], [None, None])
+    assert "got True of type bool" in problems[2]
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
+    """Rows of plain labels are looked up all at once; one row that is not makes all of them be read."""
+    rng = np.random.default_rng(0)
+    taxonomy = make(rng, 60)
+    given = [[taxonomy.labels[i] for i in rng.integers(60, size=rng.integers(4))] for _ in range(200)]
+    for rows in (given, [*given, taxonomy.labels[3]]):
+        encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+        problems = [None] * len(rows)
+        found, completed = encoder._labels([rows], problems)
+        named = [{taxonomy.index(label) for label in ([row] if isinstance(row, str) else row)} for row in rows]
+        assert found == [taxonomy.complete(nodes).tolist() for nodes in named]
+        assert completed.tolist() == [len(row) - len(nodes) for row, nodes in zip(found, named)]
+        assert problems == [None] * len(rows)

@@ -212,22 +212,34 @@ def test_coherent_softmax_heads_equal_slow_twins(name, partial, seed):
         assert head.counts(targets).tolist() == counts
 
 
+def looked_ahead(row, taxonomy):
+    """Scores of one document plus what the children's values add, node by node."""
+    values = list(row)
+    for node in reversed(range(taxonomy.num_labels)):  # children come after their parents
+        below = [values[c] for c in range(taxonomy.num_labels) if node in taxonomy.parents(c).tolist()]
+        if below:
+            values[node] += math.log(1 + sum(math.exp(value) for value in below)) / 2
+    return values
+
+
+@pytest.mark.parametrize("name", ["conditional_sigmoid", "lookahead_sigmoid"])
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(3))
-def test_conditional_sigmoid_equals_a_slow_twin(make, seed):
+def test_coherent_sigmoid_heads_equal_slow_twins(name, make, seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = make(rng, 20)
-    head = make_head(taxonomy, "multi_path", head="conditional_sigmoid")
+    head = make_head(taxonomy, "multi_path", head=name)
     scores = torch.randn(7, 20, dtype=torch.float64) * 2
     labels = random_multi_hot(rng, taxonomy, 7, single_path=False)
     found = head.log_probs(scores)
     sums, counts = [0.0] * len(taxonomy.levels), [0] * len(taxonomy.levels)
     for i in range(7):
         probabilities = []
+        row = scores[i].tolist() if name == "conditional_sigmoid" else looked_ahead(scores[i].tolist(), taxonomy)
         for c in range(20):
             above = [probabilities[p] for p in taxonomy.parents(c).tolist()]
-            own = 1 / (1 + math.exp(-scores[i, c].item()))
+            own = 1 / (1 + math.exp(-row[c]))
             probabilities.append(own * min(above, default=1.0))
             if all(labels[i, p] for p in taxonomy.parents(c).tolist()):
                 sums[taxonomy.depths[c]] -= math.log(own if labels[i, c] else 1 - own)
@@ -250,6 +262,8 @@ def test_conditional_sigmoid_equals_a_slow_twin(make, seed):
         ("lookahead_softmax", random_forest, True),
         ("conditional_sigmoid", random_forest, True),
         ("conditional_sigmoid", random_dag, True),
+        ("lookahead_sigmoid", random_forest, True),
+        ("lookahead_sigmoid", random_dag, True),
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 300, 10_000])
@@ -259,7 +273,7 @@ def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spre
     rng = np.random.default_rng(size)
     torch.manual_seed(size)
     taxonomy = make(rng, size, 12) if make is random_forest else make(rng, size)
-    mode = "multi_path" if name == "conditional_sigmoid" else "single_path"
+    mode = "multi_path" if name.endswith("sigmoid") else "single_path"
     head = make_head(taxonomy, mode, head=name, partial_paths=partial).float()
     # Scores as a bfloat16 encoder would give them, and the head's own work in float32.
     scores = (torch.randn(4, size) * spread).to(dtype).float()

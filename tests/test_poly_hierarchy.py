@@ -26,7 +26,7 @@ def test_training_evaluation_and_prediction(encoder_dir, tmp_path, freeze):
     tokenizer = build_tokenizer()
     settings = {"score_function": "linear", "prototype_anchor": "label_text"} if freeze else {}
     model = HcalForSequenceClassification.from_encoder(encoder_dir, TAXONOMY, label_mode="multi_path", **settings)
-    assert model.config.head == "conditional_sigmoid"
+    assert model.config.head == "lookahead_sigmoid"
     table = Dataset.from_dict({"text": [text for text, _ in ROWS] * 8, "labels": [labels for _, labels in ROWS] * 8})
     table = encode_dataset(table, TAXONOMY, tokenizer)
     # Both parents of each label came with it.
