@@ -66,15 +66,13 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
         "lookahead_softmax + anchors": ANCHORS,
     },
     "multi_path": {
-        "conditional_sigmoid": {},
-        "conditional_sigmoid + anchors": ANCHORS,
-        "conditional_sigmoid, linear": {"score_function": "linear"},
-        "conditional_sigmoid, linear + anchors": {"score_function": "linear", **ANCHORS},
+        "lookahead_sigmoid + anchors": {"head": "lookahead_sigmoid", **ANCHORS},
+        "conditional_sigmoid + anchors": {"head": "conditional_sigmoid", **ANCHORS},
     },
 }
 METHODS = {
     "single_path": ("flat BCE", "flat softmax over leaves", "one softmax a level", "lookahead_softmax"),
-    "multi_path": ("flat BCE", "conditional_sigmoid + anchors"),
+    "multi_path": ("flat BCE", "conditional_sigmoid + anchors", "lookahead_sigmoid + anchors"),
 }
 # Our class in the place of a baseline.
 PER_LEVEL = {"one softmax a level": {"head": "independent"}}

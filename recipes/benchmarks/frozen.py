@@ -43,9 +43,10 @@ LINEAR: dict[str, Any] = {"score_function": "linear"}
 ANCHORS: dict[str, Any] = {"prototype_anchor": "label_text"}
 HEADS = {
     "single_path": ("lookahead_softmax", "path_softmax", "conditional_softmax", "independent"),
-    "multi_path": ("conditional_sigmoid", "independent"),
+    "multi_path": ("lookahead_sigmoid", "conditional_sigmoid", "independent"),
 }
 DEFAULT_HEADS = {mode: heads[0] for mode, heads in HEADS.items()}
+CONDITIONAL = {"single_path": "conditional_softmax", "multi_path": "conditional_sigmoid"}
 COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "cosine + anchors": ANCHORS,
@@ -53,6 +54,8 @@ COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
+# Our heads of the comparison.
+COMPARED = {"single_path": ("lookahead_softmax",), "multi_path": ("lookahead_sigmoid", "conditional_sigmoid")}
 # All parts of HCAL with equal weights; --ablation takes one away at a time, and adds what adaptive weights do.
 EVERYTHING: dict[str, Any] = {**ANCHORS, "contrast": "aggregate", "contrast_alpha": 0.1}
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -61,6 +64,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "minus label text": {**EVERYTHING, "prototype_anchor": None},
     "minus perturbation": {**EVERYTHING, "perturbation": 0.0},
     "minus contrast": {**EVERYTHING, "contrast": None},
+    "minus look-ahead": {**EVERYTHING, "head": CONDITIONAL},
     "minus coherence": {**EVERYTHING, "head": "independent"},
     "plus adaptive weights": {**EVERYTHING, "weighting": "hcal_rate"},
     "plus adaptive weights as released": {**EVERYTHING, "weighting": "hcal"},
@@ -257,7 +261,9 @@ def ours_of(task: Task) -> dict[str, Group]:
         attempts = functools.partial(by_adamw, {"head": head, **setting})
         groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
     for title, setting in ABLATIONS.items():
-        whole = {"head": DEFAULT_HEADS[task.label_mode], **setting}
+        whole = {"head": DEFAULT_HEADS, **setting}
+        if isinstance(whole["head"], dict):
+            whole["head"] = whole["head"][task.label_mode]
         decision = "levels" if task.label_mode == "single_path" else "thresholds"
         reading = (whole["head"], "decoded" if whole["head"] != "independent" else decision)
         groups[title] = Group(functools.partial(by_adamw, whole), {title: reading}, ours=True, seeds=SEEDS)
@@ -266,8 +272,8 @@ def ours_of(task: Task) -> dict[str, Group]:
 
 def compared(task: Task) -> list[str]:
     """The groups of the comparison of `make benchmark`."""
-    head = DEFAULT_HEADS[task.label_mode]
-    return [*baselines_of(task), f"{head}, linear", f"{head}, cosine + anchors"]
+    variants = itertools.product(COMPARED[task.label_mode], ("linear", "cosine + anchors"))
+    return [*baselines_of(task), *(f"{head}, {variant}" for head, variant in variants)]
 
 
 def run(
