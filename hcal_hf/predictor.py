@@ -24,6 +24,7 @@ from .evaluator import load_model
 from .modeling_hcal import HcalForSequenceClassification
 from .parts import Parts, file_fingerprint, model_fingerprint
 from .pipeline_hcal import NO_LIMIT, HierarchicalTextClassificationPipeline
+from .precision import warn_of_slow_bfloat16
 from .tables import Row, TableFile, text_problem
 
 # Logits of one batch, at most: short texts and many labels would otherwise fill the memory. 64 MB in float32.
@@ -294,7 +295,10 @@ def predict_file(
     state = PartialState(cpu=use_cpu, timeout=PATIENCE)
     model, tokenizer = load_model(model_name, **({"dtype": torch.bfloat16} if args.bf16 else {}))
     # The state may be that of an earlier call in this process, on an accelerator.
-    predictor = Predictor(model.to("cpu" if use_cpu else state.device), tokenizer, args)
+    device = torch.device("cpu") if use_cpu else state.device
+    if args.bf16:
+        warn_of_slow_bfloat16(device.type)
+    predictor = Predictor(model.to(device), tokenizer, args)
     parts = Parts(out)
     with parts.locked(state.is_main_process):
         if state.is_main_process:

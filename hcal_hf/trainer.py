@@ -22,6 +22,7 @@ from .evaluation import BatchMetrics
 from .evaluation import compute_metrics as default_compute_metrics
 from .held_out import HeldOutMixin
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput
+from .precision import warn_of_slow_bfloat16
 from .solver import feature_tensors, solve, solve_without_validation, unsolvable_because
 from .training_args import HcalTrainingArguments
 from .weighting import LossWeighter, build_weighter
@@ -111,6 +112,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
                 f"HcalTrainer needs an HcalForSequenceClassification, got {kind.__name__}: make one with "
                 "HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
             )
+        if args.bf16 or args.bf16_full_eval:
+            warn_of_slow_bfloat16(args.device.type)
         config = model.config
         if data_collator is None:
             data_collator = HcalDataCollator(processing_class, model.taxonomy, config.label_mode)

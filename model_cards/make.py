@@ -1,7 +1,7 @@
 """The cards of this folder, from real runs: python model_cards/make.py --data_dir DIR --encoder FOLDER
 
-DIR holds the folders clinc150 and goemotions (train, validation and test files; recipes/ says where they come from); the
-quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the Hub's
+DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ says where they
+come from); the quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the Hub's
 sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the Hub. Each run trains the head on frozen
 features as `freeze_encoder: true` does, tunes one threshold on the validation split where documents have several labels,
 evaluates the test split, and saves the model to OUTPUT/NAME; the card and its pictures are copied to model_cards/NAME. A
@@ -75,6 +75,36 @@ RECIPES: dict[str, dict[str, Any]] = {
             "dataset_license": "Apache-2.0 by that repository",
         },
     },
+    "hwv_part": {
+        "label_mode": "single_path",
+        "max_length": 256,
+        "details": {
+            "language": "en",
+            "dataset": "Hierarchical WikiVitals, a part",
+            "dataset_description": (
+                "Abstracts of Wikipedia's vital articles in a tree of topics (RomanPlaud/revisitingHTC): test as "
+                "published, train and validation cut from the published validation set, since the training file is not in "
+                "the source. 221 of the 913 labels of the test have no training document, so their leaves are guessed by "
+                "their words. Not comparable with the paper's results."
+            ),
+            "dataset_license": "MIT by that repository; the texts are Wikipedia's",
+        },
+    },
+    "cei": {
+        "label_mode": "multi_path",
+        "partial_paths": True,
+        "max_length": 256,
+        "details": {
+            "language": "en",
+            "dataset": "Chemical Exposure Information corpus",
+            "dataset_description": (
+                "Abstracts from PubMed on biomonitoring and exposure routes (sb895/chemical-exposure-information-corpus), "
+                "any number of labels an abstract, those of its sentences joined; paths may end at inner nodes. A random "
+                "split, 70/10/20 over the sorted PubMed ids, since none is published."
+            ),
+            "dataset_license": "GPL-3.0",
+        },
+    },
 }
 
 
@@ -97,10 +127,12 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
     stored = folder / "taxonomy.json"
     is_whole = "left_out" not in recipe and stored.exists()
     taxonomy = Taxonomy.from_json(stored) if is_whole else build_taxonomy(raw)
-    settings = {"label_mode": mode, "score_function": "linear", "prototype_anchor": "label_text"}
+    partial = bool(recipe.get("partial_paths"))
+    settings: dict[str, Any] = {"label_mode": mode, "partial_paths": partial}
+    settings |= {"score_function": "linear", "prototype_anchor": "label_text"}
     model = HcalForSequenceClassification.from_encoder(encoder, taxonomy, **settings)
     model.encoder.requires_grad_(False)
-    encoded = encode(raw, taxonomy, tokenizer, tables, mode, False)
+    encoded = encode(raw, taxonomy, tokenizer, tables, mode, partial)
     table = DatasetDict(
         {split: pooled_features(model, rows, tokenizer, cache_dir=cache) for split, rows in encoded.items()}
     )
@@ -128,7 +160,8 @@ def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None
     args.output_dir = str(output / name)
     tables, raw = tables_of(recipe, folder)
     tables.max_length = FINE_TUNED_LENGTH
-    table = encode(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], False)
+    partial = model.config.partial_paths
+    table = encode(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], partial)
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
     trainer.state = TrainerState.load_from_json(str(trained / "trainer_state.json"))
     if recipe["label_mode"] == "multi_path":

@@ -630,7 +630,8 @@ def test_a_models_own_push_brings_the_minimal_card(hub, taxonomy):
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned"]
+    "name",
+    ["quickstart", "clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned", "hwv_part", "cei"],
 )
 def test_the_cards_of_the_recipes_are_whole(name):
     folder = ROOT / "model_cards" / name
