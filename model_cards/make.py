@@ -1,8 +1,8 @@
 """The cards of this folder, from real runs: python model_cards/make.py --data_dir DIR --encoder FOLDER
 
 DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ says where they
-come from); the quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the Hub's
-sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the Hub. Each run trains the head on frozen
+come from); the quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the
+Hub's sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the Hub. Each run trains the head on frozen
 features as `freeze_encoder: true` does, tunes one threshold on the validation split where documents have several labels,
 evaluates the test split, and saves the model to OUTPUT/NAME; the card and its pictures are copied to model_cards/NAME. A
 model that already lies in OUTPUT/NAME is not trained again, only evaluated.
