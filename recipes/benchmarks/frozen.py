@@ -46,7 +46,6 @@ HEADS = {
     "multi_path": ("lookahead_sigmoid", "conditional_sigmoid", "independent"),
 }
 DEFAULT_HEADS = {mode: heads[0] for mode, heads in HEADS.items()}
-CONDITIONAL = {"single_path": "conditional_softmax", "multi_path": "conditional_sigmoid"}
 COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "cosine + anchors": ANCHORS,
@@ -64,11 +63,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "minus label text": {**EVERYTHING, "prototype_anchor": None},
     "minus perturbation": {**EVERYTHING, "perturbation": 0.0},
     "minus contrast": {**EVERYTHING, "contrast": None},
-    "minus look-ahead": {**EVERYTHING, "head": CONDITIONAL},
+    "minus look-ahead": EVERYTHING,
     "minus coherence": {**EVERYTHING, "head": "independent"},
     "plus adaptive weights": {**EVERYTHING, "weighting": "hcal_rate"},
     "plus adaptive weights as released": {**EVERYTHING, "weighting": "hcal"},
 }
+# Those of them that do not have the default head.
+ABLATED_HEADS = {"minus look-ahead": {"single_path": "conditional_softmax", "multi_path": "conditional_sigmoid"}}
 
 
 @dataclass
@@ -261,9 +262,7 @@ def ours_of(task: Task) -> dict[str, Group]:
         attempts = functools.partial(by_adamw, {"head": head, **setting})
         groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
     for title, setting in ABLATIONS.items():
-        whole = {"head": DEFAULT_HEADS, **setting}
-        if isinstance(whole["head"], dict):
-            whole["head"] = whole["head"][task.label_mode]
+        whole = {"head": ABLATED_HEADS.get(title, DEFAULT_HEADS)[task.label_mode], **setting}
         decision = "levels" if task.label_mode == "single_path" else "thresholds"
         reading = (whole["head"], "decoded" if whole["head"] != "independent" else decision)
         groups[title] = Group(functools.partial(by_adamw, whole), {title: reading}, ours=True, seeds=SEEDS)
