@@ -158,6 +158,31 @@ def test_a_rerun_takes_the_place_of_the_row_before(modules, tmp_path):
     assert (kept.macro == ~sets).all()
 
 
+def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, taxonomy, tmp_path):
+    results, scoring = modules.results, modules.scoring
+    truth = single_paths(taxonomy, 40, 0)
+    rows = []
+    for method, ours, f1 in (("mine", True, 80.0), ("good", False, 70.0), ("poor", False, 60.0)):
+        rows.append(row_of(modules, method, 0, ours, f1))
+        results.store(rows[-1], scoring.Answers(truth, truth, truth, truth), tmp_path / "r.json", tmp_path)
+    mine, good, poor = rows
+    poor.answers_path(tmp_path).unlink()
+    results.compare(rows, truth, taxonomy, tmp_path)
+    assert mine.against_best_baseline["micro_f1"] == {
+        "baseline": "good", "difference": 10.0, "low": 0.0, "high": 0.0, "p": 1.0,
+    }  # fmt: skip
+    assert good.against_best_baseline == poor.against_best_baseline == {}
+    # Without the answers of the best nothing changes; without its own a method has no difference.
+    mine.against_best_baseline["micro_f1"]["difference"] = 5.0
+    good.answers_path(tmp_path).rename(tmp_path / "elsewhere.npz")
+    results.compare(rows, truth, taxonomy, tmp_path)
+    assert mine.against_best_baseline["micro_f1"]["difference"] == 5.0
+    (tmp_path / "elsewhere.npz").rename(good.answers_path(tmp_path))
+    mine.answers_path(tmp_path).unlink()
+    results.compare(rows, truth, taxonomy, tmp_path)
+    assert mine.against_best_baseline == {}
+
+
 def test_the_page_has_means_deviations_and_bold_only_where_it_is_significant(modules):
     gain = {"micro_f1": {"baseline": "theirs", "difference": 6.0, "low": 4.0, "high": 8.0, "p": 0.001}}
     chance = {"macro_f1": {"baseline": "theirs", "difference": 6.0, "low": -1.0, "high": 13.0, "p": 0.1}}

@@ -141,23 +141,24 @@ def mean(rows: list[Row], metric: str) -> float:
 
 def compare(rows: list[Row], truth: np.ndarray, taxonomy: Taxonomy, cache: Path) -> None:
     """Gives every row of a table the bootstrap of its method against the best of the baselines (of the full model, in
-    an ablation), for each metric; the best by its mean on the test split, which is the hardest one to beat."""
-    if missing := [row for row in rows if not row.answers_path(cache).exists()]:
-        # Against what is left of them another baseline would seem the best.
-        print(f"{rows[0].table}: the bootstrap stays as stored, {cache} has no answers of {missing[0].method!r}.")
-        return
+    an ablation), for each metric; the best by its mean on the test split, which is the hardest one to beat. What is stored
+    stays where the answers of the best are gone; a method whose own are gone has none."""
     methods = methods_of(rows)
     drawn = {
         name: [resampled_scores(stored_answers(row, cache), truth, taxonomy) for row in own]
         for name, own in methods.items()
+        if all(row.answers_path(cache).exists() for row in own)
     }
     references = [name for name, own in methods.items() if not own[0].ours] or [FULL_MODEL] * (FULL_MODEL in methods)
-    for row in rows:
-        row.against_best_baseline = {}
     for metric in (metric for metric in COMPARED if metric in rows[0].metrics and references):
         best = max(references, key=lambda name: mean(methods[name], metric))
+        if best not in drawn:
+            print(f"{rows[0].table}, {metric}: the bootstrap stays as stored, {cache} has no answers of {best!r}.")
+            continue
         for name, own in methods.items():
-            if name == best:
+            for row in own:
+                row.against_best_baseline.pop(metric, None)
+            if name == best or name not in drawn:
                 continue
             found = difference([draw[metric] for draw in drawn[name]], [draw[metric] for draw in drawn[best]])
             gain = round(mean(own, metric) - mean(methods[best], metric), 2)
