@@ -33,7 +33,7 @@ _LOADER_KEYS = (
 # A risk_threshold above every probability (`hcal_hf.risk.NEVER`).
 _NEVER = 2.0
 
-# The most accurate coherent heads of recipes/benchmarks.
+# The coherent heads that are best on the validation splits of recipes/benchmarks.
 DEFAULT_HEADS: dict[str, Literal["lookahead_softmax", "lookahead_sigmoid"]] = {
     "single_path": "lookahead_softmax",
     "multi_path": "lookahead_sigmoid",

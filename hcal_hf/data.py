@@ -55,7 +55,7 @@ class LabelReader:
         class_names (`dict`, *optional*): names of the integers in columns that are `ClassLabel`s.
 
     Raises:
-        ValueError: for a delimiter with one column a level, where each cell is one name.
+        ValueError: for no columns, or a delimiter with one column a level, where each cell is one name.
     """
 
     columns: str | Sequence[str] = "labels"
@@ -65,6 +65,8 @@ class LabelReader:
     class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.column_list:
+            raise ValueError("labels must name a column, or one column a level, got none of them.")
         if self.delimiter is not None and not isinstance(self.columns, str):
             raise ValueError(
                 f"delimiter={self.delimiter!r} is for one column with several labels a cell; with one column a level "
@@ -337,16 +339,16 @@ class _RowEncoder:
 
     def _given(self, cells: Sequence[Any], row: int, problems: list[str | None]) -> list[int]:
         """The nodes that one row names; none where it has a problem."""
-        key = _hashable(cells)
-        found = self._known.get(key)
-        if found is None:
-            try:
+        try:
+            key = _hashable(cells)
+            found = self._known.get(key)
+            if found is None:
                 found = self._read_labels(cells)
-            except (ValueError, TypeError) as problem:
-                problems[row] = problems[row] or str(problem)
-                return []
-            if len(self._known) < MOST_KNOWN:
-                self._known[key] = found
+                if len(self._known) < MOST_KNOWN:
+                    self._known[key] = found
+        except (ValueError, TypeError) as problem:
+            problems[row] = problems[row] or str(problem)
+            return []
         return found
 
     def _read_labels(self, cells: Sequence[Any]) -> list[int]:

@@ -139,8 +139,9 @@ class HierarchicalHead(nn.Module):
         self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
     ) -> torch.Tensor:
         """-log P(labels), summed over the documents, from all scores divided by `score_temperature`; convex in its
-        inverse. Of a coherent single_path head it is that of the end nodes; of the others, which give each level or label
-        a probability of its own, the sum over the levels or the label cells that `losses` takes."""
+        inverse, but for `lookahead_sigmoid`. Of a coherent single_path head it is that of the end nodes; of the others,
+        which give each level or label a probability of its own, the sum over the levels or the label cells that `losses`
+        takes."""
         losses = self.losses(tempered(scores, score_temperature), targets)
         return (losses * self.counts(targets)).sum()
 
@@ -427,7 +428,8 @@ class LookaheadSigmoidHead(ConditionalSigmoidHead):
         self.inner_slices = _slices_of([len(inner) for inner, _, _ in parts])
         self.edge_slices = _slices_of([len(children) for _, children, _ in parts])
         self.is_whole_level = [
-            len(children) == size and bool((np.diff(children) > 0).all()) and children[-1] == size - 1
+            # To a compiler numpy's bool is data, and Python's is not.
+            bool(len(children) == size and (np.diff(children) > 0).all() and children[-1] == size - 1)
             for (_, children, _), size in zip(parts, self.level_sizes[1:])
         ]
 

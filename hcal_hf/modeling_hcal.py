@@ -277,7 +277,8 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
 
         A new label's prototype is the direction of its words; the bias of a sigmoid head starts at its siblings' mean, a
         threshold likewise. What held for the old set of labels alone, the risk calibration, is dropped. The order of
-        labels changes (they stay sorted by depth).
+        labels changes (they stay sorted by depth). Probabilities of the old labels stay as they were but for those of
+        the siblings, under a softmax head, and under a lookahead head of the ancestors, which a new child makes likelier.
 
         Args:
             paths: the path of each new label, its last step new, the others known.

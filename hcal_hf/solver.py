@@ -88,8 +88,9 @@ def fit_head(
 
     Minimises the sum over documents and levels of the head's losses + |W|^2 / (2 C), where W = delta / tau is what is
     learned beside the label anchors, or the prototypes as a whole without them. With `conditional_sigmoid` this is
-    L2-regularised logistic regression for each label given its parents, and convex; anchors shrink it towards the labels'
-    words instead of towards 0. Starts from the model's present values, so that a second call with another C is quick.
+    L2-regularised logistic regression for each label given its parents, and convex; with `lookahead_sigmoid` all labels
+    are fitted together, and what is found is a local minimum. Anchors shrink the weights towards the labels' words instead
+    of towards 0. Starts from the model's present values, so that a second call with another C is quick.
 
     Args:
         model: with linear scores and losses of documents.

@@ -29,7 +29,9 @@ from hcal_hf.runner import DataArguments, encode, load_data
 
 HERE = Path(__file__).parent
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-FINE_TUNED, FINE_TUNED_LENGTH = "-finetuned", 64
+FINE_TUNED = "-finetuned"
+# Tokens of the texts that finetune.py cuts shorter than the recipe does.
+FINE_TUNED_LENGTHS = {"clinc150": 64, "goemotions": 64}
 RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {
         "label_mode": "single_path",
@@ -153,13 +155,14 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
 
 def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None:
     """The card of a model that recipes/benchmarks/finetune.py has trained and kept in the folder `trained`."""
-    recipe = RECIPES[name.removesuffix(FINE_TUNED)]
+    base = name.removesuffix(FINE_TUNED)
+    recipe = RECIPES[base]
     model = HcalForSequenceClassification.from_pretrained(trained)
     tokenizer = AutoTokenizer.from_pretrained(trained)
     args = torch.load(trained / "training_args.bin", weights_only=False)
     args.output_dir = str(output / name)
     tables, raw = tables_of(recipe, folder)
-    tables.max_length = FINE_TUNED_LENGTH
+    tables.max_length = FINE_TUNED_LENGTHS.get(base, recipe["max_length"])
     partial = model.config.partial_paths
     table = encode(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], partial)
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)

@@ -109,6 +109,7 @@ def test_training_marks_labels_and_embeds_them_anew_each_epoch(anchored, taxonom
         ("single_path", "path_softmax", False),
         ("single_path", "conditional_softmax", True),
         ("multi_path", "conditional_sigmoid", False),
+        ("multi_path", "lookahead_sigmoid", False),
     ],
 )
 def test_labels_are_added_by_their_words(taxonomy, encoder_dir, tokenizer, caplog, mode, head, partial):
@@ -175,7 +176,8 @@ def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_
 def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, encoder_dir, tokenizer):
     torch.manual_seed(0)
     kwargs = {"prototype_anchor": "label_text", "score_function": "linear", "projection_dim": 8}
-    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, label_mode="multi_path", **kwargs).eval()
+    kwargs |= {"label_mode": "multi_path", "head": "conditional_sigmoid"}
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, **kwargs).eval()
     with torch.no_grad():
         model.prototypes.anchor_scale.copy_(torch.tensor([2.0, 3.0, 4.0]))
         model.prototypes.bias.copy_(torch.randn(taxonomy.num_labels))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_dag, random_forest, random_multi_hot
 from datasets import Dataset
-from test_heads import make_head, slow_single_path
+from test_heads import looked_ahead, make_head, slow_single_path
 
 from hcal_hf import HcalConfig, HcalTrainer, HcalTrainingArguments, Taxonomy, encode_dataset, fit_temperature
 from hcal_hf.calibration import calibration_metrics, document_scores, negative_log_likelihood, tempered_logits
@@ -25,6 +25,7 @@ HEADS = [
     ("single_path", "lookahead_softmax", True),
     ("multi_path", "independent", True),
     ("multi_path", "conditional_sigmoid", True),
+    ("multi_path", "lookahead_sigmoid", True),
 ]
 
 
@@ -73,7 +74,7 @@ def slow_nll(head, scores, true, taxonomy, mode, name, stop, temperature):
     """-log P of one document's labels."""
     row = [score / temperature for score in scores.tolist()]
     if mode == "multi_path":
-        total = 0.0
+        row, total = looked_ahead(row, taxonomy) if name == "lookahead_sigmoid" else row, 0.0
         for node in range(len(row)):
             parents = taxonomy.parents(node).tolist()
             if name == "independent" or all(true[parent] for parent in parents):
@@ -275,6 +276,7 @@ def make_trainer(make_model, tokenizer, tmp_path):
         ("single_path", "path_softmax"),
         ("single_path", "independent"),
         ("multi_path", "conditional_sigmoid"),
+        ("multi_path", "lookahead_sigmoid"),
         ("multi_path", "independent"),
     ],
 )

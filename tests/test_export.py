@@ -38,7 +38,11 @@ CASES = {
             "thresholds": [0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5],
         },
     ),
-    "sigmoid": (DAG, {"label_mode": "multi_path", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]}),
+    "sigmoid": (
+        DAG,
+        {"label_mode": "multi_path", "head": "conditional_sigmoid", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]},
+    ),
+    "lookahead sigmoid": (DAG, {"label_mode": "multi_path", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]}),
     "labels": (DAG, {"label_mode": "multi_path", "head": "independent", "score_function": "linear"}),
 }
 TEXTS = [

@@ -285,6 +285,18 @@ def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spre
     assert (logits[:, children] <= logits[:, parents] + 1e-4 * logits[:, parents].abs()).all()
 
 
+@pytest.mark.parametrize("name", ["conditional_sigmoid", "lookahead_sigmoid"])
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+def test_sigmoid_heads_are_one_graph_to_a_compiler(name, make):
+    rng = np.random.default_rng(0)
+    taxonomy = make(rng, 25)
+    head = make_head(taxonomy, "multi_path", head=name)
+    scores = torch.randn(3, 25, dtype=torch.float64)
+    expected = head.log_probs(scores)  # also makes what the taxonomy makes at its first use
+    compiled = torch.compile(head.log_probs, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(scores), expected)
+
+
 def test_lookahead_over_two_levels_is_path_softmax():
     taxonomy = random_forest(np.random.default_rng(3), 30, 2)
     scores = torch.randn(6, 30, dtype=torch.float64) * 3

@@ -91,6 +91,9 @@ def test_only_what_the_search_can_do_is_accepted():
     assert not is_searchable(lookahead)
     with pytest.raises(ValueError, match="this model has the head 'lookahead_softmax'"):
         PathSearch(lookahead)
+    lookahead = build_model(forest, label_mode="multi_path", head="lookahead_sigmoid")
+    with pytest.raises(ValueError, match="this model has the head 'lookahead_sigmoid'"):
+        PathSearch(lookahead)
     dag = Taxonomy.from_edges([("a", "c"), ("b", "c")])
     with pytest.raises(ValueError, match="labels with several parents"):
         PathSearch(build_model(dag, label_mode="multi_path", head="conditional_sigmoid"))

@@ -12,9 +12,10 @@ from hcal_hf import HcalTrainer, HcalTrainingArguments, precision
         ("processor : 0\nflags : fpu amx_bf16 amx_tile\n", True),
         ("processor : 0\nFeatures : fp asimd bf16 i8mm\n", True),
         ("model name : with avx512_bf16\nflags : fpu avx2 avx512f\n", False),
+        ("processor : 0\ncpu : POWER10\n", None),
         (None, None),
     ],
-    ids=["avx512", "amx", "arm", "none", "another system"],
+    ids=["avx512", "amx", "arm", "none", "another processor", "another system"],
 )
 def test_the_processors_flags_say_whether_it_has_bfloat16(tmp_path, monkeypatch, text, expected):
     file = tmp_path / "cpuinfo"

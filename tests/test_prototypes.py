@@ -162,6 +162,7 @@ def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monk
         ("multi_path", {"head": "independent"}),
         ("multi_path", {"head": "conditional_sigmoid"}),
         ("multi_path", {"head": "conditional_sigmoid", "score_function": "linear"}),
+        ("multi_path", {"head": "lookahead_sigmoid"}),
         ("single_path", {"head": "path_softmax", "prototype_anchor": "label_text"}),
         (
             "single_path",

@@ -43,7 +43,7 @@ def unit_features(model, states):
 
 def test_it_is_logistic_regression_given_the_parents(taxonomy):
     states, labels = make_documents(taxonomy, 300, seed=1)
-    model = make_model(taxonomy).double()
+    model = make_model(taxonomy, head="conditional_sigmoid").double()
     fit_head(model, states.double(), labels, strength=4.0, max_iterations=500)
     x, y = unit_features(model, states.double()), labels.numpy() > 0
     with torch.no_grad():

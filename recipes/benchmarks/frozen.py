@@ -342,7 +342,13 @@ def run_set(name: str, options: argparse.Namespace) -> None:
                 seed=seed,
                 ours=group.ours,
                 metrics=scores(answers, problem),
-                facts={**facts, "threads": options.threads, "device": "CPU", "encoder": ENCODER},
+                facts={
+                    **facts,
+                    **({"head": outputs.head} if group.ours else {}),
+                    "threads": options.threads,
+                    "device": "CPU",
+                    "encoder": ENCODER,
+                },
                 train_size=options.train_size,
                 per_leaf=options.per_leaf,
             )

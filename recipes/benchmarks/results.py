@@ -251,7 +251,7 @@ def page(rows: list[Row], not_run: dict[tuple[str, str], str]) -> str:
     for key in order:
         regime, dataset, size, per_leaf = key
         extra = f", {size:,} training documents" if size else f", {per_leaf} documents a leaf" if per_leaf else ""
-        devices = sorted({f"{row.facts['device']}, {row.facts['threads']} thread(s)" for row in tables[key]})
+        devices = sorted({device_of(row) for row in tables[key]})
         lines += ["", f"## {dataset}, {regime}{extra}", "", f"Run on: {'; '.join(devices)}.", "", *table(tables[key])]
         if found := differences(tables[key]):
             lines += ["", "Difference, 95 % interval and p of the paired bootstrap:", "", *found]
@@ -260,6 +260,11 @@ def page(rows: list[Row], not_run: dict[tuple[str, str], str]) -> str:
         lines += ["", "## Not run", "", "| regime | set | command |", "|---|---|---|"]
         lines += [f"| {regime} | {dataset} | `{command}` |" for (regime, dataset), command in missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def device_of(row: Row) -> str:
+    found = f"{row.facts['device']}, {row.facts['threads']} thread(s)"
+    return f"{found}, {row.facts['precision']}" if "precision" in row.facts else found
 
 
 def curve(rows: list[Row]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from finetune import Tokens
-from frozen import BATCH, DEFAULT_HEADS
+from frozen import BATCH
 from tasks import PARTIAL, Features, Task, logits_of, make_model, record
 from transformers import BertConfig, PrinterCallback
 
@@ -35,6 +35,8 @@ from hcal_hf.features import pooled_features
 from hcal_hf.metrics import classification_scores, violation_rates
 
 T = TypeVar("T")
+# The coherent heads that the weighters are compared with.
+HEADS = {"single_path": "lookahead_softmax", "multi_path": "conditional_sigmoid"}
 EPOCHS = {"clinc150": 8, "hwv_part": 40, "goemotions": 6, "cei": 30}
 # Learning rates of projection and prototypes that equal weights are tried with.
 SINGLE_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [1e-3, 3e-3, 1e-2]}
@@ -208,7 +210,7 @@ def frozen(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             logits, _ = fit_frozen(task, head, rates, weighting, 0)
             return total(scores_of(task, logits, "validation", head))
 
-        for head, weighters in ((DEFAULT_HEADS[task.label_mode], WEIGHTERS), ("independent", MAIN)):
+        for head, weighters in ((HEADS[task.label_mode], WEIGHTERS), ("independent", MAIN)):
             grid = SINGLE_GRID if task.label_mode == "single_path" else MULTI_GRID
             settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
             rates = best((score(head, rates, ("uniform", {})), rates) for rates in settings)
@@ -348,7 +350,7 @@ class FineTuning:
 def finetune(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.finetune_sets:
         tuning = FineTuning(name, options)
-        task, head = tuning.task, DEFAULT_HEADS[tuning.task.label_mode]
+        task, head = tuning.task, HEADS[tuning.task.label_mode]
         known = {rate: tuning.fit("uniform", rate, 0) for rate in FINETUNE_RATES}
         rate = best((total(scores_of(task, logits, "validation", head)), rate) for rate, (logits, _) in known.items())
         for seed, weighter in itertools.product(range(options.finetune_seeds), options.weighters or MAIN):
