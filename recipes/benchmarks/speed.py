@@ -368,12 +368,12 @@ def leaks(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def training_memory(options: argparse.Namespace) -> Iterator[Row]:
-    """A training step of MiniLM, 16 documents of 128 tokens, 161 labels, with gradient checkpointing and in bfloat16: the
+    """A training step of MiniLM, 4 documents of 128 tokens, 161 labels, with gradient checkpointing and in bfloat16: the
     most that tensors hold above parameters and gradients, with the logits still held."""
     taxonomy = tree_of_depth(161, 2)
     model = HcalForSequenceClassification.from_encoder(options.encoder, taxonomy, label_mode="single_path").train()
-    tokens = torch.randint(1000, 20_000, (16, 128))
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": index_labels(taxonomy, 16)}
+    tokens = torch.randint(1000, 20_000, (4, 128))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": index_labels(taxonomy, 4)}
 
     def step(bf16: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
