@@ -346,3 +346,12 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
         assert found == [taxonomy.complete(nodes).tolist() for nodes in named]
         assert completed.tolist() == [len(row) - len(nodes) for row, nodes in zip(found, named)]
         assert problems == [None] * len(rows)
+
+
+def test_a_list_that_may_be_labels_or_a_path_is_not_looked_up(tokenizer):
+    taxonomy = Taxonomy.from_paths([["Other"], ["Books", "Other"]])
+    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    problems = [None, None]
+    rows, _ = encoder._labels([[["Books"], ["Books", "Other"]]], problems)
+    assert (rows, problems[0]) == ([[taxonomy.index("Books")], []], None)
+    assert "can be read as 2 labels or as one path" in problems[1]
