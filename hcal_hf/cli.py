@@ -248,9 +248,8 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument(
         "--batch-tokens",
         type=_at_least_1,
-        default=8192,
         metavar="N",
-        help="Tokens of a batch, padding included; fewer need less memory. Default: 8192.",
+        help="Tokens of a batch, padding included; fewer need less memory. Default: 2048 on a CPU, else 8192.",
     )
     parser.add_argument("--bf16", action="store_true", help="Compute the encoder in bfloat16.")
     parser.add_argument("--encoding", default="utf-8", help="Encoding of text files, such as cp1252. Default: utf-8.")

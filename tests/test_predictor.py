@@ -102,6 +102,17 @@ def test_batches_hold_texts_of_similar_length_within_the_budget(model_dir, monke
     assert [len(batch) for batch in predictor._batches(lengths)] == [1, 2, 2, 2]
 
 
+def test_batches_are_as_large_as_the_device_likes(model_dir):
+    pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
+
+    def budget(**given):
+        return Predictor(pipe.model, pipe.tokenizer, PredictionArguments(**given)).batch_tokens
+
+    assert (budget(), budget(batch_tokens=30)) == (2048, 30)
+    pipe.model.to("meta")
+    assert (budget(), budget(batch_tokens=30)) == (8192, 30)
+
+
 def test_no_text_at_all_gives_empty_answers(model_dir):
     pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
     predictor = Predictor(pipe.model, pipe.tokenizer, PredictionArguments())
