@@ -1,5 +1,7 @@
 """What the tables of recipes/benchmarks stand on: sets, scores, the bootstrap, baselines, and the page made of the rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hcal_hf.metrics import classification_scores
 @pytest.fixture(scope="module")
 def modules():
     pytest.importorskip("hiclass", reason="the baselines need hiclass")
-    return import_benchmarks("baselines", "results", "scoring", "tasks")
+    return import_benchmarks("baselines", "results", "scoring", "setfit_rows", "tasks")
 
 
 @pytest.fixture
@@ -256,6 +258,32 @@ def test_classical_baselines_find_an_easy_hierarchy(modules, taxonomy, method):
     assert len(attempts) == len(modules.baselines.STRENGTHS)
     assert (attempts[-1].predict("test") == (y["test"].numpy() > 0)).mean() > 0.99
     assert attempts[-1].parameters > 0
+
+
+@pytest.mark.parametrize("mode", ["single_path", "multi_path"])
+def test_setfits_classifiers_bring_the_ancestors(modules, taxonomy, mode):
+    truth = {split: single_paths(taxonomy, 200, seed) for seed, split in enumerate(("train", "validation", "test"))}
+    x = {
+        split: torch.from_numpy(values).float()
+        + 0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+        for split, values in truth.items()
+    }
+    tokens = SimpleNamespace(taxonomy=taxonomy, label_mode=mode)
+    attempts = list(modules.setfit_rows.attempts(x, truth, tokens))
+    assert [attempt.setting["C"] for attempt, _ in attempts] == list(modules.baselines.STRENGTHS)
+    problem = modules.scoring.Problem(taxonomy, mode, False, truth)
+    answers = modules.scoring.answers_of(attempts[-1][1], problem)
+    found = modules.scoring.scores(answers, problem)
+    assert found["micro_f1"] > 99
+    assert found["hvr_raw"] == 0
+
+
+def test_a_label_is_as_likely_as_the_likeliest_below_it(modules):
+    taxonomy = Taxonomy.from_edges([("a", "a1"), ("a", "a2"), ("a1", "a11"), ("b", "b1")])
+    named = {"a": -3.0, "b": 2.0, "a1": -4.0, "a2": -5.0, "b1": 1.0, "a11": -1.0}
+    logits = torch.tensor([[named[label] for label in taxonomy.labels]])
+    found = dict(zip(taxonomy.labels, modules.setfit_rows.with_ancestors(logits, taxonomy)[0].tolist()))
+    assert found == {"a": -1.0, "b": 2.0, "a1": -1.0, "a2": -5.0, "b1": 1.0, "a11": -1.0}
 
 
 def test_the_learning_curve_has_a_row_for_each_method_and_a_column_for_each_size(modules):
