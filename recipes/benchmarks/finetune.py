@@ -1,9 +1,9 @@
 """Fine-tuned encoders, ours and flat: python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
 
-Each method trains the whole encoder at each learning rate of --rates (flat ones also at each of --head_rates for the new
-layer) with the first seed, chooses one on the validation split and trains with the other seeds. --fp32: not in bfloat16,
-which processors without it compute many times slower. The logits of validation and test are kept in --cache, and a run
-that is there is not repeated. The rows go into --results; results.py writes the tables.
+Each method trains the whole encoder at each learning rate of --rates and each of --head_rates (of what is new; our
+prototypes have three times that) with the first seed, chooses on the validation split and trains with the other seeds.
+--fp32: not in bfloat16, which processors without it compute many times slower. Logits of validation and test are kept in
+--cache, and a run that is there is not repeated. The rows go into --results; results.py writes the tables.
 """
 
 import argparse
@@ -57,9 +57,9 @@ RATES = (1e-4, 2e-4)
 EPOCHS = 4
 BATCH = 64
 MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
-# Of what is trained from scratch: our projection, the flat classifiers' layer.
+# Of what is trained from scratch: our projection, the flat classifiers' layer; our prototypes have a multiple of it.
 HEAD_RATE = 1e-3
-PROTOTYPE_RATE = 3e-3
+PROTOTYPES = 3
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "single_path": {
         "lookahead_softmax": {},
@@ -145,8 +145,8 @@ def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting
     )
     args = HcalTrainingArguments(
         **arguments_of(folder, setting, seed),
-        head_learning_rate=HEAD_RATE,
-        prototype_learning_rate=PROTOTYPE_RATE,
+        head_learning_rate=setting.head_rate,
+        prototype_learning_rate=PROTOTYPES * setting.head_rate,
     )
     return HcalTrainer(model, args, None, tokens.data["train"], None, tokens.tokenizer)
 
@@ -208,7 +208,7 @@ def trainer_of_flat(tokens: Tokens, method: str, folder: str, setting: Setting, 
         {"params": list(model.encoder.parameters())},
         {"params": list(model.classifier.parameters()), "lr": setting.head_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=setting.rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, lr=setting.rate, weight_decay=0.01, fused=True)
     return Trainer(model, args, collator, data, None, tokens.tokenizer, optimizers=(optimizer, None))
 
 
@@ -301,7 +301,7 @@ def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
     """Chooses the learning rates of each row with the first seed and stores the rows of all seeds."""
     first = options.seeds[0]
     problem = runs.tokens(first).problem
-    has_head_rate = method in FLAT[problem.label_mode] and method != STOCK
+    has_head_rate = method != STOCK
     settings = [
         Setting(rate, head_rate, options.epochs, not options.fp32)
         for rate, head_rate in itertools.product(options.rates, options.head_rates if has_head_rate else [HEAD_RATE])
@@ -339,7 +339,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150"])
     parser.add_argument("--methods", nargs="+", default=None, help="flat ones and ours; all of METHODS by default")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
-    parser.add_argument("--head_rates", nargs="+", type=float, default=[HEAD_RATE], help="of flat classifiers' layer")
+    parser.add_argument(
+        "--head_rates", nargs="+", type=float, default=[HEAD_RATE], help="of what is trained from scratch"
+    )
     parser.add_argument("--fp32", action="store_true", help="for processors without bfloat16")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=EPOCHS)
