@@ -303,7 +303,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
         documents = counts.to(losses) / total.clamp(min=1) * self.accelerator.num_processes / parts
         share = torch.where(self._document_tasks, documents, 1.0 / steps)
         hcal = self.unwrapped_model
-        weights = hcal.weigh_contrast(weighter(means[:levels], present[:levels]), present)
+        counted = (total[:levels],) if weighter.needs_counts else ()
+        weights = hcal.weigh_contrast(weighter(means[:levels], present[:levels], *counted), present)
         loss = (weights * share * losses).sum()
         penalty = weighter.penalty(present[:levels])
         if penalty is not None:

@@ -16,6 +16,7 @@ from hcal_hf.weighting import (
     GradNormWeighter,
     HcalRateWeighter,
     HcalWeighter,
+    LikelihoodWeighter,
     LossWeighter,
     UncertaintyWeighter,
     UniformWeighter,
@@ -149,6 +150,7 @@ def gradnorm(history, present, alpha=0.8, learning_rate=0.1):
 
 TWINS = {
     "uniform": (uniform, {}),
+    "likelihood": (uniform, {}),  # without counts; with them below
     "fixed": (fixed, {"weights": [0.5, 0.2, 2.0, 0.0]}),
     "hcal": (hcal, {}),
     "hcal_rate": (hcal_rate, {"gamma": 0.7, "rho": 0.1, "decay": 0.9, "first_steps": 4}),
@@ -194,7 +196,8 @@ def test_weights_equal_those_of_a_plain_loop(name, seed):
         assert sum(expected) == pytest.approx(1)
         different.add(tuple(round(weight / max(expected), 6) for weight in expected))
         move(weighter, losses, present, norms)
-    assert len(different) > (5 if name in ("uniform", "fixed") else 15)  # they did move, not only with `present`
+    # They did move, not only with `present`.
+    assert len(different) > (5 if name in ("uniform", "fixed", "likelihood") else 15)
 
 
 def test_every_weighter_has_a_twin():
@@ -252,6 +255,14 @@ def test_hcal_descends_the_gamma_logsumexp():
     losses.grad = None
     (0.5 * torch.logsumexp(losses / 0.5, dim=0)).backward()
     torch.testing.assert_close(gradient, losses.grad)
+
+
+def test_likelihood_weighs_levels_by_their_terms():
+    weighter, losses = LikelihoodWeighter(3).double(), float64([9.0, 0.0, 0.1])
+    counts = torch.tensor([4, 0, 12])
+    assert weighter(losses, counts > 0, counts).tolist() == [0.25, 0, 0.75]
+    assert weighter(losses, None, torch.tensor([1, 1, 2])).tolist() == [0.25, 0.25, 0.5]
+    assert weighter(losses, torch.zeros(3, dtype=torch.bool), counts * 0).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", WEIGHTERS)

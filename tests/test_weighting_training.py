@@ -25,6 +25,7 @@ KWARGS = {
     "famo": {"learning_rate": 0.2},
     "gradnorm": {"learning_rate": 0.2},
 }
+STATELESS = ("uniform", "fixed", "likelihood")
 NOT_PER_BATCH = [name for name, weighter in WEIGHTERS.items() if not weighter.per_batch]
 
 
@@ -70,7 +71,7 @@ def test_accumulation_equals_one_batch_to_1e_6_after_20_steps(weighter, tmp_path
         states.append(state_of(trainer))
         logs.append(logs_of(trainer))
     assert_close(states[1], states[0], atol=1e-6)
-    assert moved(trainer) or weighter in ("uniform", "fixed")
+    assert moved(trainer) or weighter in STATELESS
     for one, four in zip(*logs, strict=True):
         assert one.keys() == four.keys()
         for key, value in one.items():
@@ -110,6 +111,23 @@ def test_hcal_weighs_each_micro_batch_by_its_own_losses_and_takes_the_mean(tmp_p
     assert_close(found, expected, atol=1e-12)
 
 
+def test_likelihood_weighs_every_decision_of_a_window_alike(tmp_path):
+    kwargs = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 1}
+    trainer = make_trainer(tmp_path, "likelihood", **kwargs)
+    model = build_model(build_ragged(), dtype=torch.float64, perturbation=0.05, **RAGGED)
+    inputs, compute = [], trainer.compute_loss
+    trainer.compute_loss = lambda m, batch, **kw: inputs.append(trainer._with_noise(batch)) or compute(m, batch, **kw)
+    trainer.train()
+    outputs = [model.train()(**batch) for batch in inputs]
+    counts = torch.stack([output.task_counts for output in outputs])
+    assert (counts.sum(dim=0) > 0).all()
+    assert len(set(counts.sum(dim=0).tolist())) > 1
+    (sum((output.task_losses * output.task_counts).sum() for output in outputs) / counts.sum()).backward()
+    expected = {name: p - 0.003 * p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: p for name, p in trainer.model.named_parameters() if name in expected}
+    assert_close(found, expected, atol=1e-12)
+
+
 # ---- State ----
 
 
@@ -120,7 +138,7 @@ def test_resuming_at_every_step_is_the_uninterrupted_run(weighter, tmp_path):
               "gradient_accumulation_steps": 2}  # fmt: skip
     whole = make_trainer(tmp_path / "whole", weighter, **kwargs)
     whole.train()
-    assert moved(whole) or weighter in ("uniform", "fixed", "hcal")
+    assert moved(whole) or weighter in (*STATELESS, "hcal")
     for step in range(1, 5):
         again = make_trainer(tmp_path / "again", weighter, **{**kwargs, "save_strategy": "no"})
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
@@ -380,7 +398,7 @@ def test_two_processes_equal_one_to_1e_6_after_20_steps(two_processes, name, tmp
     assert found["world_size"] == 2
     one, weights, steps = train(name, tmp_path)
     assert_close(state, state_of(one), atol=1e-6)
-    assert moved(one) or SETTINGS[name][0] in ("uniform", "fixed", "hcal")
+    assert moved(one) or SETTINGS[name][0] in (*STATELESS, "hcal")
     accumulate = SETTINGS[name][4]
     torch.testing.assert_close(torch.tensor(found["weights"], dtype=weights.dtype)[::accumulate], weights)
     torch.testing.assert_close(torch.tensor(found["steps"], dtype=steps.dtype), steps)

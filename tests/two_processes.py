@@ -27,6 +27,7 @@ PAPER = {"objective": "aggregate", "head": "independent"}
 SETTINGS = {
     "uniform": ("uniform", {}, RAGGED, 8, 1),
     "fixed": ("fixed", {"weights": [0.2, 0.3, 0.5]}, RAGGED, 8, 1),
+    "likelihood": ("likelihood", {}, RAGGED, 8, 2),
     "uncertainty": ("uncertainty", {"learning_rate": 0.5}, RAGGED, 8, 2),
     "hcal": ("hcal", {}, RAGGED, 8, 1),
     "hcal_rate": ("hcal_rate", {"first_steps": 3}, RAGGED, 8, 2),

@@ -20,6 +20,7 @@ from .fixed import FixedWeighter
 from .gradnorm import GradNormWeighter
 from .hcal import HcalWeighter
 from .hcal_rate import HcalRateWeighter
+from .likelihood import LikelihoodWeighter
 from .uncertainty import UncertaintyWeighter
 from .uniform import UniformWeighter
 
@@ -30,6 +31,7 @@ WEIGHTERS: dict[str, type[LossWeighter]] = {
     "gradnorm": GradNormWeighter,
     "hcal": HcalWeighter,
     "hcal_rate": HcalRateWeighter,
+    "likelihood": LikelihoodWeighter,
     "uncertainty": UncertaintyWeighter,
     "uniform": UniformWeighter,
 }
@@ -82,6 +84,7 @@ __all__ = [
     "GradNormWeighter",
     "HcalRateWeighter",
     "HcalWeighter",
+    "LikelihoodWeighter",
     "LossWeighter",
     "UncertaintyWeighter",
     "UniformWeighter",

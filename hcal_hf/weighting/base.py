@@ -18,11 +18,14 @@ class LossWeighter(nn.Module):
         per_batch (`bool`): whether the weights follow the losses of the very batch they are applied to. Such weights
             differ between the micro-batches of one accumulation window; all others stand still within it, and must not
             read the `losses` that `forward` is given.
+        needs_counts (`bool`): whether `forward` takes the numbers of terms that the losses are means of, int `[T]`, as a
+            third argument: of the whole accumulation window and all processes.
         needs_gradient_norms (`bool`): whether `after_step` takes the norms of the tasks' gradients as a third argument.
         learning_rate (`float`, *optional*): of the parameters; the head's by default.
     """
 
     per_batch = False
+    needs_counts = False
     needs_gradient_norms = False
     learning_rate: float | None = None
 

@@ -68,11 +68,16 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "multi_path": {
         "lookahead_sigmoid + anchors": {"head": "lookahead_sigmoid", **ANCHORS},
         "conditional_sigmoid + anchors": {"head": "conditional_sigmoid", **ANCHORS},
+        "lookahead_sigmoid + anchors, likelihood": {
+            "head": "lookahead_sigmoid",
+            **ANCHORS,
+            "weighting": "likelihood",
+        },
     },
 }
 METHODS = {
     "single_path": ("flat BCE", "flat softmax over leaves", "one softmax a level", "lookahead_softmax"),
-    "multi_path": ("flat BCE", "conditional_sigmoid + anchors", "lookahead_sigmoid + anchors"),
+    "multi_path": ("flat BCE", "lookahead_sigmoid + anchors", "lookahead_sigmoid + anchors, likelihood"),
 }
 # Our class in the place of a baseline.
 PER_LEVEL = {"one softmax a level": {"head": "independent"}}
@@ -140,6 +145,8 @@ def arguments_of(folder: str, setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting: Setting, seed: int) -> Any:
+    fields = dict(fields)
+    weighting = fields.pop("weighting", "uniform")
     model = HcalForSequenceClassification.from_encoder(
         tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **fields}
     )
@@ -147,6 +154,7 @@ def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting
         **arguments_of(folder, setting, seed),
         head_learning_rate=setting.head_rate,
         prototype_learning_rate=PROTOTYPES * setting.head_rate,
+        loss_weighting=weighting,
     )
     return HcalTrainer(model, args, None, tokens.data["train"], None, tokens.tokenizer)
 

@@ -49,6 +49,7 @@ DEFAULT_HEADS = {mode: heads[0] for mode, heads in HEADS.items()}
 COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "cosine + anchors": ANCHORS,
+    "cosine + anchors, likelihood": {**ANCHORS, "weighting": "likelihood"},
     "cosine + hcal weights": {"weighting": "hcal"},
     "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
     "cosine, no perturbation": {"perturbation": 0.0},
@@ -158,7 +159,8 @@ def train(task: Task, setting: dict[str, Any], seed: int) -> HcalForSequenceClas
             present = output.task_counts > 0
             levels = model.num_levels
             losses = output.task_losses[:levels].detach()
-            weights = weighter(losses, present[:levels])
+            counted = (output.task_counts[:levels],) if weighter.needs_counts else ()
+            weights = weighter(losses, present[:levels], *counted)
             optimizer.zero_grad()
             (model.weigh_contrast(weights, present) * output.task_losses).sum().backward()
             optimizer.step()

@@ -63,6 +63,7 @@ def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
     grids: dict[str, list[dict[str, Any]]] = {
         "uniform": [{}],
         "fixed": [{"weights": towards_leaves}, {"weights": towards_leaves[::-1]}],
+        "likelihood": [{}],
         "hcal": [{"gamma": gamma} for gamma in (0.1, 0.5, 2.0)],
         RELEASED: [{"gamma": 0.5}],
         "hcal_rate": [{"gamma": gamma} for gamma in (0.1, 0.5, 2.0)],
@@ -76,7 +77,7 @@ def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
 
 # HCAL's weights as they were released, whose gamma is not chosen.
 RELEASED = "hcal, released"
-WEIGHTERS = ("uniform", "fixed", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
+WEIGHTERS = ("uniform", "fixed", "likelihood", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
 
 
 def train(
