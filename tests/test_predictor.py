@@ -108,9 +108,9 @@ def test_batches_are_as_large_as_the_device_likes(model_dir):
     def budget(**given):
         return Predictor(pipe.model, pipe.tokenizer, PredictionArguments(**given)).batch_tokens
 
-    assert (budget(), budget(batch_tokens=30)) == (2048, 30)
+    assert (budget(), budget(bf16=True), budget(batch_tokens=30)) == (2048, 4096, 30)
     pipe.model.to("meta")
-    assert (budget(), budget(batch_tokens=30)) == (8192, 30)
+    assert (budget(), budget(bf16=True), budget(batch_tokens=30)) == (8192, 8192, 30)
 
 
 def test_no_text_at_all_gives_empty_answers(model_dir):

@@ -76,6 +76,17 @@ def test_the_page_is_the_one_that_its_rows_make(modules):
     assert modules.speed.PAGE.read_text() == modules.speed.page(found)
 
 
+def test_tokens_are_counted_with_their_padding(modules):
+    words, others = torch.nn.Embedding(100, 4), torch.nn.Embedding(9, 4)
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    counts = modules.speed.CountsTokens(lambda: (words(ids), others(ids), words(ids[:1])), range(100))
+    for _ in range(2):  # from zero each time
+        counts()
+        assert counts.tokens == 28
+    words(ids)
+    assert counts.tokens == 28
+
+
 def test_the_search_is_compared_on_the_same_documents():
     search_speed = import_benchmarks("search_speed", "timing")
     taxonomy = search_speed.timing.tree_of_depth(60, 3)
