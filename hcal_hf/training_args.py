@@ -31,7 +31,8 @@ class HcalTrainingArguments(TrainingArguments):
     Args:
         loss_weighting (`str`, defaults to `"uniform"`):
             Name of the weighter in `hcal_hf.weighting.WEIGHTERS`: `hcal`, `hcal_rate`, `uniform`, `fixed`,
-            `likelihood`, `dwa`, `uncertainty`, `famo`, `gradnorm`, or one of your own.
+            `likelihood` (worth a try where documents have several paths), `dwa`, `uncertainty`, `famo`, `gradnorm`, or one
+            of your own.
         loss_weighting_kwargs (`dict`, *optional*):
             Arguments of the weighter, such as `{"gamma": 0.5}`; its class lists them.
         head_learning_rate (`float`, *optional*):
