@@ -93,39 +93,79 @@ def test_weights_with_a_history_stand_still_within_a_window(tmp_path):
         assert start == 0 or not torch.equal(seen[start], seen[start - 1])
 
 
-def test_hcal_weighs_each_micro_batch_by_its_own_losses_and_takes_the_mean(tmp_path):
+def check_one_window(folder, weighter, loss_of):
+    """The first step, of four micro-batches, descends `loss_of` their outputs."""
     kwargs = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 1}
-    trainer = make_trainer(tmp_path, "hcal", **kwargs)
+    trainer = make_trainer(folder, weighter, **kwargs)
     model = build_model(build_ragged(), dtype=torch.float64, perturbation=0.05, **RAGGED)
     inputs, compute = [], trainer.compute_loss
     trainer.compute_loss = lambda m, batch, **kw: inputs.append(trainer._with_noise(batch)) or compute(m, batch, **kw)
     trainer.train()
     assert len(inputs) == 4
-    for batch in inputs:
-        output = model.train()(**batch)
-        here = output.task_counts > 0
-        losses = output.task_losses[here]
-        ((losses.detach() / 0.5).softmax(0) * losses).sum().div(4).backward()
+    loss_of([model.train()(**batch) for batch in inputs]).backward()
     expected = {name: p - 0.003 * p.grad for name, p in model.named_parameters() if p.grad is not None}
     found = {name: p for name, p in trainer.model.named_parameters() if name in expected}
     assert_close(found, expected, atol=1e-12)
+
+
+def test_hcal_weighs_each_micro_batch_by_its_own_losses_and_takes_the_mean(tmp_path):
+    def loss_of(outputs):
+        present = [output.task_losses[output.task_counts > 0] for output in outputs]
+        return sum(((losses.detach() / 0.5).softmax(0) * losses).sum() for losses in present) / 4
+
+    check_one_window(tmp_path, "hcal", loss_of)
 
 
 def test_likelihood_weighs_every_decision_of_a_window_alike(tmp_path):
-    kwargs = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 1}
-    trainer = make_trainer(tmp_path, "likelihood", **kwargs)
-    model = build_model(build_ragged(), dtype=torch.float64, perturbation=0.05, **RAGGED)
-    inputs, compute = [], trainer.compute_loss
-    trainer.compute_loss = lambda m, batch, **kw: inputs.append(trainer._with_noise(batch)) or compute(m, batch, **kw)
-    trainer.train()
-    outputs = [model.train()(**batch) for batch in inputs]
-    counts = torch.stack([output.task_counts for output in outputs])
-    assert (counts.sum(dim=0) > 0).all()
-    assert len(set(counts.sum(dim=0).tolist())) > 1
-    (sum((output.task_losses * output.task_counts).sum() for output in outputs) / counts.sum()).backward()
-    expected = {name: p - 0.003 * p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found = {name: p for name, p in trainer.model.named_parameters() if name in expected}
-    assert_close(found, expected, atol=1e-12)
+    def loss_of(outputs):
+        counts = torch.stack([output.task_counts for output in outputs])
+        assert (counts.sum(dim=0) > 0).all()
+        assert len(set(counts.sum(dim=0).tolist())) > 1
+        return sum((output.task_losses * output.task_counts).sum() for output in outputs) / counts.sum()
+
+    check_one_window(tmp_path, "likelihood", loss_of)
+
+
+@pytest.mark.parametrize(
+    ("head", "equal"),
+    [
+        ("conditional_sigmoid", True),
+        ("lookahead_sigmoid", True),
+        ("conditional_softmax", True),
+        ("lookahead_softmax", False),  # its levels' losses are of whole paths
+    ],
+)
+def test_likelihood_is_the_likelihood_of_the_labels(head, equal):
+    taxonomy = build_ragged()
+    mode = "multi_path" if "sigmoid" in head else "single_path"
+    model = build_model(taxonomy, dtype=torch.float64, label_mode=mode, partial_paths=True, head=head)
+    leaves = taxonomy.is_leaf.nonzero()[0].tolist()
+    labels = torch.zeros(len(leaves), taxonomy.num_labels, dtype=torch.float64)
+    for row, leaf in enumerate(leaves):
+        labels[row, taxonomy.complete([leaf])] = 1
+    output = model.eval()(input_ids=torch.arange(2, 2 + len(leaves))[:, None], labels=labels)
+    losses, counts = output.task_losses, output.task_counts
+    weights = WEIGHTERS["likelihood"](len(losses)).double()(losses, counts > 0, counts)
+    log_p = output.logits.double().sigmoid().clamp(1e-300, 1 - 1e-16).log()
+    if mode == "single_path":  # of the path's end
+        expected = -log_p[torch.arange(len(leaves)), leaves].sum()
+    else:
+        expected = sets_nll(log_p, labels, taxonomy)
+    found = (weights * losses).sum() * counts.sum()
+    assert (abs((found - expected).item()) < 1e-5 * expected.item()) is equal
+
+
+def sets_nll(log_p, labels, taxonomy):
+    """-log P of the label sets by a plain loop: each label given its parent, where that is true."""
+    parent_of = {child: parent for parent, child in taxonomy.edges.tolist()}
+    total = 0.0
+    for row, truth in zip(log_p.exp().tolist(), labels.tolist()):
+        for label in range(taxonomy.num_labels):
+            parent = parent_of.get(label)
+            if parent is None or truth[parent]:
+                p = row[label] / (1.0 if parent is None else row[parent])
+                total -= torch.tensor(p if truth[label] else 1 - p, dtype=torch.float64).log()
+    return total
 
 
 # ---- State ----
