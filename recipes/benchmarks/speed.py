@@ -25,6 +25,7 @@ from datasets import Dataset
 from search_speed import path_search
 from timing import (
     Action,
+    CountsTokens,
     fresh_seconds,
     index_labels,
     peak_bytes,
@@ -34,7 +35,6 @@ from timing import (
     tree_edges,
     tree_of_depth,
 )
-from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -313,26 +313,6 @@ def prediction(options: argparse.Namespace) -> Iterator[Row]:
                 target="" if name.startswith("pipeline") else "0.5", documents_per_second=options.texts / took,
                 tokens=given[name].tokens / sum(lengths),
             )  # fmt: skip
-
-
-class CountsTokens:
-    """An action that counts what the embedding of the tokens is given in it, padding included."""
-
-    def __init__(self, action: Action, tokenizer: Any):
-        self.action, self.vocabulary, self.tokens = action, len(tokenizer), 0
-
-    def __call__(self) -> None:
-        self.tokens = 0
-
-        def count(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            if isinstance(module, torch.nn.Embedding) and module.num_embeddings >= self.vocabulary:
-                self.tokens += inputs[0].numel()
-
-        handle = register_module_forward_pre_hook(count)
-        try:
-            self.action()
-        finally:
-            handle.remove()
 
 
 def imports(options: argparse.Namespace) -> Iterator[Row]:

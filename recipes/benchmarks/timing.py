@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
 from hcal_hf import Taxonomy
@@ -31,6 +32,26 @@ def side_by_side(actions: Mapping[str, Action], rounds: int, warm: int = 1) -> d
     first = next(iter(times.values()))
     ratios = {name: [own / reference for own, reference in zip(taken, first)] for name, taken in times.items()}
     return {name: (statistics.median(taken), statistics.median(ratios[name])) for name, taken in times.items()}
+
+
+class CountsTokens:
+    """An action that counts what the embedding of the tokens is given in it, padding included."""
+
+    def __init__(self, action: Action, tokenizer: Any):
+        self.action, self.vocabulary, self.tokens = action, len(tokenizer), 0
+
+    def __call__(self) -> None:
+        self.tokens = 0
+
+        def count(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(module, torch.nn.Embedding) and module.num_embeddings >= self.vocabulary:
+                self.tokens += inputs[0].numel()
+
+        handle = register_module_forward_pre_hook(count)
+        try:
+            self.action()
+        finally:
+            handle.remove()
 
 
 def seconds(action: Action, rounds: int) -> float:
