@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from baselines import closure_of
 from datasets import DatasetDict
-from frozen import ANCHORS, DEFAULT_HEADS
+from frozen import ANCHORS, DEFAULT_HEADS, LINEAR
 from results import Row, store
 from scoring import Outputs, Problem, answers_of, scores, selection_score
 from tasks import (
@@ -68,6 +68,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "multi_path": {
         "lookahead_sigmoid + anchors": {"head": "lookahead_sigmoid", **ANCHORS},
         "conditional_sigmoid + anchors": {"head": "conditional_sigmoid", **ANCHORS},
+        "lookahead_sigmoid, linear + anchors": {"head": "lookahead_sigmoid", **LINEAR, **ANCHORS},
         "lookahead_sigmoid + anchors, likelihood": {
             "head": "lookahead_sigmoid",
             **ANCHORS,
