@@ -1,29 +1,20 @@
-"""Hierarchical text classification for transformers: HCAL and what makes it agree with the hierarchy."""
+"""Hierarchical text classification for transformers: HCAL, and heads that agree with the hierarchy.
+
+The root of the package holds what a saved model carries to the Hub. Everything else lives in a wing and is imported at
+its first use: `metrics`, `data`, `training`, `sklearn` and `commands`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import is_sklearn_available
 
 from .configuration_hcal import HcalConfig
 from .modeling_hcal import HcalForSequenceClassification, HcalOutput, HcalPreTrainedModel
 from .pipeline_hcal import TASK, HierarchicalTextClassificationPipeline
 from .taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from .calibration import fit_temperature
-    from .data import BadRowsError, HcalDataCollator, build_taxonomy, encode_dataset
-    from .decoding import decode
-    from .evaluation import compute_metrics
-    from .features import pooled_features
-    from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
-    from .path_search import PathSearch
-    from .risk import calibrate_risk, describe_answers
-    from .thresholds import tune_thresholds
-    from .trainer import HcalTrainer
-    from .training_args import HcalTrainingArguments
-    from .weighting import LossWeighter
 
 AutoConfig.register("hcal", HcalConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(HcalConfig, HcalForSequenceClassification, exist_ok=True)
@@ -36,33 +27,63 @@ PIPELINE_REGISTRY.register_pipeline(
 
 __version__ = "0.1.0"
 
-# What inference does not need comes in at its first use: datasets, evaluate and the Trainer take seconds to import.
+# The module of each name that is imported at its first use: datasets, evaluate and the Trainer take seconds to import.
 _LAZY = {
-    "BadRowsError": "data",
-    "HcalDataCollator": "data",
-    "HcalTrainer": "trainer",
-    "HcalTrainingArguments": "training_args",
-    "LossWeighter": "weighting",
+    "BadRowsError": "data.encoding",
+    "BestPaths": "path_search",
+    "DataArguments": "commands.train",
+    "EvaluationArguments": "commands.evaluate",
+    "HcalClassifier": "sklearn.classifier",
+    "HcalDataCollator": "data.encoding",
+    "HcalTrainer": "training.trainer",
+    "HcalTrainingArguments": "training.arguments",
+    "LossWeighter": "training.weighting",
+    "ModelArguments": "commands.train",
     "PathSearch": "path_search",
-    "build_taxonomy": "data",
-    "calibrate_risk": "risk",
+    "PredictionArguments": "commands.predict",
+    "Predictor": "commands.predict",
+    "TableArguments": "commands.train",
+    "WEIGHTERS": "training.weighting",
+    "best_of_all": "path_search",
+    "build_page": "commands.demo.page",
+    "build_taxonomy": "data.encoding",
+    "build_weighter": "training.weighting",
+    "calibrate_risk": "training.risk",
+    "calibration_metrics": "training.calibration",
     "calibration_scores": "metrics",
     "classification_scores": "metrics",
-    "compute_metrics": "evaluation",
+    "compute_metrics": "training.evaluation",
     "decode": "decoding",
-    "describe_answers": "risk",
-    "encode_dataset": "data",
-    "fit_temperature": "calibration",
+    "describe_answers": "training.risk",
+    "document_scores": "training.calibration",
+    "encode_dataset": "data.encoding",
+    "encode_splits": "commands.train",
+    "evaluate_model": "commands.evaluate",
+    "export_onnx": "commands.export",
+    "fit_head": "training.solver",
+    "fit_temperature": "training.calibration",
     "hierarchical_scores": "metrics",
-    "pooled_features": "features",
-    "tune_thresholds": "thresholds",
+    "load_data": "commands.train",
+    "load_model": "commands.evaluate",
+    "negative_log_likelihood": "training.calibration",
+    "open_session": "commands.export",
+    "pooled_features": "training.features",
+    "predict_file": "commands.predict",
+    "quantize_int8": "commands.export",
+    "run_training": "commands.train",
+    "solve": "training.solver",
+    "target_matrix": "training.evaluation",
+    "tune_for_decoding": "training.thresholds",
+    "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
 }
-# Needs scikit-learn, which is no dependency: not among the names that `import *` brings.
-_EXTRA = {"HcalClassifier": "classifier"}
-
 __all__ = [
+    "WEIGHTERS",
     "BadRowsError",
+    "BestPaths",
+    "DataArguments",
+    "EvaluationArguments",
+    "HcalClassifier",
     "HcalConfig",
     "HcalDataCollator",
     "HcalForSequenceClassification",
@@ -72,26 +93,52 @@ __all__ = [
     "HcalTrainingArguments",
     "HierarchicalTextClassificationPipeline",
     "LossWeighter",
+    "ModelArguments",
     "PathSearch",
+    "PredictionArguments",
+    "Predictor",
+    "TableArguments",
     "Taxonomy",
+    "best_of_all",
+    "build_page",
     "build_taxonomy",
+    "build_weighter",
     "calibrate_risk",
+    "calibration_metrics",
     "calibration_scores",
     "classification_scores",
     "compute_metrics",
     "decode",
     "describe_answers",
+    "document_scores",
     "encode_dataset",
+    "encode_splits",
+    "evaluate_model",
+    "export_onnx",
+    "fit_head",
     "fit_temperature",
     "hierarchical_scores",
+    "load_data",
+    "load_model",
+    "negative_log_likelihood",
+    "open_session",
     "pooled_features",
+    "predict_file",
+    "quantize_int8",
+    "run_training",
+    "solve",
+    "target_matrix",
+    "tune_for_decoding",
     "tune_thresholds",
     "violation_rates",
 ]
+# The estimator needs scikit-learn, which is no dependency: without it `from hcal_hf import *` leaves the name out.
+if not is_sklearn_available():
+    __all__.remove("HcalClassifier")
 
 
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name) or _EXTRA.get(name)
+    module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{module}", __name__), name)
@@ -100,4 +147,38 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_EXTRA})
+    return sorted({*globals(), *_LAZY})
+
+
+if TYPE_CHECKING:
+    from .commands.demo.page import build_page
+    from .commands.evaluate import EvaluationArguments, evaluate_model, load_model
+    from .commands.export import export_onnx, open_session, quantize_int8
+    from .commands.predict import PredictionArguments, Predictor, predict_file
+    from .commands.train import (
+        DataArguments,
+        ModelArguments,
+        TableArguments,
+        encode_splits,
+        load_data,
+        run_training,
+    )
+    from .data.encoding import BadRowsError, HcalDataCollator, build_taxonomy, encode_dataset
+    from .decoding import decode
+    from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
+    from .path_search import BestPaths, PathSearch, best_of_all
+    from .sklearn.classifier import HcalClassifier
+    from .training.arguments import HcalTrainingArguments
+    from .training.calibration import (
+        calibration_metrics,
+        document_scores,
+        fit_temperature,
+        negative_log_likelihood,
+    )
+    from .training.evaluation import compute_metrics, target_matrix
+    from .training.features import pooled_features
+    from .training.risk import calibrate_risk, describe_answers
+    from .training.solver import fit_head, solve
+    from .training.thresholds import tune_for_decoding, tune_thresholds
+    from .training.trainer import HcalTrainer
+    from .training.weighting import WEIGHTERS, LossWeighter, build_weighter

@@ -30,7 +30,7 @@ _LOADER_KEYS = (
     "token",
 )
 
-# A risk_threshold above every probability (`hcal_hf.risk.NEVER`).
+# A risk_threshold above every probability (`hcal_hf.training.risk.NEVER`).
 _NEVER = 2.0
 
 # The coherent heads that are best on the validation splits of recipes/benchmarks.

@@ -54,7 +54,7 @@ def decode(
             sum of all p), with p first lowered to its ancestors' smallest.
             `"risk"`: the labels whose p, lowered to its ancestors' smallest, is at least `risk_threshold`; in single_path
             only those of the path that `path` finds. The sets are nested in `risk_threshold`
-            ([`hcal_hf.risk.calibrate_risk`] finds it).
+            ([`hcal_hf.calibrate_risk`] finds it).
             Default: `path` for single_path, `closure` for multi_path.
         threshold (`float`, or a sequence or tensor of shape `[L]`, *optional*): lowest probability of a predicted label,
             for all or for each, compared as log p >= log t (0 lets every label pass); 0.5 for multi_path, none for

@@ -301,7 +301,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             raise ValueError(
                 "This model's head was fitted without its labels' words (anchor_scale is 0 at every level, the better "
                 "choice on its validation documents): a label's words say nothing to it. Train it again with the new "
-                "labels in the taxonomy, or fit the head with hcal_hf.solver.fit_head(..., anchored=True) first."
+                "labels in the taxonomy, or fit the head with hcal_hf.fit_head(..., anchored=True) first."
             )
         config, source = extended_config(self.config, paths, descriptions)
         grown = type(self)(config, encoder=self.encoder).to(device=self.device)

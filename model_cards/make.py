@@ -24,8 +24,8 @@ from transformers import AutoTokenizer, TrainerState, set_seed
 
 from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy, build_taxonomy
 from hcal_hf.card_facts import Details
-from hcal_hf.features import pooled_features
-from hcal_hf.runner import DataArguments, encode, load_data
+from hcal_hf.commands.train import DataArguments, encode_splits, load_data
+from hcal_hf.training.features import pooled_features
 
 HERE = Path(__file__).parent
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -134,7 +134,7 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
     settings |= {"score_function": "linear", "prototype_anchor": "label_text"}
     model = HcalForSequenceClassification.from_encoder(encoder, taxonomy, **settings)
     model.encoder.requires_grad_(False)
-    encoded = encode(raw, taxonomy, tokenizer, tables, mode, partial)
+    encoded = encode_splits(raw, taxonomy, tokenizer, tables, mode, partial)
     table = DatasetDict(
         {split: pooled_features(model, rows, tokenizer, cache_dir=cache) for split, rows in encoded.items()}
     )
@@ -164,7 +164,7 @@ def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None
     tables, raw = tables_of(recipe, folder)
     tables.max_length = FINE_TUNED_LENGTHS.get(base, recipe["max_length"])
     partial = model.config.partial_paths
-    table = encode(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], partial)
+    table = encode_splits(raw, model.taxonomy, tokenizer, tables, recipe["label_mode"], partial)
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
     trainer.state = TrainerState.load_from_json(str(trained / "trainer_state.json"))
     if recipe["label_mode"] == "multi_path":

@@ -2,11 +2,10 @@
 
     python recipes/evaluate.py outputs/quickstart/model --data_dir outputs/quickstart/data --temperature --tune macro_f1
 
-Every argument of hcal_hf.evaluator's EvaluationArguments and of hcal_hf.runner's TableArguments can stand on the command
-line; --help lists them.
+The command line takes every argument of EvaluationArguments and TableArguments; --help lists them.
 """
 
-from hcal_hf.evaluator import evaluate, parse_arguments
+from hcal_hf.commands.evaluate import evaluate_model, parse_arguments
 
 if __name__ == "__main__":
-    evaluate(*parse_arguments())
+    evaluate_model(*parse_arguments())

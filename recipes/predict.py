@@ -8,8 +8,8 @@ the second with the rows shared out over the processes. The arguments are those 
 
 import sys
 
-from hcal_hf.cli import main
-from hcal_hf.runner import end_processes
+from hcal_hf.commands.main import main
+from hcal_hf.commands.train import end_processes
 
 if __name__ == "__main__":
     status = main(["predict", *sys.argv[1:]])

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import tiny_bert
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
@@ -13,6 +12,7 @@ from hcal_hf import (
     encode_dataset,
 )
 from hcal_hf.anchors import embed_texts, label_texts
+from tests.builders import tiny_bert
 
 
 @pytest.fixture

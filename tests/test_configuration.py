@@ -1,11 +1,11 @@
 import re
 
 import pytest
-from conftest import tiny_bert
 from transformers import AutoConfig, BertConfig
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
-from hcal_hf.risk import NEVER
+from hcal_hf.training.risk import NEVER
+from tests.builders import tiny_bert
 
 
 def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):

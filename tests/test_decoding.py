@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_dag, random_forest
 
 from hcal_hf import decode
 from hcal_hf.metrics import violation_rates
+from tests.builders import random_dag, random_forest
 
 
 def ancestors(taxonomy, node):

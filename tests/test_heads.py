@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_dag, random_forest, random_multi_hot, tiny_bert
 
 from hcal_hf import HcalConfig, Taxonomy
 from hcal_hf.heads import build_head, log1mexp, log_probs_to_logits, segment_logsumexp
 from hcal_hf.targets import Targets
+from tests.builders import random_dag, random_forest, random_multi_hot, tiny_bert
 
 
 def make_head(taxonomy, label_mode, **config):

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model
 from datasets import Dataset
-from hub_processes import TEXTS, labels_of, outputs_of
-from hub_server import HubServer
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -22,6 +19,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import hcal_hf
 from hcal_hf import HcalConfig, HcalTrainer, HcalTrainingArguments
 from hcal_hf.hub import TASK, CustomPipelines, clear_push_errors
+from tests.builders import build_model
+from tests.hub_processes import TEXTS, labels_of, outputs_of
+from tests.hub_server import HubServer
 
 PACKAGE = Path(hcal_hf.__file__).parent
 PROCESSES = Path(__file__).parent / "hub_processes.py"

@@ -1,50 +1,135 @@
-"""The model's files import nothing but each other and what comes with transformers, so that the Hub can carry them."""
+"""The layout: the root travels with every saved model, and each wing imports the root and the wings before it."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hcal_hf
 
-PACKAGE = Path(__file__).parent.parent / "hcal_hf"
-ENTRY = ("modeling_hcal", "configuration_hcal", "pipeline_hcal")
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hcal_hf"
+# A wing imports the root and the wings to its left.
+WINGS = ("metrics", "data", "training", "sklearn", "commands")
+# What comes with transformers and torch: a model on the Hub can import nothing else.
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
+LONGEST = 500
+# Longer files, each with the reason why it stays one file.
+LONG_FILES: dict[str, str] = {}
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
-def imports(name):
-    """(siblings, other top-level modules) that a file of the package imports, anywhere in it."""
+def module_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports(path, at_import_only=False):
+    """(modules of the package, other top-level modules) that a file imports.
+
+    With `at_import_only`, only the imports that run when the file is imported, which a cycle would break.
+    """
     siblings, others = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.parent.relative_to(PACKAGE).parts
+    for node in tree.body if at_import_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1, f"{name}: only siblings are carried"
-            assert node.module, f"{name}: `from . import x` is not found by transformers"
-            siblings.add(node.module)
+            base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
+            base = tuple(part for part in base if part)
+            # `from .package import module` names a module; every other name is in the module itself.
+            named = {(*base, alias.name) for alias in node.names if (*base, alias.name) in MODULES}
+            siblings |= named or {base}
         elif isinstance(node, ast.ImportFrom):
             others.add(node.module.split(".")[0])
     return siblings, others
 
 
-def test_the_models_files_import_only_each_other_and_what_transformers_brings():
-    found, waiting = set(), list(ENTRY)
+def wing_of(module):
+    return module[0] if len(module) > 1 or (module[:1] and module[0] in WINGS) else None
+
+
+def root_files():
+    return [path for path in FILES if path.parent == PACKAGE and path.name != "__init__.py"]
+
+
+def test_every_folder_of_the_package_is_a_wing_that_the_order_names():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and list(path.glob("*.py"))}
+    assert folders == set(WINGS)
+
+
+@pytest.mark.parametrize("path", root_files(), ids=lambda path: path.stem)
+def test_a_root_file_imports_only_root_files_and_what_comes_with_transformers(path):
+    siblings, others = imports(path)
+    assert {wing_of(module) for module in siblings} <= {None}, "a model on the Hub carries no wing"
+    assert others <= ALLOWED, f"{path.name} imports {others - ALLOWED}"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.module, f"{path.name}: transformers does not find `from . import x`"
+
+
+def test_every_root_file_travels_with_the_model():
+    found, waiting = set(), [PACKAGE / "modeling_hcal.py"]
     while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        assert "." not in name, f"{name} lies in a sub-package, which a Hub repository cannot carry"
-        siblings, others = imports(name)
-        assert others <= ALLOWED, f"{name} imports {others - ALLOWED}"
-        waiting += siblings
-    assert {"taxonomy", "heads", "prototypes", "objectives", "decoding", "targets"} <= found
-    assert not found & {"trainer", "data", "features", "runner", "evaluation"}
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [MODULES[module] for module in imports(path)[0]]
+    assert found == set(root_files())
 
 
-def test_everything_exported_exists_and_is_sorted():
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE], ids=lambda p: ".".join(module_of(p)))
+def test_a_wing_imports_the_root_and_earlier_wings_only(path):
+    own = WINGS.index(path.relative_to(PACKAGE).parts[0])
+    later = [".".join(m) for m in imports(path)[0] if wing_of(m) and WINGS.index(wing_of(m)) > own]
+    assert later == []
+
+
+def test_no_two_modules_import_each_other():
+    edges = {module: imports(path, at_import_only=True)[0] for module, path in MODULES.items()}
+    done, active = set(), []
+
+    def visit(module):
+        assert module not in active, " -> ".join(".".join(m) for m in [*active[active.index(module) :], module])
+        if module in done:
+            return
+        active.append(module)
+        for imported in edges.get(module, ()):
+            visit(imported)
+        done.add(active.pop())
+
+    for module in edges:
+        visit(module)
+
+
+def test_the_package_imports_its_wings_lazily():
+    siblings, _ = imports(PACKAGE / "__init__.py", at_import_only=True)
+    assert {wing_of(module) for module in siblings} == {None}
+
+
+def test_no_file_is_long_without_a_reason():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in [*FILES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")]
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST
+    }
+    assert set(long) == set(LONG_FILES), long
+    assert all(reason.endswith(".") for reason in LONG_FILES.values())
+
+
+def test_everything_exported_exists_once():
     assert [name for name in hcal_hf.__all__ if not hasattr(hcal_hf, name)] == []
-    assert sorted(hcal_hf.__all__) == hcal_hf.__all__
+    assert len(set(hcal_hf.__all__)) == len(hcal_hf.__all__)
+
+
+def test_the_package_is_marked_as_typed():
+    assert (PACKAGE / "py.typed").exists()
 
 
 def test_inference_needs_neither_datasets_nor_the_trainer():
@@ -55,3 +140,17 @@ def test_inference_needs_neither_datasets_nor_the_trainer():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_star_import_needs_no_extra():
+    code = (
+        "import importlib.util, sys\n"
+        "hidden = ('sklearn', 'gradio', 'onnx', 'onnxruntime', 'matplotlib')\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name.split('.')[0] in hidden else find(name, *a)\n"
+        "from hcal_hf import *\n"
+        "assert not [name for name in hidden if name in sys.modules]\n"
+        "print(HcalTrainer.__name__, export_onnx.__name__, 'HcalClassifier' in globals())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["HcalTrainer", "export_onnx", "False"]

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import build_model
 from datasets import Dataset
-from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
-from test_runner import config_file, data_dir  # noqa: F401
 from transformers import BertConfig
 
 import hcal_hf.card_file as card_file
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
 from hcal_hf.card_facts import Details, Evaluation, Facts
 from hcal_hf.card_file import is_generated, save_minimal_card, write_card
+from hcal_hf.commands.train import parse_arguments, run_training
 from hcal_hf.markdown import block, cell, code, isolated, prose, readable, table
 from hcal_hf.model_card import build_card, encoder_id, tree_lines
-from hcal_hf.runner import parse_arguments, run
+from tests.builders import build_model
+from tests.commands.test_train import config_file, data_dir  # noqa: F401
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_aSecretThatNobodyMayRead"
@@ -345,7 +345,7 @@ def rows_of(taxonomy, tokenizer, texts=("stars", "atoms", "genes", "plants", "po
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than these tests."""
-    monkeypatch.setattr("hcal_hf.card_mixin.ModelCardMixin._draw_figures", lambda *args: {})
+    monkeypatch.setattr("hcal_hf.training.card_mixin.ModelCardMixin._draw_figures", lambda *args: {})
 
 
 @pytest.fixture
@@ -531,7 +531,7 @@ def test_a_run_writes_the_card_of_its_test_results(tmp_path, encoder_dir, data_d
     path = config_file(
         tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, card=details, max_steps=4, logging_steps=2
     )
-    metrics = run(*parse_arguments([path]))
+    metrics = run_training(*parse_arguments([path]))
     text = (tmp_path / "out" / "README.md").read_text()
     assert is_generated(tmp_path / "out" / "README.md")
     assert "### test: 7 documents, in percent" in text
@@ -544,7 +544,7 @@ def test_a_run_writes_the_card_of_its_test_results(tmp_path, encoder_dir, data_d
     for place in (str(tmp_path), encoder_dir, str(data_dir)):
         assert place not in text
     with pytest.raises(ValueError, match="no detail 'languages'"):
-        run(*parse_arguments([path, "--card", json.dumps({"languages": "en"})]))
+        run_training(*parse_arguments([path, "--card", json.dumps({"languages": "en"})]))
 
 
 # ---- The Hub ----

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import tiny_bert
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -15,6 +14,7 @@ from transformers import (
 )
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalOutput
+from tests.builders import tiny_bert
 
 SIZES = {
     "vocab_size": 50,

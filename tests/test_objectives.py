@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_dag, random_forest, random_multi_hot
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments
 from hcal_hf.objectives import aggregate_losses, class_means
 from hcal_hf.targets import Targets
-from hcal_hf.weighting import UniformWeighter
+from hcal_hf.training.weighting import UniformWeighter
+from tests.builders import random_dag, random_forest, random_multi_hot
 
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments, Taxonomy
 from hcal_hf.decoding import decode
 from hcal_hf.metrics import violation_rates
-from hcal_hf.weighting import HcalWeighter, UniformWeighter
+from hcal_hf.training.weighting import HcalWeighter, UniformWeighter
+from tests.builders import WORDS
 
 TWO_LEVELS = Taxonomy.from_paths([[f"c{i // 3}", f"f{i}"] for i in range(12)])
 THREE_LEVELS = Taxonomy.from_paths([[f"a{i // 6}", f"b{i // 2}", f"f{i}"] for i in range(12)])

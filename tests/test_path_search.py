@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, random_forest
 from torch.nn import functional as F
 
 from hcal_hf import HierarchicalTextClassificationPipeline, PathSearch, Taxonomy
 from hcal_hf.path_search import best_of_all, is_searchable
+from tests.builders import build_model, random_forest
 
 CONFIGS = {
     "softmax": {"label_mode": "single_path", "head": "conditional_softmax"},

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import build_tokenizer
 from datasets import Dataset
 from transformers import pipeline
 
 from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy, encode_dataset
+from tests.builders import build_tokenizer
 
 TAXONOMY = Taxonomy.from_edges(
     [

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import import_benchmarks, random_forest, random_multi_hot
 from torch.nn import functional as F
 
 from hcal_hf import prototypes as module
 from hcal_hf.prototypes import LabelPrototypes
+from tests.builders import import_benchmarks, random_forest, random_multi_hot
 
 
 def make_prototypes(anchored=False, linear=False):

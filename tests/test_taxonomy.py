@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from conftest import random_dag, random_forest
 
 from hcal_hf import Taxonomy
 from hcal_hf.taxonomy import split_path
+from tests.builders import random_dag, random_forest
 
 
 def slow_depth(node, parents):

@@ -20,11 +20,11 @@ from tasks import LEFT_OUT, Task, record
 from torch.nn import functional as F
 
 from hcal_hf import HcalForSequenceClassification, Taxonomy, decode
-from hcal_hf.calibration import calibration_metrics, document_scores, fit_temperature, negative_log_likelihood
+from hcal_hf.commands.train import DataArguments, load_data
 from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.risk import calibrate_risk, describe_answers
-from hcal_hf.runner import DataArguments, load_data
-from hcal_hf.thresholds import tune_for_decoding
+from hcal_hf.training.calibration import calibration_metrics, document_scores, fit_temperature, negative_log_likelihood
+from hcal_hf.training.risk import calibrate_risk, describe_answers
+from hcal_hf.training.thresholds import tune_for_decoding
 
 Measurement = dict[str, Any]
 ALPHAS = (0.05, 0.1, 0.2)

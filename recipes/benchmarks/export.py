@@ -21,10 +21,10 @@ import onnxruntime
 import torch
 
 from hcal_hf import HcalDataCollator, HcalForSequenceClassification, classification_scores, decode
-from hcal_hf.evaluation import target_matrix
-from hcal_hf.evaluator import load_model
-from hcal_hf.export import export_onnx, open_session, quantize_int8
-from hcal_hf.runner import TableArguments, encode, load_data
+from hcal_hf.commands.evaluate import load_model
+from hcal_hf.commands.export import export_onnx, open_session, quantize_int8
+from hcal_hf.commands.train import TableArguments, encode_splits, load_data
+from hcal_hf.training.evaluation import target_matrix
 
 Batch = dict[str, np.ndarray]
 VARIANTS: dict[str, dict[str, bool]] = {
@@ -92,7 +92,7 @@ def main() -> None:
     tables = TableArguments(data_dir=args.data_dir, max_length=args.max_length, leave_out=args.leave_out)
     config = model.config
     raw = load_data(tables, ["test"])
-    rows = encode(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)["test"]
+    rows = encode_splits(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)["test"]
     collate = HcalDataCollator(tokenizer, model.taxonomy)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

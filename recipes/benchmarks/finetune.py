@@ -51,7 +51,7 @@ from hcal_hf import (
     HcalTrainingArguments,
     encode_dataset,
 )
-from hcal_hf.runner import DataArguments, load_data
+from hcal_hf.commands.train import DataArguments, load_data
 
 RATES = (1e-4, 2e-4)
 EPOCHS = 4

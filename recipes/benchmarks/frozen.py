@@ -23,8 +23,8 @@ from tasks import ENCODER, SPLITS, Features, Task, add_options, make_model
 from transformers import BertConfig, PrinterCallback
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments
-from hcal_hf.solver import fit_head, solve
-from hcal_hf.weighting import build_weighter
+from hcal_hf.training.solver import fit_head, solve
+from hcal_hf.training.weighting import build_weighter
 
 EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30}
 BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64}

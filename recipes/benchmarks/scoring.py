@@ -8,7 +8,7 @@ import torch
 
 from hcal_hf import Taxonomy, decode
 from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.thresholds import tune_for_decoding, tune_thresholds
+from hcal_hf.training.thresholds import tune_for_decoding, tune_thresholds
 
 # How thresholds may be tuned; which way is cross-validated on the validation split, for each method and metric.
 THRESHOLD_WAYS: tuple[dict[str, Any], ...] = (

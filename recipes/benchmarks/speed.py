@@ -56,10 +56,10 @@ from hcal_hf import (
     decode,
     encode_dataset,
 )
+from hcal_hf.commands.predict import PredictionArguments, predict_file
 from hcal_hf.heads import HEADS
 from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.precision import has_bfloat16
-from hcal_hf.predictor import PredictionArguments, predict_file
+from hcal_hf.training.precision import has_bfloat16
 
 HERE = Path(__file__).parent
 RESULTS, PAGE, HEAD = HERE / "speed.json", HERE / "speed.md", HERE / "speed_head.md"

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, BertConfig
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy, encode_dataset
 from hcal_hf.anchors import embed_texts
-from hcal_hf.features import pooled_features
-from hcal_hf.runner import DataArguments, load_data
+from hcal_hf.commands.train import DataArguments, load_data
+from hcal_hf.training.features import pooled_features
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 RESULTS = Path(__file__).with_name("results.json")

@@ -31,8 +31,8 @@ from hcal_hf import (
     Taxonomy,
     decode,
 )
-from hcal_hf.features import pooled_features
 from hcal_hf.metrics import classification_scores, violation_rates
+from hcal_hf.training.features import pooled_features
 
 T = TypeVar("T")
 # The coherent heads that the weighters are compared with.

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
 from hcal_hf import HcalForSequenceClassification, encode_dataset
-from hcal_hf.features import CACHE_FOLDER, pooled_features
+from hcal_hf.training.features import CACHE_FOLDER, pooled_features
 
 LabelPath = tuple[str, ...]
 Features = NDArray[np.float32]

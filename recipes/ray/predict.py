@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from hcal_hf.evaluator import load_model
-from hcal_hf.predictor import PredictionArguments, Predictor
+from hcal_hf.commands.evaluate import load_model
+from hcal_hf.commands.predict import PredictionArguments, Predictor
 
 READERS = {".parquet": ray.data.read_parquet, ".csv": ray.data.read_csv, ".jsonl": ray.data.read_json}
 COLUMNS = {"labels", "scores", "paths", "problem"}

@@ -1,0 +1,1 @@
+"""The command `hcal`: one module for each subcommand."""

@@ -1,0 +1,247 @@
+"""The label tree of the demonstration page: probabilities and predictions as HTML."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import torch
+
+from ...decoding import raise_to_descendants
+from ...taxonomy import SEPARATOR, Taxonomy
+
+# Branches of at least this probability are open.
+OPEN_FROM = 0.2
+
+# Paths in words above the tree; more are counted.
+MAX_ANSWERS = 20
+
+# Colours are those of gradio's theme, light or dark. No backslash and no "${": gradio reads this as a template.
+CSS = """
+color: var(--body-text-color);
+.hcal-answer { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 16px; margin-bottom: 16px;
+    background: var(--background-fill-secondary); overflow-wrap: anywhere; }
+.hcal-answer p { margin: 0 0 6px; }
+.hcal-answer :last-child { margin-bottom: 0; }
+.hcal-text, .hcal-note, .hcal-rest { color: color-mix(in srgb, var(--body-text-color) 75%, transparent); font-size: 0.9em; }
+& ul { list-style: none; margin: 0; padding: 0; }
+.hcal-paths li { display: flex; justify-content: space-between; gap: 16px; font-weight: 600; padding: 2px 0; }
+.hcal-tree ul { margin-left: 9px; padding-left: 12px; border-left: 1px solid var(--border-color-primary); }
+.hcal-row { display: flex; align-items: center; gap: 8px; padding: 3px 4px; border-radius: 4px; line-height: 1.4; }
+& summary { list-style: none; cursor: pointer; }
+& summary::-webkit-details-marker { display: none; }
+& summary:hover { background: var(--background-fill-secondary); }
+& summary:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 1px; }
+.hcal-fold { flex: 0 0 10px; }
+& summary .hcal-fold::before { content: "▸"; display: inline-block; }
+& details[open] > summary .hcal-fold::before { transform: rotate(90deg); }
+.hcal-mark { flex: 0 0 14px; font-weight: 700; color: var(--color-accent); }
+.hcal-name { flex: 1 1 auto; min-width: 0; overflow-wrap: anywhere; }
+.hcal-predicted .hcal-name { font-weight: 600; }
+.hcal-bar { position: relative; flex: 0 0 clamp(48px, 13vw, 170px); height: 10px; border-radius: 2px;
+    background: var(--border-color-primary); }
+.hcal-bar > span { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 2px;
+    background: var(--body-text-color-subdued); }
+.hcal-predicted .hcal-bar > span { background: var(--color-accent); }
+.hcal-bar > i { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px;
+    background: color-mix(in srgb, var(--body-text-color) 80%, transparent); }
+.hcal-number { flex: 0 0 3.6em; text-align: right; font-variant-numeric: tabular-nums; }
+.hcal-rest { padding: 3px 4px 3px 22px; }
+.hcal-note { margin: 12px 0 0; }
+.hcal-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+"""
+
+# Folds that a reader has opened or closed stay so while threshold and decision change; a new text starts afresh, and where
+# its answer lies below the screen (the columns are stacked on a telephone) it is brought up.
+SCRIPT = """
+let reading = null;
+const chosen = new Map();
+const apply = () => {
+    const result = element.querySelector('[data-reading]');
+    if (!result || result.dataset.reading !== reading) {
+        chosen.clear();
+        reading = result && result.dataset.reading;
+        if (element.getBoundingClientRect().top > window.innerHeight - 80) element.scrollIntoView();
+    }
+    element.querySelectorAll('details').forEach((branch) => {
+        if (chosen.has(branch.dataset.branch)) branch.open = chosen.get(branch.dataset.branch);
+    });
+};
+element.addEventListener('click', (event) => {
+    const summary = event.target.closest('summary');
+    if (summary) chosen.set(summary.parentElement.dataset.branch, !summary.parentElement.open);
+});
+watch('value', apply);
+"""
+
+
+def shown_labels(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy, limit: int) -> np.ndarray:
+    """The labels that a tree of bounded size holds: predicted ones first, then the most probable, with their ancestors.
+
+    A label ranks with the best of its descendants, so that none is shown without its parents and no probable label is
+    lost below an improbable parent.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `[L]`).
+        predicted (bool `torch.Tensor` of shape `[L]`).
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        limit (`int`): the most labels.
+
+    Returns:
+        bool `np.ndarray` of shape `[L]`.
+    """
+    ranks = raise_to_descendants((probabilities + predicted.to(probabilities))[None], taxonomy)[0]
+    # Stable, and parents have smaller indices than children: at equal rank the parent comes first.
+    order = ranks.argsort(descending=True, stable=True)
+    shown = np.zeros(taxonomy.num_labels, dtype=bool)
+    shown[order[:limit].numpy()] = True
+    return shown
+
+
+def tree_html(
+    probabilities: torch.Tensor,
+    predicted: torch.Tensor,
+    taxonomy: Taxonomy,
+    limit: int,
+    thresholds: Sequence[float] | None = None,
+) -> str:
+    """The taxonomy as nested lists, the most probable label first; branches are `<details>`.
+
+    Branches that hold a prediction or have a probability of at least 0.2 are open. At most `limit` labels are shown, what
+    is left out is counted where it stands. A label of a DAG stands below each of its parents, its own branch below
+    the first of them alone.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `[L]`).
+        predicted (bool `torch.Tensor` of shape `[L]`).
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        limit (`int`): the most labels.
+        thresholds (L numbers, *optional*): lowest probability of each predicted label, a tick on its bar.
+
+    Returns:
+        HTML, all names escaped.
+    """
+    shown = shown_labels(probabilities, predicted, taxonomy, limit)
+    return _Tree(probabilities.double().numpy(), predicted.numpy(), taxonomy, shown, thresholds).html()
+
+
+class _Tree:
+    """The lists over the shown labels; what it keeps of the others are counts and largest probabilities."""
+
+    def __init__(
+        self,
+        probabilities: np.ndarray,
+        predicted: np.ndarray,
+        taxonomy: Taxonomy,
+        shown: np.ndarray,
+        thresholds: Sequence[float] | None,
+    ):
+        self.probabilities, self.predicted, self.taxonomy = probabilities, predicted, taxonomy
+        self.thresholds = thresholds
+        self.num_shown = int(shown.sum())
+        parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
+        inside = shown[children]  # so are its parents
+        self.children: dict[int, list[int]] = {}
+        for parent, child in taxonomy.edges[inside].tolist():
+            self.children.setdefault(parent, []).append(child)
+        outside = shown[parents] & ~inside
+        self.num_left_out = np.bincount(parents[outside], minlength=taxonomy.num_labels)
+        self.most_left_out = np.zeros(taxonomy.num_labels)
+        np.maximum.at(self.most_left_out, parents[outside], probabilities[children[outside]])
+        roots = np.arange(taxonomy.num_labels)[taxonomy.levels[0]]
+        self.roots = roots[shown[roots]].tolist()
+        self.roots_left_out = roots[~shown[roots]]
+        self.is_open = shown & (predicted | (probabilities >= OPEN_FROM))
+        for parent, child in taxonomy.edges[inside][::-1].tolist():  # from the deepest level up
+            self.is_open[parent] |= self.is_open[child]
+        self.branch_of: dict[int, int | None] = {}  # the parent below which a label's own branch stands
+
+    def html(self) -> str:
+        left_out = self.roots_left_out
+        rest = self._rest(len(left_out), self.probabilities[left_out].max(initial=0.0))
+        total = self.taxonomy.num_labels
+        counts = f"{self.num_shown:,} of {total:,} labels are shown." if self.num_shown < total else ""
+        note = f'<p class="hcal-note">{counts}</p>' if counts else ""
+        items = self._items(self.roots, None)
+        return (
+            f'<ul role="list" class="hcal-tree" aria-label="Labels and their probabilities">{items}{rest}</ul>{note}'
+        )
+
+    def _items(self, nodes: list[int], parent: int | None) -> str:
+        return "".join(self._item(node, parent) for node in sorted(nodes, key=lambda node: -self.probabilities[node]))
+
+    def _item(self, node: int, parent: int | None) -> str:
+        has_branch = node in self.children or self.num_left_out[node]
+        if not has_branch:
+            return f"<li>{self._row('div', node)}</li>"
+        if node in self.branch_of:
+            above = self.branch_of[node]
+            assert above is not None  # a root stands in one place
+            name = escape(self.taxonomy.names[above])
+            return f"<li>{self._row('div', node, f' <small>(its labels: see below {name})</small>')}</li>"
+        self.branch_of[node] = parent
+        items = self._items(self.children.get(node, []), node)
+        rest = self._rest(int(self.num_left_out[node]), float(self.most_left_out[node]))
+        state = " open" if self.is_open[node] and items else ""
+        return (
+            f'<li><details data-branch="{node}"{state}>{self._row("summary", node)}'
+            f'<ul role="list">{items}{rest}</ul></details></li>'
+        )
+
+    def _row(self, tag: str, node: int, note: str = "") -> str:
+        p, predicted = float(self.probabilities[node]), bool(self.predicted[node])
+        mark = '✓<span class="hcal-hidden">predicted: </span>' if predicted else ""
+        tick = ""
+        if self.thresholds is not None and 0 < self.thresholds[node] < 1:
+            tick = f'<i style="left:{100 * self.thresholds[node]:.1f}%"></i>'
+        return (
+            f'<{tag} class="hcal-row{" hcal-predicted" if predicted else ""}" data-label="{node}">'
+            f'<span class="hcal-fold"></span><span class="hcal-mark">{mark}</span>'
+            f'<span class="hcal-name">{escape(self.taxonomy.names[node])}{note}</span>'
+            f'<span class="hcal-bar" aria-hidden="true"><span style="width:{100 * p:.1f}%"></span>{tick}</span>'
+            f'<span class="hcal-number">{number(p)}</span></{tag}>'
+        )
+
+    def _rest(self, count: int, most: float) -> str:
+        if not count:
+            return ""
+        return f'<li class="hcal-rest">{count:,} more, {"each " if count > 1 else ""}at most {number(most)}</li>'
+
+
+def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy) -> str:
+    """The predicted paths in words, the most probable first; the first 20, the others are counted.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `[L]`).
+        predicted (bool `torch.Tensor` of shape `[L]`).
+        taxonomy ([`Taxonomy`]): the hierarchy.
+
+    Returns:
+        HTML, all names escaped; the empty string for no labels.
+    """
+    p, ends = probabilities.double().numpy(), predicted.numpy().copy()
+    if not ends.any():
+        return ""
+    parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
+    ends[parents[ends[children]]] = False  # read as a whole before it is written
+    nodes = np.flatnonzero(ends)
+    best = nodes[np.argsort(-p[nodes], kind="stable")]
+    rows = ""
+    for node in best[:MAX_ANSWERS].tolist():
+        paths = taxonomy.paths(node, limit=MAX_ANSWERS + 1)
+        words = escape(SEPARATOR.join(paths[0]))
+        if len(paths) > 1:
+            others = f"{len(paths) - 1}" if len(paths) <= MAX_ANSWERS else f"more than {MAX_ANSWERS - 1}"
+            words += f" (and {others} other path{'' if len(paths) == 2 else 's'} to it)"
+        rows += f"<li><span>{words}</span><span>{number(float(p[node]))}</span></li>"
+    more = len(best) - MAX_ANSWERS
+    rest = f"<p>and {more:,} more.</p>" if more > 0 else ""
+    return f'<p>Predicted:</p><ul role="list" class="hcal-paths">{rows}</ul>{rest}'
+
+
+def number(p: float) -> str:
+    """A probability with three decimals that never says 0 or 1 of what is neither; as HTML."""
+    if 0 < p < 0.0005:
+        return "&lt;0.001"
+    if 0.9995 <= p < 1:
+        return "&gt;0.999"
+    return f"{p:.3f}"

@@ -1,0 +1,1 @@
+"""Tables of texts and labels: reading, checking and encoding them."""

@@ -1,0 +1,113 @@
+"""Training arguments: transformers' own, and what HCAL adds."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from .weighting import WEIGHTERS, check_weighter
+
+PAPER_SETTINGS: dict[str, Any] = {
+    "optim": "sgd",
+    "optim_args": "momentum=0.9",
+    "learning_rate": 0.01,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "weight_decay": 1e-4,
+    "prototype_lr_multipliers": [5.0, 10.0, 20.0],
+    "loss_weighting": "hcal",
+    "loss_weighting_kwargs": {"gamma": 0.5},
+}
+
+
+@dataclass
+class HcalTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] with the arguments of HCAL.
+
+    Differences from the defaults of transformers: none. Added:
+
+    Args:
+        loss_weighting (`str`, defaults to `"uniform"`):
+            Name of the weighter in `hcal_hf.training.weighting.WEIGHTERS`: `hcal`, `hcal_rate`, `uniform`, `fixed`,
+            `likelihood` (worth a try where documents have several paths), `dwa`, `uncertainty`, `famo`, `gradnorm`, or one
+            of your own.
+        loss_weighting_kwargs (`dict`, *optional*):
+            Arguments of the weighter, such as `{"gamma": 0.5}`; its class lists them.
+        head_learning_rate (`float`, *optional*):
+            Learning rate of the projection and the head's own parameters; `learning_rate` by default.
+        prototype_learning_rate (`float`, *optional*):
+            Learning rate of the prototypes; `head_learning_rate` by default.
+        head_solver (`"auto"`, `"optimizer"` or `"lbfgs"`, defaults to `"auto"`):
+            How a model with a frozen encoder learns from `pooled_states`. `lbfgs`: all documents at once, the strength of
+            the regularisation chosen on the evaluation documents ([`hcal_hf.solve`]); learning rates, epochs,
+            batch sizes and weighters have no part in it. `optimizer`: in batches, as every other model. `auto`: `lbfgs`
+            where it is defined, for linear scores and losses of documents.
+        prototype_lr_multipliers (`list[float]`, *optional*):
+            Factors on the prototypes' learning rate by level, from the deepest level upwards, the last one repeated
+            beyond (HCAL's release: 5, 10, 20). SGD only: an adaptive optimiser would undo them.
+
+    Raises:
+        ValueError: for an unknown weighter or argument of one, or for `prototype_lr_multipliers` with another optimiser
+            than SGD, or not positive.
+    """
+
+    loss_weighting: str = field(
+        default="uniform", metadata={"help": f"Loss weighter: {', '.join(sorted(WEIGHTERS))}."}
+    )
+    loss_weighting_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Arguments of the weighter as JSON, such as {"gamma": 0.5}.'}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of projection and head; learning_rate by default."}
+    )
+    prototype_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the prototypes; head_learning_rate by default."}
+    )
+    head_solver: Literal["auto", "optimizer", "lbfgs"] = field(
+        default="auto", metadata={"help": "How a head on frozen features is trained: auto, optimizer or lbfgs."}
+    )
+    prototype_lr_multipliers: list[float] | None = field(
+        default=None,
+        metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
+    )
+
+    # Dictionaries that may come from the command line as JSON (transformers parses those named here).
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
+
+    def __post_init__(self) -> None:
+        metric: str = self.metric_for_best_model or ""
+        if getattr(self, "greater_is_better", None) is None and "hvr" in metric:
+            self.greater_is_better = False  # transformers takes every metric but a loss to be better when greater
+        super().__post_init__()
+        weighter_kwargs: Any = self.loss_weighting_kwargs or {}
+        check_weighter(self.loss_weighting, weighter_kwargs)
+        if self.head_solver not in ("auto", "optimizer", "lbfgs"):
+            raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')
+        if self.prototype_lr_multipliers is None:
+            return
+        if self.optim != "sgd":
+            raise ValueError(
+                f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers '
+                "rescale gradients, which would undo the factors. Use prototype_learning_rate instead."
+            )
+        if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
+            raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments into training_args.bin, which is pushed with the model: no token in there.
+        return {**self.__dict__, "hub_token": None}
+
+    @classmethod
+    def paper(cls, output_dir: str | None = None, **kwargs: Any) -> "HcalTrainingArguments":
+        """HCAL's released optimiser settings: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.01 for the
+        backbone, and 5, 10, 20 times that for the prototypes from the leaves upwards, constant, without gradient clipping;
+        weights softmax(L / 0.5).
+
+        Goes with [`HcalConfig.paper`]. `kwargs` override.
+        """
+        settings = dict(PAPER_SETTINGS)
+        if "loss_weighting" in kwargs:
+            del settings["loss_weighting_kwargs"]  # they are another weighter's
+        return cls(output_dir=output_dir, **{**settings, **kwargs})

@@ -1,0 +1,402 @@
+"""What a trainer knows for the model card, and when it writes one."""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from huggingface_hub import HfApi
+from transformers.utils import logging
+
+from ..card_facts import DataSummary, Details, Evaluation, Facts
+from ..card_file import carried_sections, carries_code, folder_name, keep_remote_card, write_card
+from ..decoding import decode
+from ..hub import clear_push_errors
+from ..model_card import build_card, package_version
+from .evaluation import target_matrix
+from .plots import remove_figure, save_scores, save_weights
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+logger = logging.get_logger(__name__)
+
+WEIGHTS_FIGURE = "weights.png"
+SCORES_FIGURE = "scores.png"
+EVAL_RESULTS = ".eval_results/hcal_hf.yaml"
+
+
+@dataclasses.dataclass
+class _Recorded:
+    """An evaluation, and the state of the model that it was of."""
+
+    evaluation: Evaluation
+    state: Any
+    step: int
+    fits: int
+    in_training: bool
+    decisions: Any
+
+
+class ModelCardMixin(_Trainer):
+    """Methods of [`HcalTrainer`] that write the model card: with each save, with its pictures at `save_model` and
+    `push_to_hub`, and whenever `create_model_card` is called.
+
+    Attributes:
+        card_details ([`Details`], *optional*): what the author told for the card.
+    """
+
+    card_details: Details | None = None
+    _recorded: dict[str, _Recorded] | None = None
+    _summaries: dict[str, tuple[Any, DataSummary]] | None = None
+    _draws_figures = False
+    _push: dict[str, Any] | None = None
+    _weighter_by_name = True
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        dataset_license: str | None = None,
+        dataset_description: str | None = None,
+        benchmark_task: str | None = None,
+        benchmark_metric: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the model card, `README.md`, and its pictures, `weights.png` and `scores.png` (with matplotlib), into
+        `args.output_dir`. What is given here holds for all later cards of this Trainer too.
+
+        The scores are those of the last evaluation of each data set (`evaluate` and `predict`, by `metric_key_prefix`), as
+        long as they are of the model as it is: those from before further training, new thresholds or another temperature
+        are left out.
+
+        Args:
+            language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args, dataset_license,
+                dataset_description, benchmark_task, benchmark_metric: as in [`hcal_hf.card_facts.Details`].
+            tasks: only `"text-classification"`, which is the default.
+            overwrite: whether to overwrite a README.md that was edited by hand. Otherwise it is left as it is, and a
+                warning tells.
+
+        Raises:
+            ValueError: for another task, a name on the Hub that is none, several data sets, or a benchmark without its
+                data set, or whose metric was not measured.
+        """
+        if tasks not in (None, "text-classification", ["text-classification"]):
+            raise ValueError(f'tasks can only be "text-classification", got {tasks!r}.')
+        given: dict[str, Any] = {
+            "language": language,
+            "license": license,
+            "tags": tags,
+            "model_name": model_name,
+            "finetuned_from": finetuned_from,
+            "dataset_tags": _only("dataset_tags", dataset_tags),
+            "dataset": _only("dataset", dataset),
+            "dataset_args": _only("dataset_args", dataset_args),
+            "dataset_license": dataset_license,
+            "dataset_description": dataset_description,
+            "benchmark_task": benchmark_task,
+            "benchmark_metric": benchmark_metric,
+        }
+        told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.card_details = dataclasses.replace(self.card_details or Details(), **told)
+        if not self.is_world_process_zero():
+            return
+        folder = self.args.output_dir
+        os.makedirs(folder, exist_ok=True)
+        if self._push is not None and not overwrite:
+            keep_remote_card(folder, str(self.hub_model_id), **self._push)
+        self._write_card(folder, draws=True, overwrite=overwrite)
+        if self.card_details.benchmark_task is not None:
+            self._write_eval_results(folder, asked_for=benchmark_task is not None)
+
+    def _write_card(self, folder: str, draws: bool, overwrite: bool = False) -> None:
+        model: Any = self.unwrapped_model
+        details = self.card_details or Details()
+        hub_id = getattr(self, "hub_model_id", None)
+        if details.model_name is None:
+            name = Path(str(hub_id)).name if hub_id else Path(folder_name(self.args.output_dir)).name
+            details = dataclasses.replace(details, model_name=name)
+        results = [found.evaluation for found in (self._recorded or {}).values() if self._holds(found)]
+        trained = self.state.global_step > 0 or self._fits() > 0
+        facts = Facts(
+            model_id=str(hub_id) if hub_id else folder_name(folder),
+            details=details,
+            data=self._data_summaries() if trained else (),
+            training=self._training_settings() if trained else None,
+            results=results,
+            pictures=self._draw_figures(folder, results) if draws else {},
+            carries_code=carries_code(folder),
+            carried={} if trained else carried_sections(Path(folder) / "README.md", model),
+        )
+        write_card(build_card(model, facts), model, folder, overwrite)
+
+    def _draw_figures(self, folder: str, results: list[Evaluation]) -> dict[str, str]:
+        """Draws what there is to draw, and removes a former run's figures that this one has not."""
+        taxonomy = self.unwrapped_model.taxonomy
+        pictures = {}
+        weights, scores = (os.path.join(folder, name) for name in (WEIGHTS_FIGURE, SCORES_FIGURE))
+        if save_weights(weights, self.state.log_history, self.task_names, taxonomy):
+            pictures[WEIGHTS_FIGURE] = "Loss and weight of each level over the steps of the training"
+        else:
+            remove_figure(weights)
+        last = next((found for found in reversed(results) if found.node_f1 is not None), None)
+        if last is not None and last.node_f1 is not None and save_scores(scores, taxonomy, last.node_f1, last.split):
+            pictures[SCORES_FIGURE] = "F1 of the labels, level by level"
+        else:
+            remove_figure(scores)
+        return pictures
+
+    # ---- When a card is written ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """[`~transformers.Trainer.save_model`], with a model card and its pictures."""
+        self._draws_figures = not _internal_call
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self._draws_figures = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._write_card(output_dir or str(self.args.output_dir), self._draws_figures)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """[`~transformers.Trainer.push_to_hub`], with a model card; `kwargs` may hold the arguments of `create_model_card`.
+        A card that was edited on the Hub stays as it is there, unless `overwrite=True`."""
+        repo_id = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
+        branch = revision or self.args.hub_revision
+        with self._pushing(token, revision), clear_push_errors(repo_id):
+            if branch is not None and not branch.startswith("refs/pr") and self.is_world_process_zero():
+                if self.hub_model_id is None:
+                    self.init_hf_repo(token=token, private=private)
+                HfApi(token=token or self.args.hub_token).create_branch(
+                    str(self.hub_model_id), branch=branch, exist_ok=True
+                )
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != "end":
+            with self._pushing():
+                self.create_model_card()
+            # The parent takes configuration and weights out of the checkpoint; the code belongs to them.
+            for file in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(file, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextlib.contextmanager
+    def _pushing(self, token: str | None = None, revision: str | None = None) -> Iterator[None]:
+        self._push = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
+        try:
+            yield
+        finally:
+            self._push = None
+
+    # ---- Scores ----
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = str(kwargs.get("metric_key_prefix", "eval"))
+        start = f"{prefix}_"
+        metrics = {name.removeprefix(start): value for name, value in output.metrics.items()}
+        other = {
+            "loss",
+            "runtime",
+            "samples_per_second",
+            "steps_per_second",
+            "model_preparation_time",
+            "jit_compilation_time",
+        }
+        measured = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name not in other and isinstance(value, int | float | np.number)
+        }
+        if not measured:  # predictions for something else, such as thresholds
+            return output
+        evaluation = Evaluation(prefix, int(output.num_samples), measured)
+        if self.is_world_process_zero():
+            self._add_node_scores(evaluation, output)
+        found = _Recorded(
+            evaluation, self.state, self.state.global_step, self._fits(), bool(self.is_in_train), self._decisions()
+        )
+        self._recorded = {name: old for name, old in (self._recorded or {}).items() if name != prefix} | {
+            prefix: found
+        }
+        return output
+
+    def _add_node_scores(self, evaluation: Evaluation, output: Any) -> None:
+        model: Any = self.unwrapped_model
+        config, logits = model.config, output.predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        # preprocess_logits_for_metrics may have made something else of them.
+        if getattr(logits, "shape", ())[1:] != (model.taxonomy.num_labels,) or output.label_ids is None:
+            return
+        mode = (model.taxonomy, config.label_mode)
+        sets = decode(
+            torch.from_numpy(np.asarray(logits)), *mode, None, config.thresholds, config.partial_paths, config.head
+        ).numpy()
+        targets = target_matrix(np.asarray(output.label_ids), model.taxonomy.num_labels)
+        evaluation.support = targets.sum(axis=0)
+        f1 = 2 * (sets & targets).sum(axis=0) / np.maximum(evaluation.support + sets.sum(axis=0), 1)
+        evaluation.node_f1 = np.where(evaluation.support > 0, f1, np.nan)
+
+    def _holds(self, found: _Recorded) -> bool:
+        """Whether a recorded evaluation is of the model as it is."""
+        if found.state is not self.state or found.decisions != self._decisions():
+            return False
+        if not found.in_training:
+            return (found.step, found.fits) == (self.state.global_step, self._fits())
+        best = self.state.best_global_step if self.args.load_best_model_at_end and not self.is_in_train else None
+        # A training that has ended since is the one that it was in.
+        return found.step == (best or self.state.global_step) and self._fits() <= found.fits + 1
+
+    def _fits(self) -> int:
+        """How often a training has ended since this state began."""
+        return sum("train_loss" in entry for entry in self.state.log_history)
+
+    def _decisions(self) -> Any:
+        config = self.unwrapped_model.config
+        return config.thresholds, config.score_temperature
+
+    # ---- Data and settings ----
+
+    def _data_summaries(self) -> list[DataSummary]:
+        sets = {"training": self.train_dataset}
+        if isinstance(self.eval_dataset, dict):
+            sets |= {f"evaluation, {name}": dataset for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            sets["evaluation"] = self.eval_dataset
+        known = self._summaries or {}
+        for role, dataset in sets.items():
+            if dataset is not None and (role not in known or known[role][0] is not dataset):
+                known[role] = (dataset, self._summary_of(role, dataset))
+        self._summaries = known
+        return [known[role][1] for role in sets if role in known]
+
+    def _summary_of(self, role: str, dataset: Any) -> DataSummary:
+        summary = DataSummary(role, len(dataset) if hasattr(dataset, "__len__") else None)
+        if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names or not len(dataset):
+            return summary
+        column = dataset.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
+        if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
+            return summary
+        number = self.unwrapped_model.taxonomy.num_labels
+        summary.counts = np.bincount(column.flatten().to_numpy(zero_copy_only=False), minlength=number)
+        summary.labelled = int((column.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
+        return summary
+
+    def _training_settings(self) -> dict[str, str]:
+        args, model = self.args, self.unwrapped_model
+        is_frozen = not any(p.requires_grad for p in model.encoder.parameters())
+        rows = {"encoder's weights": "frozen" if is_frozen else "trained"}
+        fit = next((entry for entry in reversed(self.state.log_history) if "head_strength" in entry), None)
+        if fit is not None:
+            towards = "the labels' words" if fit["head_anchored"] else "0"
+            rows |= {
+                "solver": "L-BFGS on all documents at once, on pooled states computed once",
+                "strength C": f"{fit['head_strength']:g}, chosen on held-out documents",
+                "prototypes drawn towards": towards,
+            }
+        else:
+            rows |= self._optimizer_settings()
+        rows["seed"] = f"{args.seed}" + (f", data {args.data_seed}" if args.data_seed is not None else "")
+        packages = {"hcal_hf": "hcal-hf", "transformers": "", "torch": "", "datasets": "", "accelerate": ""}
+        versions = [f"{name} {package_version(distribution or name)}" for name, distribution in packages.items()]
+        rows["versions"] = ", ".join([*versions, f"Python {platform.python_version()}"])
+        return rows
+
+    def _optimizer_settings(self) -> dict[str, str]:
+        args: Any = self.args
+        weighter = type(self.loss_weighter)
+        weighting = f"{weighter.__name__} (an object of its own)"
+        if self._weighter_by_name:
+            parameters = list(inspect.signature(weighter).parameters.values())[1:]  # all but num_tasks
+            given = args.loss_weighting_kwargs or {}
+            chosen = ", ".join(f"{p.name}={given.get(p.name, p.default)!r}" for p in parameters)
+            weighting = args.loss_weighting + (f" ({chosen})" if chosen else "")
+        head = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
+        prototypes = head if args.prototype_learning_rate is None else args.prototype_learning_rate
+        multipliers = args.prototype_lr_multipliers
+        batch = f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated"
+        precision = next((kind for kind in ("bf16", "fp16") if getattr(args, kind)), "float32")
+        schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, {args.warmup_steps:g} warm-up"
+        optimizer = str(getattr(args.optim, "value", args.optim)) + (
+            f" ({args.optim_args})" if args.optim_args else ""
+        )
+        best = self.state.best_global_step if args.load_best_model_at_end else None
+        return {
+            "loss weighting": weighting,
+            "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}, max_grad_norm {args.max_grad_norm:g}",
+            "learning rates": f"encoder {args.learning_rate:g}, projection and head {head:g}, prototypes {prototypes:g}"
+            + (f", times {multipliers} from the deepest level upwards" if multipliers else ""),
+            "schedule": schedule,
+            "batch": f"{batch} x {args.world_size * max(args.n_gpu, 1)} device(s)",
+            "steps": f"{self.state.global_step:,}, {self.state.epoch or 0:.2f} epochs"
+            + (f"; the weights are those of step {best:,}, the best" if best and not self.is_in_train else ""),
+            "precision": precision,
+        }
+
+    def _write_eval_results(self, folder: str, asked_for: bool) -> None:
+        """The file that the Hub reads for its registered benchmarks; none where the model as it is was not measured."""
+        import yaml
+        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+        details, path = self.card_details, Path(folder) / EVAL_RESULTS
+        assert details is not None
+        assert details.dataset_tags is not None
+        assert details.benchmark_task is not None
+        metric = details.benchmark_metric
+        found = [r.evaluation for r in (self._recorded or {}).values() if self._holds(r)]
+        found = [evaluation for evaluation in found if metric in evaluation.metrics]
+        if not found:
+            told = f"benchmark_metric={metric!r} was not measured for the model as it is: call trainer.evaluate(...) first."
+            if asked_for:
+                raise ValueError(told)
+            path.unlink(missing_ok=True)
+            logger.warning(f"No {EVAL_RESULTS}: {told}")
+            return
+        entry = EvalResultEntry(
+            dataset_id=details.dataset_tags,
+            task_id=details.benchmark_task,
+            value=round(found[-1].metrics[metric], 4),
+            notes=f"{metric}, {found[-1].documents} documents of {found[-1].split}",
+        )
+        path.parent.mkdir(exist_ok=True)
+        entries = eval_result_entries_to_yaml([entry])
+        path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _only(name: str, value: Any) -> str | None:
+    """The one value of an argument that the Trainer of transformers takes a list for."""
+    values = [value] if isinstance(value, str) else list(value or ())
+    if len(values) > 1:
+        raise ValueError(f"{name} must be one data set, got {values}.")
+    return values[0] if values else None

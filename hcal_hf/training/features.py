@@ -1,0 +1,105 @@
+"""Pooled encoder states, computed once: what a model with a frozen encoder trains its head on."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, concatenate_datasets
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..data.encoding import HcalDataCollator
+from ..modeling_hcal import HcalForSequenceClassification
+
+# Folder of features within a model's; pushes leave out what starts with _.
+CACHE_FOLDER = "_features"
+
+
+def encoder_fingerprint(model: HcalForSequenceClassification) -> str:
+    """SHA-256 over the encoder's configuration, weights and pooling: equal encoders give equal features."""
+    digest = hashlib.sha256(model.config.pooling.encode())
+    encoder_config: Any = model.config.encoder_config
+    digest.update(encoder_config.to_json_string().encode())
+    for name, value in sorted(model.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
+    return digest.hexdigest()
+
+
+def pooled_features(
+    model: HcalForSequenceClassification,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+    cache_dir: str | os.PathLike | None = None,
+    desc: str = "Encoding texts",
+) -> Dataset:
+    """Replaces the token columns of an encoded data set by the encoder's pooled states.
+
+    Texts of similar length share a batch, so that little is spent on padding; the order of rows is kept.
+
+    Args:
+        model: its encoder and pooling are used, without dropout.
+        dataset: as [`encode_dataset`] makes it, with N rows.
+        tokenizer: pads the batches.
+        batch_size: texts a batch.
+        cache_dir (*optional*): where the features are kept in safetensors files, named by a hash of the encoder and of
+            the token ids; a second call with the same content reads them instead of computing.
+
+    Returns:
+        a data set with `pooled_states` (float32 [N, hidden_size]) and, if `dataset` has them, `labels`.
+    """
+    tokens = dataset.select_columns([name for name in dataset.column_names if name != "labels"])
+    lengths = np.fromiter(map(len, tokens["input_ids"]), dtype=np.int64, count=len(tokens))
+    path = None
+    if cache_dir is not None:
+        digest = hashlib.sha256(encoder_fingerprint(model).encode())
+        digest.update(lengths.tobytes())
+        for batch in tokens.with_format("arrow").iter(batch_size=1000):
+            for name in sorted(batch.column_names):
+                digest.update(name.encode())
+                digest.update(batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
+        path = Path(cache_dir) / f"{digest.hexdigest()}.safetensors"
+    if path is not None and path.exists():
+        states = load_file(path)["pooled_states"]
+    else:
+        states = _compute(model, tokens, lengths, HcalDataCollator(tokenizer, model.taxonomy), batch_size, desc)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may write the same file: only a complete one gets the name.
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"pooled_states": states}, temporary)
+            temporary.replace(path)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1)), states.shape[1])
+    features = Dataset(pa.table({"pooled_states": column}))
+    if "labels" in dataset.column_names:
+        features = concatenate_datasets([features, dataset.select_columns("labels")], axis=1)
+    return features.with_format("numpy", columns=["pooled_states"], output_all_columns=True)
+
+
+@torch.no_grad()
+def _compute(
+    model: HcalForSequenceClassification,
+    tokens: Dataset,
+    lengths: np.ndarray,
+    collate: HcalDataCollator,
+    batch_size: int,
+    desc: str,
+) -> np.ndarray:
+    was_training = model.training
+    model.eval()
+    order = np.argsort(-lengths, kind="stable")
+    states = np.empty((len(tokens), model.projection.in_features), dtype=np.float32)
+    for start in tqdm(range(0, len(order), batch_size), desc=desc, leave=False):
+        rows = order[start : start + batch_size]
+        batch = {name: value.to(model.device) for name, value in collate([tokens[int(i)] for i in rows]).items()}
+        hidden = model.encoder(**batch, return_dict=True).last_hidden_state
+        states[rows] = model.pool(hidden, batch.get("attention_mask")).float().cpu().numpy()
+    model.train(was_training)
+    return states

@@ -1,0 +1,317 @@
+"""The command `hcal`: what goes to stdout, exit codes, and messages that help."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import Dataset
+
+from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
+from hcal_hf.commands import main as cli
+from hcal_hf.commands.evaluate import evaluate_model
+from hcal_hf.commands.evaluate import parse_arguments as evaluation_arguments
+from hcal_hf.commands.inspect_model import inspect_model
+from tests.builders import build_model, tiny_bert
+
+ROOT = Path(__file__).parents[2]
+WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany": "plants",
+         "poetry": "poems", "fiction": "novels", "opera": "music"}  # fmt: skip
+COMMANDS = ("train", "evaluate", "predict", "inspect", "taxonomy check", "demo", "export")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tokenizer, taxonomy):
+    folder = tmp_path_factory.mktemp("model")
+    build_model(taxonomy).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory, taxonomy):
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"text": f"{first} {word}", "labels": [taxonomy.paths(taxonomy.index(leaf))[0]]}
+            for first in ("the", "new") for leaf, word in WORDS.items()]  # fmt: skip
+    for split in ("train", "validation", "test"):
+        Dataset.from_list(rows).to_json(folder / f"{split}.jsonl")
+    return folder
+
+
+def usage_error(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_nothing_slow_is_imported_before_a_command_runs():
+    tree = ast.parse((ROOT / "hcal_hf/commands/main.py").read_text())
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module)
+    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_speaks_in_sentences(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: hcal {command}".rstrip())
+    assert text.count(". ") >= 3
+
+
+def test_every_option_is_explained_in_a_sentence():
+    def walk(parser):
+        for action in parser._actions:
+            if isinstance(action, type(parser._subparsers._group_actions[0]) if parser._subparsers else ()):
+                for below in action.choices.values():
+                    yield from walk(below)
+            elif "--help" not in action.option_strings:
+                yield parser.prog, action
+
+    options = list(walk(cli.build_parser()))
+    assert len(options) > 60
+    for prog, action in options:
+        assert action.help, (prog, action.dest)
+        assert action.help.endswith("."), (prog, action.help)
+        assert action.help[0].isupper(), (prog, action.help)
+
+
+def test_decoders_and_splits_are_those_of_the_library():
+    from hcal_hf.commands.train import SPLITS
+    from hcal_hf.decoding import METHODS
+    from hcal_hf.training.thresholds import GRANULARITIES, METRICS
+
+    parser = cli.build_parser()
+    args = ["evaluate", "m", "d"]
+    for option, values in {"decode": METHODS, "split": SPLITS, "tune": METRICS, "granularity": GRANULARITIES}.items():
+        for value in values:
+            assert getattr(parser.parse_args([*args, f"--{option}", value]), option) == value
+    assert cli._DECODERS == METHODS
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["predikt"], "invalid choice: 'predikt'"),
+        (["predict", "m", "f"], "required: --out"),
+        (["predict", "m", "f", "--out", "o.csv"], "--out must end in .parquet, got 'o.csv'"),
+        (["predict", "m", "f", "--out", "o.parquet", "--window", "0"], "whole number of at least 1, got '0'"),
+        (["predict", "m", "f", "--out", "o.parquet", "--threshold", "2"], "a probability from 0 to 1, got '2'"),
+        (["predict", "m", "f", "--out", "o.parquet", "--top-k", "2", "--decode", "raw"], "give one"),
+        (["predict", "m", "f", "--out", "o.parquet", "--thresh", "0.5"], "unrecognized arguments: --thresh"),
+        (["train", "c.yml", "--learning_rat", "1"], "There is no configuration c.yml"),
+        (["train", "--learning_rate", "1e-3", "c.yaml"], "unrecognized arguments: --learning_rate"),
+        (["taxonomy"], "required: COMMAND"),
+        (["taxonomy", "check", "f", "--labels", "a", "--edges", "b", "c"], "not both"),
+    ],
+)
+def test_wrong_usage_exits_with_2(argv, message, capsys):
+    if "no configuration" in message:
+        assert cli.main(argv) == 1
+        assert message in capsys.readouterr().err
+    else:
+        err = usage_error(argv, capsys)
+        assert message in err
+        assert err.startswith("usage: hcal")
+
+
+def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, capsys):
+    out = str(tmp_path / "out.parquet")
+    (tmp_path / "a.jsonl").write_text('{"body": "stars"}\n')
+    for argv, message in (
+        (["predict", model_dir, str(tmp_path / "no.jsonl"), "--out", out], "There is no file"),
+        (["predict", model_dir, str(tmp_path / "a.jsonl"), "--out", out], "no column 'text': its columns are 'body'"),
+        (["inspect", str(tmp_path / "no")], "neither a folder with a saved model"),
+        (["evaluate", model_dir, str(tmp_path)], "has no test file"),
+        (
+            ["evaluate", model_dir, str(tmp_path / "a.jsonl"), "--temperature"],
+            "is one file, but there must be a folder",
+        ),
+        (["taxonomy", "check", str(tmp_path / "a.xlsx")], "CSV UTF-8"),
+    ):
+        assert cli.main(argv) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        line = captured.err.strip().splitlines()[-1]
+        assert message in line
+        assert line.startswith(f"hcal {argv[0]}")
+    with pytest.raises(FileNotFoundError):
+        cli.main(["taxonomy", "check", str(tmp_path / "no.csv"), "--traceback"])
+
+
+def test_errors_of_our_own_are_told_and_bugs_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("hcal_hf.commands.inspect_model.inspect_model", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["inspect", str(tmp_path)])
+
+
+def test_train_with_overrides_as_json(encoder_dir, data_dir, tmp_path, capsys):
+    values = {"encoder": encoder_dir, "data_dir": str(data_dir), "output_dir": str(tmp_path / "no"), "max_steps": 1,
+              "report_to": "none", "use_cpu": True, "save_strategy": "no", "projection_dim": 8}  # fmt: skip
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    argv = ["train", str(config), "--output_dir", str(tmp_path / "out"), "--head", "path_softmax", "--json"]
+    assert cli.main(argv) == 0
+    captured = capsys.readouterr()
+    metrics = json.loads(captured.out)
+    assert metrics == json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert "test: 14 documents, in percent" in captured.err
+    assert HcalConfig.from_pretrained(tmp_path / "out").head == "path_softmax"
+    err = usage_error(["train", str(config), "--learning_rat", "1"], capsys)
+    assert "there is no argument --learning_rat. Closest: --learning_rate" in err
+    config.write_text("encoderr: x\n")
+    assert cli.main(["train", str(config)]) == 1
+    assert "unknown key 'encoderr'. Closest: ['encoder'" in capsys.readouterr().err
+
+
+def test_evaluate_a_folder_and_one_file(model_dir, data_dir, capsys):
+    expected = evaluate_model(*evaluation_arguments([model_dir, "--data_dir", str(data_dir), "--use_cpu"]))["metrics"]
+    table = capsys.readouterr().out
+    assert cli.main(["evaluate", model_dir, str(data_dir), "--cpu"]) == 0
+    assert capsys.readouterr().out.strip() == table.strip()
+    argv = ["evaluate", model_dir, str(data_dir / "validation.jsonl"), "--cpu", "--json", "--decode", "top_down"]
+    assert cli.main(argv) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["metrics"]
+    assert found["test_loss"] == pytest.approx(expected["test_loss"])
+    assert "14 documents" in captured.err
+
+
+def test_predict_tells_what_it_did(model_dir, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("stars and atoms\n\npoems\n")
+    out = tmp_path / "out.parquet"
+    argv = ["predict", model_dir, str(tmp_path / "a.txt"), "--out", str(out), "--cpu", "--quiet"]
+    assert cli.main([*argv, "--keep_text", "--top_k=1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 of 3 rows predicted: {out}",
+        "1 rows have an empty answer and a problem (rows 1, ...):",
+        "  1: the text is empty",
+    ]
+    found = pq.read_table(out)
+    assert found.column_names == ["row", "text", "labels", "scores", "paths", "problem"]
+    assert [len(labels) for labels in found["labels"].to_pylist()] == [3, 0, 3]
+    assert cli.main(argv) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main([*argv, "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "rows": 3, "predicted": 2, "problems": {"the text is empty": 1}, "first_problems": [1],
+        "out": str(out), "resumed_rows": 0
+    }  # fmt: skip
+
+
+def test_inspect_shows_the_model_and_a_tree_of_limited_size(model_dir, tmp_path, capsys, taxonomy):
+    assert cli.main(["inspect", model_dir, "--depth", "3", "--max-children", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("science")
+    assert lines[start:] == [
+        "science",
+        "    physics",
+        "        astronomy",
+        "        ... and 1 more",
+        "    ... and 1 more",
+        "... and 1 more",
+    ]
+    assert "  labels             13 on 3 levels (2 + 4 + 7), 7 of them leaves, a forest" in lines
+    assert cli.main(["inspect", model_dir, "--depth", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == inspect_model(model_dir, depth=1)
+    assert report["tree"] == [
+        {"label": "science", "children": [], "hidden": 2},
+        {"label": "arts", "children": [], "hidden": 2},
+    ]
+    model = HcalForSequenceClassification.from_pretrained(model_dir)
+    assert sum(report["parameters"].values()) == model.num_parameters()
+    assert report["thresholds"] is report["risk"] is None
+
+
+def test_inspect_shows_thresholds_risk_and_every_place_in_a_dag(dag, tmp_path, capsys):
+    config = HcalConfig.from_taxonomy(dag, tiny_bert(), label_mode="multi_path", risk_alpha=0.1, risk_threshold=0.25,
+                                      thresholds=[0.1, 0.2, 0.3, 0.3, 0.3, 0.5], score_temperature=1.5)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    assert cli.main(["inspect", str(tmp_path), "--depth", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "temperature 1.500" in text
+    assert "level 0: 0.100 to 0.300" in text
+    assert "0.1, from 0.250" in text
+    assert "a DAG" in text
+    assert text.endswith("a\n    x (1 below)\nb\n    x (1 below)\n    y\nc\n    z\n")
+
+
+def test_taxonomy_check_exit_codes_and_writing(tmp_path, capsys):
+    table, target = tmp_path / "tickets.csv", tmp_path / "taxonomy.json"
+    table.write_text("area,product\nHardware,Printer\nHardware,printer\n")
+    argv = ["taxonomy", "check", str(table), "--labels", "area", "product", "--min-documents", "1"]
+    assert cli.main([*argv, "--write", str(target)]) == 0
+    assert "'Printer' (row 2) / 'printer' (row 3), below 'Hardware'" in capsys.readouterr().out
+    assert Taxonomy.from_json(target) == Taxonomy.from_paths([["Hardware", "Printer"], ["Hardware", "printer"]])
+    assert cli.main([*argv, "--strict"]) == 1
+    capsys.readouterr()
+    table.write_text("area,product\n,Printer\n")
+    target.unlink()
+    assert cli.main([*argv, "--json", "--write", str(target)]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["errors"], report["findings"][0]["kind"]) == (1, "empty-level")
+    assert not target.exists()
+
+
+def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    class Demo:
+        @staticmethod
+        def launch(model, **kwargs):
+            calls.append((model, kwargs))
+
+        @staticmethod
+        def export_space(model, directory, examples):
+            calls.append((model, directory, examples))
+
+    class Export:
+        @staticmethod
+        def export_onnx(model, directory, quantize=False):
+            calls.append((model, directory, quantize))
+            return {"files": {"model.onnx": 12345}, "max_difference": 2e-7}
+
+    monkeypatch.setitem(sys.modules, "hcal_hf.commands.demo.page", Demo)
+    monkeypatch.setitem(sys.modules, "hcal_hf.commands.export", Export)
+    assert cli.main(["demo", "m", "--host", "0.0.0.0", "--port", "7000", "--share"]) == 0
+    (tmp_path / "texts").write_text("one\n\n two \n")
+    assert cli.main(["demo", "m", "--export", "d", "--examples", str(tmp_path / "texts")]) == 0
+    assert cli.main(["export", "m", "d", "--quantize"]) == 0
+    served = {"host": "0.0.0.0", "port": 7000, "share": True, "examples": None}
+    assert calls == [("m", served), ("m", "d", ["one", "two"]), ("m", "d", True)]
+    assert "12,345 bytes  model.onnx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("module", "missing", "argv"), [
+    ("hcal_hf.commands.demo.page", "gradio", ["demo", "m"]),
+    ("hcal_hf.commands.export", "onnxruntime", ["export", "m", "d"]),
+])  # fmt: skip
+def test_a_missing_extra_gives_the_command_that_installs_it(module, missing, argv, monkeypatch, capsys):
+    class Missing:
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setitem(sys.modules, module, Missing())
+    assert cli.main(argv) == 1
+    assert f'pip install "hcal-hf[{argv[0]}]"' in capsys.readouterr().err

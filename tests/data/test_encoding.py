@@ -1,0 +1,357 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.fingerprint import Hasher
+
+from hcal_hf import BadRowsError, HcalDataCollator, Taxonomy, build_taxonomy, encode_dataset
+from hcal_hf.data.encoding import LabelReader, _RowEncoder, check_encoded
+from tests.builders import random_dag, random_forest
+
+GOOD = [
+    {"text": "stars", "labels": [["science", "physics", "astronomy"]]},
+    {"text": "poems of old", "labels": [["arts", "writing", "poetry"]]},
+    {"text": "music", "labels": [["arts", "stage", "opera"]]},
+]
+NODES = [["science", "physics", "astronomy"], ["arts", "writing", "poetry"], ["arts", "stage", "opera"]]
+
+
+def names(taxonomy, rows):
+    return [[taxonomy.labels[node] for node in row] for row in rows["labels"]]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[path] for path in NODES],
+        [" > ".join(path) for path in NODES],
+        [[">".join(path)] for path in NODES],
+        [path[-1] for path in NODES],
+        [[path[-1]] for path in NODES],
+        NODES,
+    ],
+    ids=["paths", "path strings", "lists of path strings", "leaf strings", "leaves", "flat paths"],
+)
+def test_every_form_of_labels_gives_complete_sorted_nodes(taxonomy, tokenizer, labels):
+    table = Dataset.from_dict({"text": ["stars", "poems of old", "music"], "labels": labels, "id": [1, 2, 3]})
+    encoded = encode_dataset(table, taxonomy, tokenizer)
+    assert encoded.column_names == ["input_ids", "attention_mask", "labels"]
+    assert names(taxonomy, encoded) == NODES
+    assert encoded["input_ids"][1] == tokenizer("poems of old")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "arrow"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, streaming):
+    table = Dataset.from_dict({"text": ["stars", "music"], "labels": ["astronomy", "arts > stage > opera"]})
+    path = str(tmp_path / f"rows.{kind}")
+    if kind == "arrow":
+        table.save_to_disk(str(tmp_path / "folder"))
+        path = str(next((tmp_path / "folder").glob("*.arrow")))
+    else:
+        getattr(table, f"to_{kind}")(path)
+    loaded = load_dataset(
+        kind, data_files={"train": path, "test": path}, streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    encoded = encode_dataset(loaded, taxonomy, tokenizer, label_mode="single_path")
+    assert set(encoded) == {"train", "test"}
+    rows = list(encoded["test"])
+    assert [[taxonomy.labels[i] for i in row["labels"]] for row in rows] == [NODES[0], NODES[2]]
+    assert set(rows[0]) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_a_csv_with_one_column_a_level(tokenizer, tmp_path):
+    (tmp_path / "tickets.csv").write_text(
+        "message,area,product,part\nstars,Books,Other,\nmusic,Toys,Other,Wheels\ndrama,Toys,Cars,\n"
+    )
+    table = load_dataset("csv", data_files=str(tmp_path / "tickets.csv"), cache_dir=str(tmp_path))["train"]
+    columns = ["area", "product", "part"]
+    taxonomy = build_taxonomy(table, columns)
+    assert taxonomy.labels == ("Books", "Toys", "Books > Other", "Toys > Other", "Cars", "Wheels")
+    encoded = encode_dataset(table, taxonomy, tokenizer, text="message", labels=columns, label_mode="single_path")
+    assert names(taxonomy, encoded) == [
+        ["Books", "Books > Other"],
+        ["Toys", "Toys > Other", "Wheels"],
+        ["Toys", "Cars"],
+    ]
+    gap = Dataset.from_dict({"message": ["x"], "area": ["Toys"], "product": [None], "part": ["Wheels"]})
+    with pytest.raises(BadRowsError, match="column 'product' is empty, but the deeper 'part' is not"):
+        encode_dataset(gap, taxonomy, tokenizer, text="message", labels=columns)
+
+
+def test_several_labels_in_one_cell_and_another_separator(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["stars"], "labels": ["arts/stage/opera; astronomy ;"]})
+    encoded = encode_dataset(table, taxonomy, tokenizer, separator="/", delimiter=";")
+    assert set(names(taxonomy, encoded)[0]) == {*NODES[0], *NODES[2]}
+    assert build_taxonomy(
+        Dataset.from_dict({"labels": ["a/b; c/b", None]}), separator="/", delimiter=";", identity="name"
+    ).labels == ("a", "c", "b")
+
+
+def test_build_taxonomy_reads_all_splits_and_refuses_what_is_no_path(taxonomy):
+    splits = DatasetDict(train=Dataset.from_list(GOOD[:1]), test=Dataset.from_list(GOOD[1:]))
+    built = build_taxonomy(splits)
+    assert set(built.labels) == {name for path in NODES for name in path}
+    assert [built.index_path(path) for path in NODES]
+    with pytest.raises(ValueError, match="steps of one path, or several labels"):
+        build_taxonomy(Dataset.from_dict({"labels": [["science", "physics"]]}))
+
+
+def test_added_ancestors_cut_texts_and_dropped_rows_are_told(taxonomy, tokenizer, caplog):
+    table = Dataset.from_dict(
+        {"text": ["stars", "stars " * 40, ""], "labels": [["astronomy"], ["arts", "stage"], ["opera"]]}
+    )
+    with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
+        encoded = encode_dataset(table, taxonomy, tokenizer, max_length=8, on_bad_row="drop")
+    assert len(encoded) == 2
+    assert len(encoded["input_ids"][1]) == 8
+    assert "2 rows encoded; 2 ancestors added to 1 rows; 1 texts cut to 8 tokens; 1 bad rows left out" in caplog.text
+
+
+def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, tokenizer):
+    bad = [
+        {"text": "stars", "labels": "astronomie"},
+        {"text": "  ", "labels": "opera"},
+        {"text": None, "labels": "opera"},
+        {"text": "stars", "labels": "science > opera"},
+        {"text": "stars", "labels": None},
+    ]
+    good = {"text": "stars", "labels": "astronomy"}
+    splits = DatasetDict(train=Dataset.from_list([good, *bad, good]), test=Dataset.from_list([good] + [bad[0]] * 8))
+    with pytest.raises(BadRowsError) as error:
+        encode_dataset(splits, taxonomy, tokenizer)
+    text = str(error.value)
+    assert text.startswith("13 row(s) cannot be encoded")
+    assert "train[1]: Unknown label 'astronomie'. Closest known: 'astronomy'" in text
+    assert "train[2]: the text is empty" in text
+    assert "train[3]: the text must be a string, got None" in text
+    assert "train[4]: ['science', 'opera'] is not a path" in text
+    assert "train[5]: no labels in column 'labels'" in text
+    assert "test[5]" in text
+    assert "test[6]" not in text
+    assert "and 3 more" in text
+    assert 'on_bad_row="drop"' in text
+    assert [(split, index) for split, index, _ in error.value.rows][:6] == [("train", i) for i in range(1, 6)] + [
+        ("test", 1)
+    ]
+    dropped = encode_dataset(splits, taxonomy, tokenizer, on_bad_row="drop")
+    assert (len(dropped["train"]), len(dropped["test"])) == (2, 1)
+
+
+def test_messy_rows_are_listed_when_the_taxonomy_is_built(caplog):
+    table = Dataset.from_dict(
+        {"l1": ["A", "A", "B", " "], "l2": [" ", None, "x > y", None], "l3": [None, "C", None, None]}
+    )
+    with pytest.raises(BadRowsError) as error:
+        build_taxonomy(table, ["l1", "l2", "l3"])
+    assert [row for _, row, _ in error.value.rows] == [1, 2]
+    assert "dataset[1]: column 'l2' is empty, but the deeper 'l3' is not" in str(error.value)
+    assert "dataset[2]: The name 'x > y' holds ' > '" in str(error.value)
+    with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
+        assert build_taxonomy(table, ["l1", "l2", "l3"], on_bad_row="drop").labels == ("A",)
+    assert "2 rows passed over" in caplog.text
+    with pytest.raises(BadRowsError, match="has an empty step"):
+        build_taxonomy(Dataset.from_dict({"labels": ["A > B > "]}))
+
+
+def test_codes_stay_what_was_typed_whether_or_not_a_cell_is_empty(tokenizer):
+    whole = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1, 2]})
+    holes = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1.0, float("nan")]})
+    taxonomy = build_taxonomy(whole, ["l1", "l2"])
+    assert taxonomy.labels == ("x", "1", "2")
+    assert names(taxonomy, encode_dataset(holes, taxonomy, tokenizer, labels=["l1", "l2"])) == [["x", "1"], ["x"]]
+    flat = Dataset.from_dict({"text": ["a"], "labels": [2]})
+    assert names(taxonomy, encode_dataset(flat, taxonomy, tokenizer)) == [["x", "2"]]
+    with pytest.raises(BadRowsError, match=r"a string or a whole number, got 1\.5"):
+        build_taxonomy(Dataset.from_dict({"l1": ["x"], "l2": [1.5]}), ["l1", "l2"])
+
+
+def test_class_label_columns_are_read_by_their_names(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["a", "b"], "labels": ["opera", "botany"]}).class_encode_column("labels")
+    assert [row[-1] for row in names(taxonomy, encode_dataset(table, taxonomy, tokenizer))] == ["opera", "botany"]
+
+
+def test_an_empty_cell_is_a_document_without_labels_in_multi_path_alone(taxonomy, tokenizer, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,labels\nstars,astronomy\nthe cat,\n")
+    table = load_dataset("csv", data_files=str(tmp_path / "rows.csv"), cache_dir=str(tmp_path))["train"]
+    assert encode_dataset(table, taxonomy, tokenizer, label_mode="multi_path")["labels"][1] == []
+    with pytest.raises(BadRowsError, match=r"train\[1\]: no labels in column 'labels'"):
+        encode_dataset(table, taxonomy, tokenizer, label_mode="single_path")
+
+
+def test_a_delimiter_with_one_column_a_level_is_refused(taxonomy, tokenizer):
+    table = Dataset.from_dict({"text": ["a"], "l1": ["A"], "l2": ["B;C"]})
+    with pytest.raises(ValueError, match="leave it out"):
+        build_taxonomy(table, ["l1", "l2"], delimiter=";")
+
+
+def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
+    rows = [GOOD[0], {"text": "stars", "labels": [["nowhere"]]}, GOOD[1]]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    with pytest.raises(BadRowsError, match=r"dataset\[1\]: Unknown label 'nowhere'"):
+        list(encode_dataset(stream, taxonomy, tokenizer))
+    with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
+        kept = list(encode_dataset(stream, taxonomy, tokenizer, on_bad_row="drop"))
+    assert [[taxonomy.labels[i] for i in row["labels"]] for row in kept] == NODES[:2]
+    assert "1 bad rows left out, first: [1] Unknown label 'nowhere'" in caplog.text
+
+
+def test_single_path_and_full_paths_are_checked_where_asked(taxonomy, tokenizer, dag):
+    two = Dataset.from_dict({"text": ["x"], "labels": [["opera", "poetry"]]})
+    encode_dataset(two, taxonomy, tokenizer)
+    with pytest.raises(
+        BadRowsError, match="one path a document, got 2: 'arts > writing > poetry', 'arts > stage > opera'"
+    ):
+        encode_dataset(two, taxonomy, tokenizer, label_mode="single_path")
+    empty = Dataset.from_dict({"text": ["x", "y"], "labels": [[], ["opera"]]})
+    assert encode_dataset(empty, taxonomy, tokenizer, label_mode="multi_path")["labels"][0] == []
+    with pytest.raises(BadRowsError, match="got no label"):
+        encode_dataset(empty, taxonomy, tokenizer, label_mode="single_path")
+    inner = Dataset.from_dict({"text": ["x"], "labels": [["physics"]]})
+    with pytest.raises(BadRowsError, match="the path to 'physics' ends at an inner node"):
+        encode_dataset(inner, taxonomy, tokenizer, partial_paths=False)
+    with pytest.raises(ValueError, match="2 parents"):
+        encode_dataset(inner, dag, tokenizer, label_mode="single_path")
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+@pytest.mark.parametrize("label_mode", ["single_path", "multi_path"])
+@pytest.mark.parametrize("partial_paths", [True, False])
+def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_paths):
+    rng = np.random.default_rng(0)
+    taxonomy = make(rng, 30)
+    rows = [taxonomy.complete(rng.choice(30, size=rng.integers(0, 3))).tolist() for _ in range(200)]
+
+    def is_bad(nodes):
+        if label_mode == "single_path" and [taxonomy.depths[n] for n in nodes] != list(range(max(len(nodes), 1))):
+            return True
+        inner = {p for n in nodes for p in taxonomy.parents(n)}
+        return not partial_paths and any(n not in inner and not taxonomy.is_leaf[n] for n in nodes)
+
+    table = Dataset.from_dict({"labels": rows})
+    shuffled = table.select(range(199, -1, -1))  # rows that are a view of the table
+    for data, expected in ((table, [*map(is_bad, rows)]), (shuffled, [*map(is_bad, rows[::-1])])):
+        found = []
+        try:
+            check_encoded(data, taxonomy, label_mode, partial_paths)
+        except BadRowsError as error:
+            found = [row for _, row, _ in error.rows]
+        assert found == np.flatnonzero(expected).tolist()
+    assert any(map(is_bad, rows)) or (label_mode == "multi_path" and partial_paths)
+
+
+def test_rows_that_are_all_empty_keep_their_type(taxonomy, tokenizer):
+    encoded = encode_dataset(Dataset.from_dict({"text": ["a"] * 3, "labels": [[], [], []]}), taxonomy, tokenizer)
+    assert encoded.features["labels"].feature.dtype == "int64"
+
+
+def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
+    table = Dataset.from_dict({"body": ["stars"]})
+    assert "labels" not in encode_dataset(table, taxonomy, tokenizer, text="body", labels=None).column_names
+    with pytest.raises(ValueError, match=r"no column 'text'; its columns are \['body'\]"):
+        encode_dataset(table, taxonomy, tokenizer)
+    with pytest.raises(ValueError, match="got list: use"):
+        encode_dataset(GOOD, taxonomy, tokenizer)
+    with pytest.raises(ValueError, match="'skip'"):
+        encode_dataset(table, taxonomy, tokenizer, on_bad_row="skip")
+
+
+def test_encoding_is_cached_by_its_content(taxonomy, tokenizer, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in GOOD))
+    table = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
+    first, second = (encode_dataset(table, taxonomy, tokenizer) for _ in range(2))
+    assert first._fingerprint == second._fingerprint
+    other = Taxonomy.from_paths([*NODES, ["science", "new"]])
+    assert encode_dataset(table, other, tokenizer)._fingerprint != first._fingerprint
+
+
+@pytest.mark.parametrize("targets", ["multi_hot", "indices"])
+def test_collator_pads_and_builds_targets(taxonomy, tokenizer, targets):
+    encoded = encode_dataset(Dataset.from_list(GOOD), taxonomy, tokenizer)
+    batch = HcalDataCollator(tokenizer, taxonomy, "single_path", targets=targets)([encoded[i] for i in range(3)])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 3)
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1], [1, 0, 0]]
+    if targets == "multi_hot":
+        assert batch["labels"].dtype == torch.float32
+        expected = [[float(node in row) for node in range(13)] for row in encoded["labels"]]
+        assert batch["labels"].tolist() == expected
+    else:
+        assert batch["labels"].tolist() == list(encoded["labels"])
+    assert HcalDataCollator(tokenizer, taxonomy, pad_to_multiple_of=8)([encoded[1]])["input_ids"].shape == (1, 8)
+
+
+def test_collator_of_ragged_empty_and_missing_labels(taxonomy, tokenizer):
+    rows = [{"input_ids": [1, 2], "labels": []}, {"input_ids": [1], "labels": [0, 2]}]
+    collate = HcalDataCollator(tokenizer, taxonomy, "multi_path", targets="indices")
+    assert collate(rows)["labels"].tolist() == [[-100, -100], [0, 2]]
+    assert collate(rows[:1])["labels"].tolist() == [[-100]]
+    assert "labels" not in collate([{"input_ids": [1, 2]}])
+
+
+def test_collator_refuses_several_paths_and_a_missing_tokenizer(taxonomy, tokenizer):
+    collate = HcalDataCollator(tokenizer, taxonomy, "single_path")
+    with pytest.raises(ValueError, match="one path a document, got 2"):
+        collate([{"input_ids": [1], "labels": [0, 1]}])
+    with pytest.raises(ValueError, match="got no label"):
+        collate([{"input_ids": [1], "labels": []}])
+    with pytest.raises(ValueError, match="pass processing_class=tokenizer"):
+        HcalDataCollator(None, taxonomy)([{"input_ids": [1], "labels": [0]}])
+    batch = HcalDataCollator(None, taxonomy)([{"pooled_states": [1.0, 2.0], "labels": [0]}])
+    assert batch["pooled_states"].tolist() == [[1.0, 2.0]]
+
+
+def test_many_labels_are_batched_as_indices(tokenizer):
+    wide = Taxonomy.from_edges([("root", f"leaf {i}") for i in range(5000)])
+    batch = HcalDataCollator(tokenizer, wide)([{"input_ids": [1], "labels": np.array([0, 4000])}])
+    assert batch["labels"].tolist() == [[0, 4000]]
+
+
+def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy, tokenizer, monkeypatch):
+    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    before = Hasher.hash(encoder)
+    reads, read = [], encoder._read_labels
+    monkeypatch.setattr(encoder, "_read_labels", lambda cells: reads.append(cells) or read(cells), raising=False)
+    leaf, other = taxonomy.labels[-1], taxonomy.labels[-2]
+    path = taxonomy.paths(taxonomy.num_labels - 1)[0]
+    given = [[leaf], [path], [leaf], [other], [path], leaf, [leaf, other], [np.array(path)], ["nothing"], ["nothing"]]
+    found = encoder({"text": ["a"] * len(given), "labels": given})
+    leaves = [[leaf], [leaf], [leaf], [other], [leaf], [leaf], [leaf, other], [leaf]]
+    assert found["labels"][:8] == [taxonomy.encode(labels).tolist() for labels in leaves]
+    assert len(reads) == 7  # the unknown label twice: only what could be read is kept
+    monkeypatch.undo()
+    assert Hasher.hash(encoder) == before
+
+
+def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
+    encoder = _RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
+    problems = [None, None, None]
+    rows, completed = encoder._labels([[1, 1.0, True]], problems)
+    assert (rows, completed.tolist(), problems[:2]) == ([[0], [0], []], [0, 0, 0], [None, None])
+    assert "got True of type bool" in problems[2]
+
+
+@pytest.mark.parametrize("make", [random_forest, random_dag])
+def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
+    """Rows of plain labels are looked up all at once; one row that is not makes all of them be read."""
+    rng = np.random.default_rng(0)
+    taxonomy = make(rng, 60)
+    given = [[taxonomy.labels[i] for i in rng.integers(60, size=rng.integers(4))] for _ in range(200)]
+    for rows in (given, [*given, taxonomy.labels[3]]):
+        encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+        problems = [None] * len(rows)
+        found, completed = encoder._labels([rows], problems)
+        named = [{taxonomy.index(label) for label in ([row] if isinstance(row, str) else row)} for row in rows]
+        assert found == [taxonomy.complete(nodes).tolist() for nodes in named]
+        assert completed.tolist() == [len(row) - len(nodes) for row, nodes in zip(found, named)]
+        assert problems == [None] * len(rows)
+
+
+def test_a_list_that_may_be_labels_or_a_path_is_not_looked_up(tokenizer):
+    taxonomy = Taxonomy.from_paths([["Other"], ["Books", "Other"]])
+    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    problems = [None, None]
+    rows, _ = encoder._labels([[["Books"], ["Books", "Other"]]], problems)
+    assert (rows, problems[0]) == ([[taxonomy.index("Books")], []], None)
+    assert "can be read as 2 labels or as one path" in problems[1]

@@ -1,0 +1,112 @@
+"""Configurations and launch lines under recipes/: every key and flag is one that train.py knows."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from hcal_hf.commands.train import TableArguments, load_data, parse_arguments
+
+ROOT = Path(__file__).parents[2]
+FIELD = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")
+SETS = ("clinc150", "goemotions", "hwv_part", "cei", *FIELD)
+CONFIGS = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name != "accelerate")
+# What a set's two configurations must agree on, or they would not be about one task.
+TASK = ("label_mode", "partial_paths", "leave_out", "seed", "report_to")
+LAUNCH = re.compile(r"accelerate launch (?:--config_file \S+ )?recipes/train\.py (recipes/\S+\.yaml.*)")
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_every_configuration_parses(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model, data, args = parse_arguments([str(path), "--use_cpu"])
+    assert model.encoder
+    assert (data.data_dir is None) == (path.parent.name in SETS)  # these are given with --data_dir
+    assert data.dataset is None
+    assert not Path(args.output_dir).is_absolute()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_both_configurations_of_a_set_are_about_one_task(name):
+    frozen, finetune = (
+        yaml.safe_load((ROOT / "recipes" / name / f"{kind}.yaml").read_text()) for kind in ("frozen", "finetune")
+    )
+    assert [frozen.get(key) for key in TASK] == [finetune.get(key) for key in TASK]
+    assert (frozen["freeze_encoder"], "freeze_encoder" in finetune) == (True, False)
+    assert {"learning_rate", "num_train_epochs"}.isdisjoint(frozen)  # L-BFGS fits the head
+    assert finetune["bf16"] is True
+    assert [config["output_dir"] for config in (frozen, finetune)] == [
+        f"outputs/{name}/{kind}" for kind in ("frozen", "finetune")
+    ]
+
+
+def launch_lines():
+    """(page, arguments of train.py) of each launch line in the pages and configurations."""
+    found = []
+    pages = [*CONFIGS, *ROOT.glob("recipes/*/README.md"), ROOT / "recipes" / "README.md"]
+    for page in sorted(pages):
+        for line in LAUNCH.findall(page.read_text(encoding="utf-8")):
+            found.append(pytest.param(page, line.split("`")[0], id=f"{name_of(page)}: {line[:60]}"))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), launch_lines())
+def test_every_launch_line_parses(page, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line.split("#")[0])
+    _, data, _ = parse_arguments([*words, "--use_cpu"])
+    assert data.data_dir
+    if page.suffix == ".yaml":  # a configuration names itself
+        assert words[0] == str(page.relative_to(ROOT))
+
+
+def test_every_set_has_its_launch_lines_a_loader_and_a_page():
+    found = {param.values[1].split()[0] for param in launch_lines()}
+    assert {f"recipes/{name}/{kind}.yaml" for name in SETS for kind in ("frozen", "finetune")} <= found
+    own = {name for name in SETS if (ROOT / "recipes" / name / "README.md").exists()}
+    assert own == set(SETS) - set(FIELD)
+    text = (ROOT / "recipes" / "loaders" / "README.md").read_text(encoding="utf-8")
+    for name in FIELD:
+        assert (ROOT / "recipes" / "loaders" / f"{name}.py").exists()
+        assert text.count(f"| `{name}` |") == 3  # what it is, where it is from, what it takes
+
+
+def test_documents_with_a_label_are_left_out(tmp_path, caplog):
+    tables = {
+        "train": ([["a", "x"]], [["oos"]], [["a", "x"], ["b", "oos"]], []),
+        "test": ([["b"]], [["oos", "deeper"]]),
+    }
+    for split, labels in tables.items():
+        Dataset.from_dict({"text": [f"{split} {i}" for i in range(len(labels))], "labels": labels}).to_json(
+            tmp_path / f"{split}.jsonl"
+        )
+    everything = load_data(TableArguments(data_dir=str(tmp_path)))
+    assert [len(everything[split]) for split in ("train", "test")] == [4, 2]
+    kept = load_data(TableArguments(data_dir=str(tmp_path), leave_out=["oos"]))
+    assert kept["train"]["text"][:] == ["train 0", "train 3"]
+    assert kept["test"]["text"][:] == ["test 0"]
+    alone = load_data(TableArguments(data_dir=str(tmp_path), leave_out=["oos", "b"]), ["test"])
+    assert {split: len(table) for split, table in alone.items()} == {"test": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reading"),
+    [
+        ({"labels": ["a > x", "oos", "b > oos"]}, {}),
+        ({"labels": ["a > x; b", "oos; a", "b > oos"]}, {"delimiter": ";"}),
+        ({"top": ["a", "oos", "b"], "leaf": ["x", None, "oos"]}, {"labels": ["top", "leaf"]}),
+        ({"labels": ["a", "oos", None]}, {}),
+    ],
+)
+def test_labels_to_leave_out_are_read_as_the_labels_are(tmp_path, rows, reading):
+    Dataset.from_dict({"text": ["one", "two", "three"], **rows}).to_json(tmp_path / "train.jsonl")
+    kept = load_data(TableArguments(data_dir=str(tmp_path), leave_out=["oos"], **reading))
+    missing = rows.get("labels", [""])[-1] is None  # a row without labels stays, for encode_dataset to judge
+    assert kept["train"]["text"][:] == ["one", *(["three"] if missing else [])]

@@ -1,0 +1,250 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from transformers import TrainerCallback
+
+from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
+from hcal_hf.training.solver import feature_tensors, fit_head, solve, solve_without_validation, validation_score
+from tests.builders import tiny_bert
+
+SIZE = 16
+
+
+@pytest.fixture
+def taxonomy():
+    return Taxonomy.from_paths([["a", "b"], ["a", "c"], ["d", "e"], ["d", "f"]], identity="name")
+
+
+def make_model(taxonomy, **config):
+    torch.manual_seed(0)
+    fields = {"label_mode": "multi_path", "partial_paths": True, "score_function": "linear", **config}
+    return HcalForSequenceClassification(HcalConfig.from_taxonomy(taxonomy, tiny_bert(), **fields))
+
+
+def make_documents(taxonomy, number, seed, single_path=False):
+    """Pooled states that say something about the labels, and the labels, multi-hot and ancestor-complete."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(0).normal(size=(taxonomy.num_labels, SIZE))
+    labels = np.zeros((number, taxonomy.num_labels), dtype=np.float32)
+    for row in labels:
+        leaves = np.flatnonzero(taxonomy.is_leaf)
+        chosen = rng.choice(leaves, size=1 if single_path else rng.integers(0, 3), replace=False)
+        row[taxonomy.complete(chosen.tolist())] = 1
+    states = labels @ directions + rng.normal(size=(number, SIZE)) * 2
+    return torch.from_numpy(states.astype(np.float32)), torch.from_numpy(labels)
+
+
+def unit_features(model, states):
+    with torch.no_grad():
+        return model.eval()(pooled_states=states).features.double().numpy()
+
+
+def test_it_is_logistic_regression_given_the_parents(taxonomy):
+    states, labels = make_documents(taxonomy, 300, seed=1)
+    model = make_model(taxonomy, head="conditional_sigmoid").double()
+    fit_head(model, states.double(), labels, strength=4.0, max_iterations=500)
+    x, y = unit_features(model, states.double()), labels.numpy() > 0
+    with torch.no_grad():
+        weights = (model.prototypes.weight / model.head.temperature).numpy()
+        bias = (model.prototypes.bias / model.head.temperature).numpy()
+    for node in range(taxonomy.num_labels):
+        rows = y[:, taxonomy.parents(node)].all(axis=1)
+        reference = LogisticRegression(C=4.0, tol=1e-8, max_iter=5000).fit(x[rows], y[rows, node])
+        # The intercept is hardly regularised here and not at all there.
+        np.testing.assert_allclose(weights[node], reference.coef_[0], atol=0.02)
+        np.testing.assert_allclose(bias[node], reference.intercept_[0], atol=0.02)
+
+
+def test_weights_are_drawn_towards_the_anchors(taxonomy):
+    states, labels = make_documents(taxonomy, 100, seed=1)
+    model = make_model(taxonomy, prototype_anchor="label_text")
+    torch.manual_seed(1)
+    model.prototypes.anchors.normal_()
+    fit_head(model, states, labels, strength=1e-6)
+    assert model.prototypes.weight.abs().max() < 1e-3
+    assert (model.prototypes.anchor_scale != 1).all()
+    fit_head(model, states, labels, strength=4.0)
+    assert model.prototypes.weight.abs().max() > 1e-2
+    fit_head(model, states, labels, strength=4.0, anchored=False)
+    assert (model.prototypes.anchor_scale == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [2**20, 20])
+def test_prototypes_that_start_at_zero_are_fitted_too(taxonomy, monkeypatch, chunk):
+    monkeypatch.setattr("hcal_hf.prototypes.CHUNK", chunk)
+    documents = make_documents(taxonomy, 100, seed=1)
+    anchored = make_model(taxonomy, prototype_anchor="label_text")
+    assert not anchored.prototypes.weight.any()
+    found = fit_head(anchored, *documents, anchored=False)
+    assert found == pytest.approx(fit_head(make_model(taxonomy), *documents), rel=1e-3)
+    assert anchored.prototypes.weight.any(dim=1).all()
+
+
+def test_labels_without_documents_keep_their_words(taxonomy):
+    states, labels = make_documents(taxonomy, 100, seed=1, single_path=True)
+    absent = taxonomy.index("f")
+    labels[:, absent] = 0
+    keep = labels.sum(dim=1) == 2
+    model = make_model(taxonomy, label_mode="single_path", partial_paths=False, prototype_anchor="label_text")
+    model.prototypes.anchors.normal_()
+    fit_head(model, states[keep], labels[keep])
+    assert model.prototypes.trained.tolist() == [i != absent for i in range(taxonomy.num_labels)]
+    assert not model.prototypes.weight[absent].any()
+    assert model.prototypes.bias is None
+    assert model.prototypes.weight[taxonomy.index("e")].any()
+
+
+def test_chunks_of_documents_change_nothing(taxonomy, monkeypatch):
+    states, labels = make_documents(taxonomy, 50, seed=1)
+    values, weights = [], []
+    for cells in (4_000_000, 6 * 7):
+        monkeypatch.setattr("hcal_hf.training.solver._CELLS", cells)
+        model = make_model(taxonomy).double()
+        values.append(fit_head(model, states.double(), labels))
+        weights.append(model.prototypes.weight.detach().clone())
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+
+
+def test_the_model_is_left_as_it_was_but_for_its_head(taxonomy):
+    states, labels = make_documents(taxonomy, 50, seed=1)
+    model = make_model(taxonomy).train()
+    model.encoder.requires_grad_(False)
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    fit_head(model, states, labels)
+    assert model.training
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad == before[name][1]
+        assert torch.equal(parameter, before[name][0]) == (not name.startswith("prototypes."))
+
+
+def test_the_best_strength_on_validation_documents_is_kept(taxonomy):
+    train, validation = make_documents(taxonomy, 60, seed=1), make_documents(taxonomy, 200, seed=2)
+    model = make_model(taxonomy, prototype_anchor="label_text")
+    model.prototypes.anchors.normal_()
+    solution = solve(model, train, validation, strengths=[1e-4, 1.0, 1e6])
+    assert [(t["strength"], t["anchored"]) for t in solution.tried] == [
+        (c, anchored) for anchored in (True, False) for c in (1e-4, 1.0, 1e6)
+    ]
+    assert solution.score == max(t["score"] for t in solution.tried) > solution.tried[-1]["score"]
+    assert validation_score(model, *validation) == pytest.approx(solution.score, abs=1e-12)
+    again = make_model(taxonomy, prototype_anchor="label_text")
+    again.prototypes.anchors.copy_(model.prototypes.anchors)
+    fit_head(again, *train, solution.strength, solution.anchored, max_iterations=500)
+    with torch.no_grad():
+        found, expected = (m.eval()(pooled_states=validation[0]).logits for m in (model, again))
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+
+
+def test_without_validation_documents_a_share_of_the_others_takes_their_part(taxonomy):
+    states, labels = make_documents(taxonomy, 80, seed=1)
+    model = make_model(taxonomy)
+    solution = solve_without_validation(model, (states, labels), seed=0, strengths=[1e-3, 4.0])
+    expected = make_model(taxonomy)
+    value = fit_head(expected, states, labels, solution.strength, max_iterations=500)
+    assert solution.objective == pytest.approx(value, rel=1e-3)
+    with pytest.raises(ValueError, match=r"1 document\(s\) are too few"):
+        solve_without_validation(model, (states[:1], labels[:1]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"score_function": "cosine"}, "score_function='cosine'"),
+        ({"contrast": "aggregate"}, "contrast='aggregate'"),
+    ],
+)
+def test_models_it_is_not_defined_for_are_refused(taxonomy, config, message):
+    states, labels = make_documents(taxonomy, 20, seed=1)
+    with pytest.raises(ValueError, match=message):
+        fit_head(make_model(taxonomy, **config), states, labels)
+
+
+def test_strength_must_be_positive(taxonomy):
+    states, labels = make_documents(taxonomy, 20, seed=1)
+    with pytest.raises(ValueError, match="strength must be above 0, got 0"):
+        fit_head(make_model(taxonomy), states, labels, strength=0)
+
+
+# ---- In the Trainer ----
+
+
+def features_table(states, labels):
+    nodes = [row.nonzero()[:, 0].tolist() for row in labels]
+    return Dataset.from_dict({"pooled_states": states.tolist(), "labels": nodes}).with_format(
+        "numpy", columns=["pooled_states"], output_all_columns=True
+    )
+
+
+def make_trainer(folder, model, train, validation=None, **arguments):
+    arguments = HcalTrainingArguments(
+        str(folder), use_cpu=True, report_to="none", max_steps=1, save_strategy="no", **arguments
+    )
+    tables = {"train_dataset": features_table(*train)}
+    if validation is not None:
+        tables["eval_dataset"] = features_table(*validation)
+    return HcalTrainer(model, arguments, **tables)
+
+
+def test_feature_tensors_pad_the_labels(taxonomy):
+    states, labels = make_documents(taxonomy, 9, seed=1)
+    found, nodes = feature_tensors(features_table(states, labels))
+    torch.testing.assert_close(found, states)
+    assert [row[row >= 0].tolist() for row in nodes] == [row.nonzero()[:, 0].tolist() for row in labels]
+
+
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_validation):
+    train, validation = make_documents(taxonomy, 200, seed=1), make_documents(taxonomy, 200, seed=2)
+    model = make_model(taxonomy)
+    model.encoder.requires_grad_(False)
+    trainer = make_trainer(tmp_path, model, train, validation if with_validation else None)
+    trainer.began = trainer.ended = 0
+
+    class Counter(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            trainer.began += 1
+
+        def on_train_end(self, *args, **kwargs):
+            trainer.ended += 1
+
+    trainer.add_callback(Counter)
+    output = trainer.train()
+    assert output.metrics["head_strength"] > 0
+    assert trainer.state.log_history[-1]["head_score"] == output.metrics["head_score"]
+    assert trainer.began == trainer.ended == 1
+    scores = trainer.evaluate(features_table(*validation))
+    assert scores["eval_micro_f1"] > 0.6
+    assert scores["eval_hvr"] == scores["eval_raw_hvr"] == 0
+    trainer.save_model(tmp_path)
+    loaded = HcalForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found, expected = (m.eval()(pooled_states=validation[0]).logits for m in (loaded, model))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [({}, {"head_solver": "optimizer"}), ({"score_function": "cosine"}, {}), ({"contrast": "aggregate"}, {})],
+)
+def test_other_models_are_trained_in_batches(taxonomy, tmp_path, config, arguments):
+    model = make_model(taxonomy, **config)
+    model.encoder.requires_grad_(False)
+    trainer = make_trainer(tmp_path, model, make_documents(taxonomy, 20, seed=1), **arguments)
+    assert "head_strength" not in trainer.train().metrics
+    assert trainer.state.global_step == 1
+
+
+def test_a_solver_that_does_not_fit_is_refused(taxonomy, tmp_path):
+    documents = make_documents(taxonomy, 20, seed=1)
+    with pytest.raises(ValueError, match='head_solver="lbfgs" fits the head of a frozen encoder'):
+        make_trainer(tmp_path, make_model(taxonomy), documents, head_solver="lbfgs").train()
+    model = make_model(taxonomy, score_function="cosine")
+    model.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="score_function='cosine'"):
+        make_trainer(tmp_path, model, documents, head_solver="lbfgs").train()
+    with pytest.raises(ValueError, match="head_solver must be"):
+        HcalTrainingArguments("unused", head_solver="newton")

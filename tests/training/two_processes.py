@@ -1,0 +1,118 @@
+"""Trains a tiny model in each of SETTINGS, on one process or on two of them:
+
+    torchrun --nproc_per_node 2 tests/two_processes.py FOLDER
+
+writes the final state of each setting to FOLDER; `train` does the same within a test, on one process. Global batches are
+the same ones either way.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from safetensors.torch import save_file
+
+from hcal_hf import HcalTrainer, HcalTrainingArguments
+from hcal_hf.commands.train import end_processes
+from tests.builders import build_model, build_ragged, build_taxonomy, build_tokenizer
+
+RAGGED = {"partial_paths": True, "head": "independent"}
+CLASSES = {"label_mode": "multi_path", "head": "independent", "contrast": "aggregate"}
+PAPER = {"objective": "aggregate", "head": "independent"}
+
+# name: (weighter, its arguments, configuration of the model, global batch, accumulation on two processes)
+SETTINGS = {
+    "uniform": ("uniform", {}, RAGGED, 8, 1),
+    "fixed": ("fixed", {"weights": [0.2, 0.3, 0.5]}, RAGGED, 8, 1),
+    "likelihood": ("likelihood", {}, RAGGED, 8, 2),
+    "uncertainty": ("uncertainty", {"learning_rate": 0.5}, RAGGED, 8, 2),
+    "hcal": ("hcal", {}, RAGGED, 8, 1),
+    "hcal_rate": ("hcal_rate", {"first_steps": 3}, RAGGED, 8, 2),
+    "dwa": ("dwa", {"period": 3}, RAGGED, 8, 1),
+    "famo": ("famo", {"learning_rate": 0.2}, RAGGED, 8, 2),
+    "gradnorm": ("gradnorm", {"learning_rate": 0.2}, RAGGED, 8, 2),
+    "aggregate, uniform": ("uniform", {}, PAPER, 8, 1),
+    "aggregate, hcal": ("hcal", {}, PAPER, 8, 1),
+    "aggregate, gradnorm": ("gradnorm", {"learning_rate": 0.2}, PAPER, 8, 1),
+    "contrast, hcal_rate": ("hcal_rate", {"first_steps": 3}, CLASSES, 8, 1),
+    # One document each, of which every other one has no label: a process is often without any class.
+    "contrast, single documents": ("uniform", {}, CLASSES, 2, 1),
+}
+
+
+def dataset(taxonomy, config):
+    """15 documents of unequal length that reach different levels where they may; every other one without labels in
+    multi_path."""
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for i in range(16 if config is CLASSES else 15):
+        ids = torch.randint(2, 22, (1 + i % 5,), generator=generator).tolist()
+        nodes = range(taxonomy.num_labels) if config is RAGGED else taxonomy.is_leaf.nonzero()[0].tolist()
+        labels = [] if config is CLASSES and i % 2 else taxonomy.complete([nodes[(5 * i) % len(nodes)]]).tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return Dataset.from_list(rows)
+
+
+def train(name, folder, processes=1):
+    """Trains setting `name` for 20 steps: the Trainer, the weights of each forward pass, and what each step told the
+    weighter."""
+    weighter, kwargs, config, batch, accumulate = SETTINGS[name]
+    accumulate = accumulate if processes > 1 else 1
+    taxonomy = build_ragged() if config is RAGGED else build_taxonomy()
+    model = build_model(taxonomy, dtype=torch.float64, perturbation=0.05, **config)
+    args = HcalTrainingArguments(
+        str(folder), max_steps=20, per_device_train_batch_size=batch // processes // accumulate, seed=3, optim="sgd",
+        gradient_accumulation_steps=accumulate, learning_rate=0.003, lr_scheduler_type="constant",
+        max_grad_norm=0.0,  # clipping would hide a factor
+        loss_weighting=weighter, loss_weighting_kwargs=kwargs, logging_steps=4, save_strategy="no", report_to="none",
+        use_cpu=True, disable_tqdm=True,
+        # By default the last batches are filled up with documents from the start.
+        accelerator_config={"even_batches": False},
+    )  # fmt: skip
+    trainer = HcalTrainer(model, args, None, dataset(taxonomy, config), None, build_tokenizer())
+    seen = []
+    trainer.loss_weighter.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().clone()))
+    steps, after_step = [], trainer.loss_weighter.after_step
+    trainer.loss_weighter.after_step = lambda *found: steps.append(torch.stack(found[::2])) or after_step(*found)
+    trainer.train()
+    return trainer, torch.stack(seen), torch.stack(steps) if steps else torch.zeros(0)
+
+
+def state_of(trainer):
+    """Everything that training has made, as tensors."""
+    return {
+        **{f"model.{name}": value.detach().clone() for name, value in trainer.model.state_dict().items()},
+        **{f"weighter.{name}": value.detach().clone() for name, value in trainer.loss_weighter.state_dict().items()},
+    }
+
+
+def logs_of(trainer):
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def main(folder):
+    for i, name in enumerate(SETTINGS):
+        trainer, weights, steps = train(name, folder / "runs", processes=2)
+        assert trainer.accelerator.num_processes == dist.get_world_size() == 2
+        assert dist.get_backend() == "gloo"
+        # Both processes hold the same model, and used the same weights all along.
+        for value in (weights, steps, *state_of(trainer).values()):
+            both = [torch.empty_like(value) for _ in range(2)]
+            dist.all_gather(both, value.contiguous())
+            assert torch.equal(*both), name
+        if dist.get_rank() == 0:
+            save_file(state_of(trainer), folder / f"{i}.safetensors")
+            found = {"world_size": dist.get_world_size(), "logs": logs_of(trainer), "weights": weights.tolist(),
+                     "steps": steps.tolist()}  # fmt: skip
+            (folder / f"{i}.json").write_text(json.dumps(found))
+    dist.barrier()
+    del trainer
+    end_processes()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
