@@ -29,12 +29,12 @@ __version__ = "0.1.0"
 
 # The module of each name that is imported at its first use: datasets, evaluate and the Trainer take seconds to import.
 _LAZY = {
-    "BadRowsError": "data.encoding",
+    "BadRowsError": "data.rows",
     "BestPaths": "path_search",
     "DataArguments": "commands.train",
     "EvaluationArguments": "commands.evaluate",
     "HcalClassifier": "sklearn.classifier",
-    "HcalDataCollator": "data.encoding",
+    "HcalDataCollator": "data.collator",
     "HcalTrainer": "training.trainer",
     "HcalTrainingArguments": "training.arguments",
     "LossWeighter": "training.weighting",
@@ -46,7 +46,7 @@ _LAZY = {
     "WEIGHTERS": "training.weighting",
     "best_of_all": "path_search",
     "build_page": "commands.demo.page",
-    "build_taxonomy": "data.encoding",
+    "build_taxonomy": "data.taxonomy_builder",
     "build_weighter": "training.weighting",
     "calibrate_risk": "training.risk",
     "calibration_metrics": "training.calibration",
@@ -163,7 +163,10 @@ if TYPE_CHECKING:
         load_data,
         run_training,
     )
-    from .data.encoding import BadRowsError, HcalDataCollator, build_taxonomy, encode_dataset
+    from .data.collator import HcalDataCollator
+    from .data.encoding import encode_dataset
+    from .data.rows import BadRowsError
+    from .data.taxonomy_builder import build_taxonomy
     from .decoding import decode
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
     from .path_search import BestPaths, PathSearch, best_of_all

@@ -19,7 +19,9 @@ from transformers.utils import logging
 
 from ..card_facts import Details
 from ..configuration_hcal import HcalConfig
-from ..data.encoding import LabelReader, build_taxonomy, encode_dataset
+from ..data.encoding import encode_dataset
+from ..data.labels import LabelReader
+from ..data.taxonomy_builder import build_taxonomy
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
 from ..taxonomy import SEPARATOR, Taxonomy

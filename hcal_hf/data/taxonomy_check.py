@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..taxonomy import SEPARATOR, Taxonomy
-from .encoding import LabelReader, _paths_of
 from .hierarchy_check import Steps, check_edges, check_paths, finish, shown
+from .labels import LabelReader, as_paths
 from .tables import TableFile, text_problem
 from .validation_report import Findings, Report, Severity
 
@@ -208,7 +208,7 @@ class _DocumentCheck:
                 nodes: list[Any] = self.taxonomy.encode(given).tolist()
                 inner = {parent for node in nodes for parent in self.taxonomy.parents(node).tolist()}
             else:
-                paths = dict.fromkeys(_paths_of(given, self.reader.columns))
+                paths = dict.fromkeys(as_paths(given, self.reader.columns))
                 if () in paths:
                     raise ValueError("a path has no steps")
                 for path in paths:

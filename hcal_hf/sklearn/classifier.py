@@ -24,7 +24,10 @@ from transformers import AutoTokenizer, BertConfig, PrinterCallback, set_seed
 from transformers.utils import logging
 
 from ..configuration_hcal import HcalConfig
-from ..data.encoding import BadRowsError, HcalDataCollator, check_encoded, encode_dataset
+from ..data.collator import HcalDataCollator
+from ..data.encoding import encode_dataset
+from ..data.label_checks import check_encoded
+from ..data.rows import BadRowsError
 from ..decoding import decode, end_probabilities
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import NO_LIMIT

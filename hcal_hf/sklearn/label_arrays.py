@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from ..data.encoding import LabelReader
+from ..data.labels import LabelReader
 from ..taxonomy import Taxonomy
 
 Path = tuple[str, ...]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import HcalDataCollator
+from ..data.collator import HcalDataCollator
 from ..modeling_hcal import HcalForSequenceClassification
 
 # Folder of features within a model's; pushes leave out what starts with _.

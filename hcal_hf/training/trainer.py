@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..data.encoding import HcalDataCollator, check_encoded, label_cells
+from ..data.collator import HcalDataCollator
+from ..data.label_checks import check_encoded, label_column
 from ..modeling_hcal import HcalForSequenceClassification, HcalOutput
 from .arguments import HcalTrainingArguments
 from .card_mixin import ModelCardMixin
@@ -199,7 +200,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, Trainer):
             config = model.config
             check_encoded(self.train_dataset, model.taxonomy, config.label_mode, config.partial_paths)
         if model.prototypes.is_anchored and in_memory:
-            _, carried = label_cells(self.train_dataset)
+            _, carried = label_column(self.train_dataset)
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(np.unique(carried))] = True
         if self._solves_head(model):

@@ -5,9 +5,12 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.fingerprint import Hasher
+from datasets.formatting import query_table
 
 from hcal_hf import BadRowsError, HcalDataCollator, Taxonomy, build_taxonomy, encode_dataset
-from hcal_hf.data.encoding import LabelReader, _RowEncoder, check_encoded
+from hcal_hf.data.encoding import RowEncoder
+from hcal_hf.data.label_checks import check_encoded, label_column
+from hcal_hf.data.labels import LabelReader
 from tests.builders import random_dag, random_forest
 
 GOOD = [
@@ -107,7 +110,10 @@ def test_added_ancestors_cut_texts_and_dropped_rows_are_told(taxonomy, tokenizer
         encoded = encode_dataset(table, taxonomy, tokenizer, max_length=8, on_bad_row="drop")
     assert len(encoded) == 2
     assert len(encoded["input_ids"][1]) == 8
-    assert "2 rows encoded; 2 ancestors added to 1 rows; 1 texts cut to 8 tokens; 1 bad rows left out" in caplog.text
+    assert (
+        "2 rows encoded; 2 ancestors added to 1 rows; 1 texts truncated to 8 tokens; 1 bad rows left out"
+        in caplog.text
+    )
 
 
 def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, tokenizer):
@@ -149,9 +155,9 @@ def test_messy_rows_are_listed_when_the_taxonomy_is_built(caplog):
     assert [row for _, row, _ in error.value.rows] == [1, 2]
     assert "dataset[1]: column 'l2' is empty, but the deeper 'l3' is not" in str(error.value)
     assert "dataset[2]: The name 'x > y' holds ' > '" in str(error.value)
-    with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
+    with caplog.at_level("WARNING", logger="hcal_hf.data.taxonomy_builder"):
         assert build_taxonomy(table, ["l1", "l2", "l3"], on_bad_row="drop").labels == ("A",)
-    assert "2 rows passed over" in caplog.text
+    assert "Skipped 2 rows for the taxonomy" in caplog.text
     with pytest.raises(BadRowsError, match="has an empty step"):
         build_taxonomy(Dataset.from_dict({"labels": ["A > B > "]}))
 
@@ -242,6 +248,20 @@ def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_
     assert any(map(is_bad, rows)) or (label_mode == "multi_path" and partial_paths)
 
 
+def test_reading_the_labels_of_a_shuffled_table_reads_no_other_column(monkeypatch):
+    table = Dataset.from_dict({"text": ["x"] * 50, "labels": [[i % 7] for i in range(50)]})
+    rows = np.random.default_rng(0).permutation(50)
+    columns = []
+    monkeypatch.setattr(
+        "datasets.arrow_dataset.query_table",
+        lambda table, *args, **kwargs: columns.append(table.column_names) or query_table(table, *args, **kwargs),
+    )
+    sizes, nodes = label_column(table.select(rows))
+    assert sizes.tolist() == [1] * 50
+    assert nodes.tolist() == (rows % 7).tolist()
+    assert columns == [["labels"]]
+
+
 def test_rows_that_are_all_empty_keep_their_type(taxonomy, tokenizer):
     encoded = encode_dataset(Dataset.from_dict({"text": ["a"] * 3, "labels": [[], [], []]}), taxonomy, tokenizer)
     assert encoded.features["labels"].feature.dtype == "int64"
@@ -309,7 +329,7 @@ def test_many_labels_are_batched_as_indices(tokenizer):
 
 
 def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy, tokenizer, monkeypatch):
-    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
     before = Hasher.hash(encoder)
     reads, read = [], encoder._read_labels
     monkeypatch.setattr(encoder, "_read_labels", lambda cells: reads.append(cells) or read(cells), raising=False)
@@ -325,9 +345,9 @@ def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy,
 
 
 def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
-    encoder = _RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
     problems = [None, None, None]
-    rows, completed = encoder._labels([[1, 1.0, True]], problems)
+    rows, completed = encoder.encode_labels([[1, 1.0, True]], problems)
     assert (rows, completed.tolist(), problems[:2]) == ([[0], [0], []], [0, 0, 0], [None, None])
     assert "got True of type bool" in problems[2]
 
@@ -339,9 +359,9 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
     taxonomy = make(rng, 60)
     given = [[taxonomy.labels[i] for i in rng.integers(60, size=rng.integers(4))] for _ in range(200)]
     for rows in (given, [*given, taxonomy.labels[3]]):
-        encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+        encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
         problems = [None] * len(rows)
-        found, completed = encoder._labels([rows], problems)
+        found, completed = encoder.encode_labels([rows], problems)
         named = [{taxonomy.index(label) for label in ([row] if isinstance(row, str) else row)} for row in rows]
         assert found == [taxonomy.complete(nodes).tolist() for nodes in named]
         assert completed.tolist() == [len(row) - len(nodes) for row, nodes in zip(found, named)]
@@ -350,8 +370,8 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
 
 def test_a_list_that_may_be_labels_or_a_path_is_not_looked_up(tokenizer):
     taxonomy = Taxonomy.from_paths([["Other"], ["Books", "Other"]])
-    encoder = _RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
     problems = [None, None]
-    rows, _ = encoder._labels([[["Books"], ["Books", "Other"]]], problems)
+    rows, _ = encoder.encode_labels([[["Books"], ["Books", "Other"]]], problems)
     assert (rows, problems[0]) == ([[taxonomy.index("Books")], []], None)
     assert "can be read as 2 labels or as one path" in problems[1]

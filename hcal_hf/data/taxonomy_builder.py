@@ -1,0 +1,59 @@
+"""Builds a taxonomy from the paths in a data set."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from transformers.utils import logging
+
+from ..taxonomy import SEPARATOR, Taxonomy
+from .labels import LabelReader, as_paths
+from .rows import AnyDataset, BadRow, BadRowsError, class_names, iterate_rows, iterate_splits
+
+logger = logging.get_logger(__name__)
+
+
+def build_taxonomy(
+    dataset: AnyDataset,
+    labels: str | Sequence[str] = "labels",
+    *,
+    separator: str = SEPARATOR,
+    delimiter: str | None = None,
+    identity: Literal["path", "name"] = "path",
+    on_bad_row: Literal["raise", "drop"] = "raise",
+) -> Taxonomy:
+    """Builds the taxonomy that the paths of a data set span, over all its splits.
+
+    Rows without labels are skipped.
+
+    Args:
+        dataset: rows with paths as labels (lists or strings), or with one column per level.
+        labels, separator, delimiter: as for [`encode_dataset`].
+        identity: as for [`Taxonomy.from_paths`].
+        on_bad_row: `"raise"` raises one [`BadRowsError`] that lists the bad rows by split and index. `"drop"` skips them
+            and logs how many.
+
+    Raises:
+        BadRowsError: if labels are not paths from a root.
+        ValueError: if the paths do not form a taxonomy.
+    """
+    reader = LabelReader(labels, separator, delimiter, missing_is_empty=True)
+    bad_rows: list[BadRow] = []
+    paths: dict[tuple[str, ...], None] = {}
+    for split_name, split in iterate_splits(dataset):
+        reader = replace(reader, class_names=class_names(split, reader.column_list))
+        for row, cells in enumerate(iterate_rows(split, reader.column_list)):
+            try:
+                new_paths = [path for path in as_paths(reader(cells), labels) if path not in paths]
+                if new_paths:
+                    Taxonomy.from_paths(new_paths)  # raises for empty names and the like
+            except (ValueError, TypeError) as problem:
+                bad_rows.append((split_name, row, str(problem)))
+            else:
+                paths.update(dict.fromkeys(new_paths))
+    if bad_rows and on_bad_row == "raise":
+        raise BadRowsError(bad_rows)
+    if bad_rows:
+        split_name, row, problem = bad_rows[0]
+        logger.warning(f"Skipped {len(bad_rows):,} rows for the taxonomy, first: {split_name}[{row}]: {problem}.")
+    return Taxonomy.from_paths(paths, identity=identity)
