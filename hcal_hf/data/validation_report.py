@@ -1,4 +1,4 @@
-"""What a check found: problems, each with its number, examples and what to do, and a report of them."""
+"""Collects the problems that checks find, and prints them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,17 +11,18 @@ Severity: TypeAlias = Literal["error", "warning"]
 
 
 @dataclass
-class Finding:
-    """One kind of problem.
+class Problem:
+    """Describes one kind of problem.
 
     Attributes:
-        kind: a word for it, the same in all versions.
-        severity: `"error"`: it cannot be trained on, or is certainly not meant. `"warning"`: it may be meant.
-        message: what it is.
-        fix: what to do.
-        examples: where, the first few.
-        count: how many there are (of each kind of mistake in rows, how many different ones).
-        rows: how many rows have it, where it is a mistake in rows.
+        kind: a short name, the same in all versions.
+        severity: `"error"` means that training is impossible, or that the input is certainly a mistake. `"warning"` means
+            that the input may be intended.
+        message: describes the problem.
+        fix: says what to do.
+        examples: the first few places.
+        count: the number of occurrences. For mistakes in rows, the number of different mistakes of this kind.
+        rows: the number of rows with the problem, if it is a mistake in rows.
     """
 
     kind: str
@@ -33,27 +34,46 @@ class Finding:
     rows: int = 0
 
 
-@dataclass
-class Report:
-    """What was read and found.
+class ValidationReport:
+    """Collects the problems of one file. Each check adds its own.
+
+    Args:
+        source: the file.
 
     Attributes:
-        source: the file.
-        findings: errors first.
-        taxonomy: the hierarchy, where it could be built.
-        documents: their number; None for a file that is only a hierarchy.
+        taxonomy: the hierarchy, or None if it cannot be built.
+        documents: the number of documents, or None for a file that is only a hierarchy.
     """
 
-    source: str
-    findings: list[Finding]
-    taxonomy: Taxonomy | None = None
-    documents: int | None = None
+    def __init__(self, source: str):
+        self.source = source
+        self.taxonomy: Taxonomy | None = None
+        self.documents: int | None = None
+        self._problems: dict[str, Problem] = {}
 
-    def number(self, severity: str) -> int:
-        return sum(finding.severity == severity for finding in self.findings)
+    def add(
+        self, severity: Severity, kind: str, message: str, fix: str, examples: Iterable[str], rows: int = 0
+    ) -> None:
+        """Adds one occurrence for each example; `rows` is the number of rows that have them."""
+        for example in examples:
+            problem = self._problems.setdefault(kind, Problem(kind, severity, message, fix))
+            problem.count += 1
+            if len(problem.examples) < MAX_EXAMPLES:
+                problem.examples.append(example)
+        if kind in self._problems:
+            self._problems[kind].rows += rows
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All problems, errors first."""
+        return sorted(self._problems.values(), key=lambda problem: problem.severity != "error")
+
+    def number(self, severity: Severity) -> int:
+        """Counts the kinds of problems of one severity."""
+        return sum(problem.severity == severity for problem in self._problems.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Returns the report as a dictionary that JSON can represent."""
         levels = [] if self.taxonomy is None else [level.stop - level.start for level in self.taxonomy.levels]
         return {
             "source": self.source,
@@ -62,45 +82,23 @@ class Report:
             "levels": levels,
             "errors": self.number("error"),
             "warnings": self.number("warning"),
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [vars(problem) for problem in self.problems],
         }
 
     def __str__(self) -> str:
-        known = [] if self.documents is None else [f"{self.documents:,} documents"]
+        contents = [] if self.documents is None else [f"{self.documents:,} documents"]
         if self.taxonomy is not None:
             sizes = " + ".join(f"{level.stop - level.start:,}" for level in self.taxonomy.levels)
-            known.append(
+            contents.append(
                 f"{self.taxonomy.num_labels:,} labels on {len(self.taxonomy.levels)} levels ({sizes}), "
                 f"{int(self.taxonomy.is_leaf.sum()):,} of them leaves"
             )
-        lines = [f"{self.source}: {'; '.join(known) or 'no hierarchy can be built'}"]
-        for finding in self.findings:
-            lines += ["", f"{finding.severity}: {finding.message}: {finding.rows or finding.count:,}"]
-            lines += [f"    {example}" for example in finding.examples]
-            if finding.count > len(finding.examples) > 0:
-                lines.append(f"    and {finding.count - len(finding.examples):,} more")
-            lines.append(f"  -> {finding.fix}")
-        kinds = [f"{self.number(severity)} of {severity}s" for severity in ("error", "warning")]
-        return "\n".join([*lines, "", f"Kinds of problems: {', '.join(kinds)}."])
-
-
-class Findings:
-    """Collects occurrences by kind; keeps a few of each as examples."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Finding] = {}
-
-    def add(self, severity: Severity, kind: str, message: str, fix: str, examples: Iterable[str]) -> None:
-        """Adds one occurrence for each example."""
-        for example in examples:
-            finding = self.found.setdefault(kind, Finding(kind, severity, message, fix))
-            finding.count += 1
-            if len(finding.examples) < MAX_EXAMPLES:
-                finding.examples.append(example)
-
-    def sorted(self) -> list[Finding]:
-        return sorted(self.found.values(), key=lambda finding: finding.severity != "error")
-
-    @property
-    def has_errors(self) -> bool:
-        return any(finding.severity == "error" for finding in self.found.values())
+        lines = [f"{self.source}: {'; '.join(contents) or 'no hierarchy can be built'}"]
+        for problem in self.problems:
+            lines += ["", f"{problem.severity}: {problem.message}: {problem.rows or problem.count:,}"]
+            lines += [f"    {example}" for example in problem.examples]
+            if problem.count > len(problem.examples) > 0:
+                lines.append(f"    and {problem.count - len(problem.examples):,} more")
+            lines.append(f"  -> {problem.fix}")
+        errors, warnings = self.number("error"), self.number("warning")
+        return "\n".join([*lines, "", f"Kinds of problems: {errors} of errors, {warnings} of warnings."])

@@ -10,8 +10,9 @@ import pytest
 from datasets import load_dataset
 
 from hcal_hf import Taxonomy
+from hcal_hf.data.document_check import READ_AS_MISSING
 from hcal_hf.data.hierarchy_check import _cycles, loosely, same_to_the_eye
-from hcal_hf.data.taxonomy_check import READ_AS_MISSING, check_file
+from hcal_hf.data.taxonomy_check import check_file
 
 CLEAN = """text,area,product,problem
 a,Hardware,Printer,Paper jam
@@ -34,7 +35,7 @@ def check(tmp_path):
         report = check_file(path, **kwargs)
         assert str(report)
         json.dumps(report.to_dict())
-        return report, {finding.kind: finding for finding in report.findings}
+        return report, {problem.kind: problem for problem in report.problems}
 
     return run
 
@@ -46,7 +47,7 @@ def test_a_clean_table_has_nothing_but_a_name_below_two_parents(check):
     assert (report.documents, report.number("error"), report.number("warning")) == (8, 0, 1)
     assert report.to_dict()["levels"] == [2, 4, 8]
     assert str(report).startswith(report.source + ": 8 documents; 14 labels on 3 levels (2 + 4 + 8), 8 of them leaves")
-    assert "warning: names that stand below several parents: 1" in str(report)
+    assert "warning: names that occur below several parents: 1" in str(report)
     report, found = check(CLEAN, labels=LEVELS, min_documents=0)
     assert report.documents is None
 
@@ -238,4 +239,4 @@ def test_files_that_cannot_be_checked_say_what_to_give(check, tmp_path):
     with pytest.raises(FileNotFoundError):
         check_file(tmp_path / "no.json")
     pq.write_table(pa.table({"labels": [[["A", "B"]], [["A", "C"]]]}), tmp_path / "a.parquet")
-    assert check_file(tmp_path / "a.parquet", min_documents=1).findings == []
+    assert check_file(tmp_path / "a.parquet", min_documents=1).problems == []
