@@ -47,7 +47,7 @@ def check_file(
     path = Path(path)
     if path.suffix == ".json":
         for name, value in {"labels": labels, "edges": edges, "taxonomy": taxonomy}.items():
-            if value:
+            if value is not None:
                 raise ValueError(f"{name} is for tables, but {path} is read as a taxonomy: leave it out.")
         return _check_json(path)
     table = TableFile(path, encoding)
@@ -65,14 +65,14 @@ def check_file(
             f"{path} has no column 'labels' and no columns 'parent' and 'child': name the columns of the levels (on the "
             f"command line --labels A B C), or those of the edges (--edges A B). There are {columns}."
         )
-    labels = list(labels or ["labels"])
+    labels = ["labels"] if labels is None else list(labels)
     table.check_columns(labels)
     if text is not None:
         table.check_columns([text])
     elif "text" in columns:
         text = "text"
     required = None if taxonomy is None else Taxonomy.from_json(taxonomy)
-    reader = LabelReader(labels if len(labels) > 1 else labels[0], separator, delimiter, missing_is_empty=True)
+    reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter, missing_is_empty=True)
     return DocumentCheck(table, reader, text, required, identity, min_documents).run()
 
 
@@ -121,7 +121,7 @@ def _check_edge_table(table: TableFile, columns: Sequence[str]) -> ValidationRep
     roots: dict[str, None] = {}
     for number, row in enumerate(table.rows(columns)):
         where = row_name(table, number)
-        parent, child = (str(cell or "").strip() for cell in row.cells)
+        parent, child = ("" if cell is None else str(cell).strip() for cell in row.cells)
         if row.problem or not child:
             report.add(
                 "error",

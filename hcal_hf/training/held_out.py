@@ -1,5 +1,7 @@
 """What a trainer learns from documents held out from training: a temperature, label thresholds, a risk threshold."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +54,7 @@ class HeldOutMixin(_Trainer):
         """
         dataset = self.eval_dataset if dataset is None else dataset
         self._refuse_training_data(dataset, "calibrate_temperature")
-        features, targets = self._predicted(dataset, "calibrate_temperature", "features")
+        features, targets = self._predict_field(dataset, "calibrate_temperature", "features")
         model = self.unwrapped_model
         config = model.config
         scores = document_scores(model, features)
@@ -103,7 +105,7 @@ class HeldOutMixin(_Trainer):
         Raises:
             ValueError: without a data set or its labels, or for an argument out of range.
         """
-        logits, targets = self._predicted(dataset, "tune_thresholds", "logits")
+        logits, targets = self._predict_field(dataset, "tune_thresholds", "logits")
         model = self.unwrapped_model
         config = model.config
         mode = (model.taxonomy, config.label_mode)
@@ -145,7 +147,7 @@ class HeldOutMixin(_Trainer):
                 "calibrate_risk got the data that chose the best checkpoint (load_best_model_at_end): the guarantee does "
                 "not hold. Give other held-out documents."
             )
-        logits, targets = self._predicted(dataset, "calibrate_risk", "logits")
+        logits, targets = self._predict_field(dataset, "calibrate_risk", "logits")
         model = self.unwrapped_model
         config = model.config
         mode = (model.taxonomy, config.label_mode)
@@ -163,23 +165,38 @@ class HeldOutMixin(_Trainer):
                 "that were held out from training and from every choice."
             )
 
-    def _predicted(self, dataset: Any, caller: str, field: str) -> tuple[torch.Tensor, np.ndarray]:
-        """One field of the model's output, `logits` [N, L] or `features` [N, d], and the true labels (bool) [N, L] of a
-        data set, gathered from all processes."""
+    def _predict_field(self, dataset: Any, caller: str, field: str) -> tuple[torch.Tensor, np.ndarray]:
+        """Predicts one field of the model's output for a data set, gathered from all processes.
+
+        Returns:
+            the field, `logits` [N, L] or `features` [N, d], and the true labels (bool) [N, L].
+        """
         dataset = self.eval_dataset if dataset is None and caller != "calibrate_risk" else dataset
         if dataset is None or isinstance(dataset, dict):
             got = "none" if dataset is None else f"a dictionary of {sorted(dataset)}"
             raise ValueError(f"{caller} needs one data set with labels, got {got}: {caller}(dataset).")
-        # Without metrics: they are not wanted, and with batch_eval_metrics nothing would be gathered.
-        compute_metrics: Any = getattr(self, "compute_metrics")  # noqa: B009 - its type is unknown
-        self.compute_metrics = None
         config = self.unwrapped_model.config
         ignored = [name for name in ("logits", *config.keys_to_ignore_at_inference) if name != field]
-        try:
+        # `predict` computes metrics and collects its output as these attributes say.
+        with (
+            _replaced(self, compute_metrics=None),
+            _replaced(self.args, prediction_loss_only=False, eval_do_concat_batches=True),
+        ):
             output = self.predict(dataset, ignore_keys=ignored)
-        finally:
-            self.compute_metrics = compute_metrics
         if output.label_ids is None:
             raise ValueError(f'{caller} needs a data set with labels: encode_dataset makes its "labels" column.')
-        found = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        return torch.from_numpy(np.asarray(found)), target_matrix(np.asarray(output.label_ids), config.num_labels)
+        values = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        return torch.from_numpy(np.asarray(values)), target_matrix(np.asarray(output.label_ids), config.num_labels)
+
+
+@contextmanager
+def _replaced(target: Any, **attributes: Any) -> Iterator[None]:
+    """Replaces attributes of an object within a `with` block."""
+    previous = {name: getattr(target, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(target, name, value)
+        yield
+    finally:
+        for name, value in previous.items():
+            setattr(target, name, value)

@@ -171,6 +171,13 @@ def test_edges(check):
     assert report.number("error") == 0
 
 
+def test_a_parent_with_the_code_0_is_a_parent(check):
+    rows = [{"parent": None, "child": 0}, {"parent": 0, "child": 1}, {"parent": 0, "child": 2}]
+    report, found = check("\n".join(map(json.dumps, rows)), "edges.jsonl", edges=["parent", "child"])
+    assert report.taxonomy == Taxonomy.from_edges([("0", "1"), ("0", "2")])
+    assert not found
+
+
 def test_every_cycle_of_a_random_graph_is_one_and_none_is_missed():
     draw = random.Random(0)
     with_cycles = 0
@@ -236,6 +243,8 @@ def test_files_that_cannot_be_checked_say_what_to_give(check, tmp_path):
         check(CLEAN, labels=["area", "produkt"])
     with pytest.raises(ValueError, match='save the sheet as "CSV UTF-8"'):
         check(b"PK", "tickets.xlsx")
+    with pytest.raises(ValueError, match="the list of columns is empty"):
+        check(CLEAN.replace("area", "labels"), labels=[])
     with pytest.raises(FileNotFoundError):
         check_file(tmp_path / "no.json")
     pq.write_table(pa.table({"labels": [[["A", "B"]], [["A", "C"]]]}), tmp_path / "a.parquet")

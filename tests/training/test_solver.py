@@ -6,7 +6,14 @@ from sklearn.linear_model import LogisticRegression
 from transformers import TrainerCallback
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
-from hcal_hf.training.solver import feature_tensors, fit_head, solve, solve_without_validation, validation_score
+from hcal_hf.training.solver import (
+    Solution,
+    feature_tensors,
+    fit_head,
+    solve,
+    solve_without_validation,
+    validation_score,
+)
 from tests.builders import tiny_bert
 
 SIZE = 16
@@ -224,6 +231,21 @@ def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_valida
     with torch.no_grad():
         found, expected = (m.eval()(pooled_states=validation[0]).logits for m in (loaded, model))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("data_seed", "expected"), [(None, 7), (0, 0), (5, 5)])
+def test_held_out_documents_are_drawn_by_the_data_seed(taxonomy, tmp_path, monkeypatch, data_seed, expected):
+    seeds = []
+
+    def record(model, train, seed):
+        seeds.append(seed)
+        return Solution(1.0, False, 0.0, 0.0)
+
+    monkeypatch.setattr("hcal_hf.training.frozen_head.solve_without_validation", record)
+    model = make_model(taxonomy)
+    model.encoder.requires_grad_(False)
+    make_trainer(tmp_path, model, make_documents(taxonomy, 20, seed=1), seed=7, data_seed=data_seed).train()
+    assert seeds == [expected]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -334,6 +334,24 @@ def test_thresholds_are_tuned_on_predictions_and_used_from_then_on(
     assert type(config).from_pretrained(tmp_path / "tuned").thresholds == config.thresholds
 
 
+def test_batches_that_are_not_joined_are_evaluated_and_tuned_on(make_trainer, data, taxonomy):
+    """Index labels of the last batch are narrower, and loss-only evaluation keeps no predictions."""
+    found = []
+    for options in ({}, {"eval_do_concat_batches": False}, {"prediction_loss_only": True}):
+        trainer = make_trainer(
+            taxonomy, data, per_device_eval_batch_size=3, config={"label_mode": "multi_path"}, **options
+        )
+        trainer.data_collator.targets = "indices"
+        rows = data.select(range(10))
+        rows = concatenate_datasets([rows, Dataset.from_dict({**data[:1], "labels": [[0]]}).cast(rows.features)])
+        metrics = {} if trainer.args.prediction_loss_only else trainer.evaluate(rows)
+        found.append((metrics.get("eval_micro_f1"), trainer.tune_thresholds(rows), trainer.model.config.thresholds))
+        for name, value in options.items():
+            assert getattr(trainer.args, name) is value
+    assert found[0] == found[1]
+    assert found[0][1:] == found[2][1:]
+
+
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
 def test_risk_is_calibrated_on_held_out_documents(make_trainer, data, taxonomy, mode, tmp_path):
     trainer = make_trainer(taxonomy, data.select(range(14)), config={"label_mode": mode, "dtype": torch.float32})
@@ -426,7 +444,7 @@ def test_training_rows_that_the_model_cannot_predict_are_refused_first(make_trai
 
 def test_what_a_trainer_of_its_own_loss_cannot_take_is_refused(make_model, taxonomy, data, tmp_path):
     args = HcalTrainingArguments(str(tmp_path), report_to="none", label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="label_smoothing_factor and compute_loss_func have no place"):
+    with pytest.raises(ValueError, match="cannot use label_smoothing_factor and compute_loss_func"):
         HcalTrainer(make_model(taxonomy), args)
 
 

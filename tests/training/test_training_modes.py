@@ -69,7 +69,7 @@ def test_a_compiled_step_has_the_same_losses(tmp_path, weighter):
 
 def test_gradient_norms_and_compilation_are_refused_together(tmp_path):
     with pytest.raises(
-        ValueError, match=r"GradNormWeighter takes gradients within the forward pass.*torch_compile=False"
+        ValueError, match=r"GradNormWeighter needs gradients within the forward pass.*torch_compile=False"
     ):
         make_trainer(tmp_path, "gradnorm", torch_compile=True, **SETTINGS)
 
@@ -78,5 +78,5 @@ def test_learned_weights_and_fsdp_are_refused_together(tmp_path):
     """accelerate would end with a KeyError."""
     trainer = make_trainer(tmp_path, "uncertainty", **SETTINGS)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="UncertaintyWeighter has parameters of its own, which FSDP cannot shard"):
+    with pytest.raises(ValueError, match="UncertaintyWeighter has its own parameters, which FSDP cannot shard"):
         trainer.create_optimizer()

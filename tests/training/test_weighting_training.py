@@ -363,7 +363,7 @@ def test_without_the_filter_it_is_told_at_the_next_log(tmp_path):
         trainer.train()
     assert trainer.state.global_step == 3
     again = make_trainer(tmp_path, "uniform", logging_nan_inf_filter=False)
-    again._first_bad[0, 0] = 7  # an earlier run's
+    again.finite_check.first_bad_step[0, 0] = 7  # an earlier run's
     again.train()
 
 

@@ -1,0 +1,69 @@
+"""Lets a trainer fit the head of a frozen encoder by L-BFGS."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..modeling_hcal import HcalForSequenceClassification
+from .solver import feature_tensors, solve, solve_without_validation, unsolvable_because
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+logger = logging.get_logger(__name__)
+
+
+class FrozenHeadMixin(_Trainer):
+    """Adds to [`HcalTrainer`] the solver for models with a frozen encoder."""
+
+    def _solves_head(self, model: HcalForSequenceClassification) -> bool:
+        """Decides whether `train` fits the head by L-BFGS instead of running the optimiser."""
+        if self.args.head_solver == "optimizer":
+            return False
+        is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
+        has_features = _has_features(self.train_dataset)
+        if self.args.head_solver == "lbfgs":
+            if not (is_frozen and has_features):
+                raise ValueError(
+                    'head_solver="lbfgs" fits the head of a frozen encoder on its features: call '
+                    "model.encoder.requires_grad_(False) and give data sets made by hcal_hf.pooled_features, or "
+                    'use head_solver="optimizer".'
+                )
+            if reason := unsolvable_because(model):
+                raise ValueError(reason)
+        return is_frozen and has_features and unsolvable_because(model) is None
+
+    def _solve_head(self, model: HcalForSequenceClassification) -> TrainOutput:
+        """Fits the head by L-BFGS, logs the solution and returns it like a training run."""
+        args, start = self.args, time.perf_counter()
+        logger.warning(
+            "The encoder is frozen, so L-BFGS fits the head on all documents at once. Learning rates, epochs, batch sizes "
+            'and the loss weighter are not used. Set head_solver="optimizer" to use them.'
+        )
+        # Some callbacks set themselves up here, such as the ones that write logs.
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        training = feature_tensors(self.train_dataset)
+        if _has_features(self.eval_dataset):
+            solution = solve(model, training, feature_tensors(self.eval_dataset))
+        else:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            solution = solve_without_validation(model, training, seed)
+        metrics = {
+            "train_runtime": time.perf_counter() - start,
+            "train_loss": solution.objective,
+            "head_strength": solution.strength,
+            "head_anchored": float(solution.anchored),
+            "head_score": solution.score,
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+        return TrainOutput(self.state.global_step, solution.objective, metrics)
+
+
+def _has_features(dataset: Any) -> bool:
+    return isinstance(dataset, Dataset) and "pooled_states" in dataset.column_names
