@@ -1,7 +1,8 @@
-"""Losses that are taken on the mean features of classes instead of on documents."""
+"""Losses on the mean features of classes instead of on documents."""
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -11,47 +12,46 @@ from .taxonomy import Taxonomy
 
 
 def class_means(features: torch.Tensor, targets: Targets, gather: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean feature of each class that occurs in the batch (child-to-parent aggregation, HCAL).
+    """Computes the mean feature of each class that occurs in the batch (child-to-parent aggregation, HCAL).
 
     Args:
         features (`torch.Tensor` of shape `[B, d]`).
         targets ([`Targets`]): the labels of the same documents.
-        gather (`bool`): takes the means over the batches of all processes, of any sizes, with gradient to all of them.
-            Every process must take part.
+        gather (`bool`): computes the means over the batches of all processes, which may differ in size, with gradient to
+            all of them. Every process must call the function.
 
     Returns:
-        the C distinct classes as sorted node indices [C], and their means [C, d]: each document counts once for each
-        class it carries, the mean is not normalised again, and the gradient flows to the features.
+        the C distinct classes as sorted node indices [C], and their means [C, d]. A document counts once for each of its
+        classes, the mean is not normalised again, and the gradient flows to the features.
     """
     documents, nodes = targets.positives
     if gather:
         features, documents, nodes = _over_processes(features, documents, nodes)
-    classes, group = torch.unique(nodes, return_inverse=True)
+    classes, group, sizes = torch.unique(nodes, return_inverse=True, return_counts=True)
     sums = features.new_zeros((len(classes), features.shape[1])).index_add(0, group, features[documents])
-    sizes = torch.bincount(group, minlength=len(classes)).to(features)
-    return classes, sums / sizes[:, None]
+    return classes, sums / sizes.to(features)[:, None]
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _over_processes(
     features: torch.Tensor, documents: torch.Tensor, nodes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features [B, d] and positive cells [P], [P] of all processes one after the other, documents renumbered."""
+    """Concatenates the features [B, d] and the positive pairs [P], [P] of all processes and renumbers the documents."""
     size = torch.tensor([len(features), len(nodes)], device=features.device)
     sizes = [size.new_empty(2) for _ in range(num_processes())]
     dist.all_gather(sizes, size)
-    rows, cells = torch.stack(sizes).T.tolist()
-    cells_of_all = _concatenate(torch.stack([documents + sum(rows[: dist.get_rank()]), nodes], dim=1), cells)
-    return _Gather.apply(features, rows), cells_of_all[:, 0], cells_of_all[:, 1]
+    rows, pairs = torch.stack(sizes).T.tolist()
+    all_pairs = _concatenate(torch.stack([documents + sum(rows[: dist.get_rank()]), nodes], dim=1), pairs)
+    return _Gather.apply(features, rows), all_pairs[:, 0], all_pairs[:, 1]
 
 
 def _concatenate(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """The rows [n_r, m] of all processes r, one after the other; `sizes` holds every n_r."""
-    # Collectives want one size.
+    """Concatenates the rows [n_r, m] of all processes r. `sizes` holds every n_r."""
+    # Collectives need one size.
     padded = F.pad(rows, (0, 0, 0, max(sizes) - len(rows))).contiguous()
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
@@ -59,8 +59,11 @@ def _concatenate(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; a process's own rows get the sum of all processes' gradients, so that DDP's mean over
-    processes is the gradient of a loss that each of them takes of the same rows."""
+    """Concatenates the rows of all processes, with gradient.
+
+    The rows of a process get the sum of the gradients of all processes. DDP then averages over processes, which gives the
+    gradient of a loss that every process computes on the same rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -77,13 +80,15 @@ class _Gather(torch.autograd.Function):
 
 
 def feature_gradient_norms(losses: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """The norm [T] of the gradient of each loss [T] with respect to the features [B, d]; the backward pass stops there.
+    """Computes the norm [T] of the gradient of each loss [T] with respect to the features [B, d].
 
     Raises:
         ValueError: for features without gradient.
     """
     if not features.requires_grad:
-        raise ValueError("The norms of gradients need features with gradient: encoder and projection are both frozen.")
+        raise ValueError(
+            "Gradient norms need features with gradient, but encoder and projection are both frozen. Unfreeze one of them."
+        )
     norms = []
     for loss in losses:
         (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
@@ -99,26 +104,27 @@ def aggregate_losses(
     temperature: float,
     gather: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of class means against the prototypes of their level (HCAL's loss above the leaves).
+    """Computes the cross-entropy of class means against the prototypes of their level (HCAL's loss above the leaves).
 
     L_k = mean over the classes c of level k that occur in the batch of CE(F_c P^T / tau, c), over that level's labels.
 
     Args:
         features (`torch.Tensor` of shape `[B, d]`): unit document features.
         prototypes (`torch.Tensor` of shape `[L, d]`): unit prototypes, perturbed in training.
-        gather (`bool`): takes the class means over all processes ([`class_means`]); losses and numbers are then the same
-            on each of them.
+        gather (`bool`): computes the class means over all processes ([`class_means`]). Losses and counts are then equal on
+            all of them.
 
     Returns:
         the loss of each of the D levels [D], 0 where no class occurs, and the number of distinct classes [D].
     """
     classes, means = class_means(features, targets, gather)
-    bounds = torch.tensor([level.start for level in taxonomy.levels] + [taxonomy.num_labels], device=classes.device)
-    cuts = torch.searchsorted(classes, bounds).tolist()
+    # The number of classes of each level decides the shapes, so it is read back from the device, once.
+    bounds = [level.start for level in taxonomy.levels] + [taxonomy.num_labels]
+    cuts = np.searchsorted(classes.cpu().numpy(), bounds).tolist()
     losses, counts = [], []
     for level, low, high in zip(taxonomy.levels, cuts, cuts[1:]):
         scores = means[low:high] @ prototypes[level].T / temperature
         total = F.cross_entropy(scores, classes[low:high] - level.start, reduction="sum")
         losses.append(total / max(high - low, 1))
         counts.append(high - low)
-    return torch.stack(losses), torch.tensor(counts, device=features.device)
+    return torch.stack(losses), torch.tensor(counts).to(features.device, non_blocking=True)

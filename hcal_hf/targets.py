@@ -1,21 +1,21 @@
-"""What a batch's labels say, in the forms that heads and objectives need."""
+"""The labels of a batch in the forms that heads and objectives need."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
 
 class Targets:
-    """The labels of a batch of B documents over L nodes, ancestor-complete.
+    """Holds the labels of a batch of B documents over L nodes, ancestor-complete.
 
     Args:
         labels (`torch.Tensor`): multi-hot, floating or bool, of shape `[B, L]`; or int64 node indices of shape `[B, K]`,
             padded with -100.
         num_labels (`int`): L.
-
-    Attributes:
-        open_cells (`torch.Tensor`, *optional*): what a head has worked out from these labels, kept for its next question.
 
     Raises:
         ValueError: for another shape or type.
@@ -25,7 +25,7 @@ class Targets:
         if labels.ndim != 2:
             raise ValueError(
                 f"labels must have two dimensions, multi-hot [B, {num_labels}] or padded node indices [B, K], got shape "
-                f"{tuple(labels.shape)}: HcalDataCollator makes them."
+                f"{tuple(labels.shape)}. HcalDataCollator builds both forms."
             )
         self.is_multi_hot = labels.is_floating_point() or labels.dtype == torch.bool
         if self.is_multi_hot and labels.shape[1] != num_labels:
@@ -39,11 +39,20 @@ class Targets:
             )
         self.labels = labels
         self.num_labels = num_labels
-        self.open_cells: torch.Tensor | None = None
+        self._derived: dict[str, object] = {}
+
+    def derived(self, name: str, compute: Callable[[], T]) -> T:
+        """Returns what a head computed from these labels before under this name, or computes and keeps it.
+
+        Losses and their denominators need the same tensors, and one `Targets` serves one head.
+        """
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]  # type: ignore[return-value]
 
     @cached_property
     def positives(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(document, node) indices of all positive cells, two int64 tensors [P]."""
+        """(document, node) indices of all positive pairs, two int64 tensors [P]. Synchronises with the device."""
         if self.is_multi_hot:
             documents, nodes = (self.labels > 0).nonzero(as_tuple=True)
             return documents, nodes
@@ -52,7 +61,7 @@ class Targets:
 
     @cached_property
     def multi_hot(self) -> torch.Tensor:
-        """[B, L], stored label by label as scores are; 1.0 for a positive cell, at least float32."""
+        """[B, L], stored label by label as scores are; 1.0 for a positive pair, at least float32."""
         if self.is_multi_hot:
             dtype = torch.float32 if self.labels.dtype == torch.bool else self.labels.dtype
             return (self.labels > 0).T.to(torch.promote_types(dtype, torch.float32)).contiguous().T
@@ -61,12 +70,13 @@ class Targets:
         padded.scatter_(0, torch.where(self.labels >= 0, self.labels, self.num_labels).T, 1.0)
         return padded[:-1].T
 
-    def at_levels(self, levels: Sequence[slice], depths: torch.Tensor) -> torch.Tensor:
-        """The label of single-path documents at each level.
+    def at_levels(self, levels: Sequence[slice], depths: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Returns the label of single-path documents at each level.
 
         Args:
             levels: the D levels as slices of the node indices.
-            depths (`torch.Tensor` of shape `[L]`): the depth of each node.
+            depths (`torch.Tensor` of shape `[L]`, int64): the depth of each node.
+            offsets (`torch.Tensor` of shape `[L]`, int64): the index of each node within its level.
 
         Returns:
             `torch.Tensor` of shape `[B, D]`, int64: index of the document's label within its level, -100 where its path
@@ -78,9 +88,9 @@ class Targets:
                 value, index = self.labels[:, level].max(dim=1)
                 columns.append(torch.where(value > 0, index, -100))
             return torch.stack(columns, dim=1)
-        starts = torch.tensor([level.start for level in levels], device=depths.device)
         nodes = self.labels.clamp(min=0)
+        # One more column takes the padding.
         level_of = torch.where(self.labels >= 0, depths[nodes], len(levels))
-        found = self.labels.new_full((len(self.labels), len(levels) + 1), -100)
-        found.scatter_(1, level_of, nodes - starts[depths[nodes]])
-        return found[:, :-1]
+        padded = self.labels.new_full((len(self.labels), len(levels) + 1), -100)
+        padded.scatter_(1, level_of, offsets[nodes])
+        return padded[:, :-1]

@@ -50,7 +50,6 @@ def written_out(prototypes, projection, features, noise):
 @pytest.mark.parametrize("noisy", [False, True])
 def test_products_equal_a_slow_twin_gradients_too(monkeypatch, noisy, anchored, linear, chunk):
     monkeypatch.setattr(module, "CHUNK", chunk)  # 2 labels at a time, 4, or all by autograd
-    monkeypatch.setattr(module, "_CACHED", chunk)
     prototypes, projection, features, learned = make_prototypes(anchored, linear)
     noise = prototypes.sample_noise() if noisy else None
     factors = torch.randn(6, 7, dtype=torch.float64)
@@ -66,7 +65,6 @@ def test_products_equal_a_slow_twin_gradients_too(monkeypatch, noisy, anchored, 
 
 def test_gradients_equal_finite_differences(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "_CACHED", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True, linear=True)
     prototypes.trained[:] = True
     noise = prototypes.sample_noise()
@@ -103,7 +101,6 @@ def test_cosines_keep_their_precision_under_autocast():
 
 def test_products_of_a_captured_graph_are_the_same(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "_CACHED", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True)
     noise, factors = prototypes.sample_noise(), torch.randn(6, 7, dtype=torch.float64)
     compiled = torch.compile(prototypes.products, backend="eager", fullgraph=True)
@@ -114,7 +111,6 @@ def test_products_of_a_captured_graph_are_the_same(monkeypatch):
 
 def test_the_projection_learns_in_replicas_which_list_no_parameters(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "_CACHED", 10)
     prototypes, projection, features, _ = make_prototypes(anchored=True)
     replica = projection._replicate_for_data_parallel()  # as torch.nn.DataParallel makes them
     replica.weight, replica.bias = projection.weight * 1, None
@@ -125,7 +121,6 @@ def test_the_projection_learns_in_replicas_which_list_no_parameters(monkeypatch)
 
 def test_gradients_keep_their_precision_under_autocast_and_their_dtype_in_half_precision(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "_CACHED", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True)
     prototypes, projection, features = prototypes.float(), projection.float(), features.float()
     noise = prototypes.sample_noise()
@@ -143,7 +138,6 @@ def test_gradients_keep_their_precision_under_autocast_and_their_dtype_in_half_p
 
 def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "_CACHED", 10)
     prototypes, projection, features, _ = make_prototypes(anchored=True)
     prototypes.weight.requires_grad_(False)
     found = prototypes.products(features, projection)
@@ -175,7 +169,6 @@ def test_a_training_step_needs_little_more_than_the_noise_and_the_gradient(
     make_model, monkeypatch, label_mode, config
 ):
     monkeypatch.setattr(module, "CHUNK", 2**14)
-    monkeypatch.setattr(module, "_CACHED", 2**14)
     rng = np.random.default_rng(0)
     taxonomy = random_forest(rng, 5_000, max_depth=8)
     model = make_model(taxonomy, label_mode=label_mode, projection_dim=256, partial_paths=True, **config).train()

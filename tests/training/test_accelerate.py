@@ -136,7 +136,7 @@ def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, argu
     assert "FSDP was asked for and is not used on cpu" in printed
 
     # With processes that pass for GPUs it is FSDP.
-    printed = launch(on_cpu, ROOT / "tests" / "sharded_processes.py", arguments(2, "sharded"))
+    printed = launch(on_cpu, ROOT / "tests" / "training" / "sharded_processes.py", arguments(2, "sharded"))
     assert "Training: 2 processes on cpu, FSDP\n" in printed
     assert printed.count("predicted: ") == 2
     assert_same(tmp_path / "sharded", tmp_path / "one")

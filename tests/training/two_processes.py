@@ -1,6 +1,6 @@
 """Trains a tiny model in each of SETTINGS, on one process or on two of them:
 
-    torchrun --nproc_per_node 2 tests/two_processes.py FOLDER
+    torchrun --nproc_per_node 2 tests/training/two_processes.py FOLDER
 
 writes the final state of each setting to FOLDER; `train` does the same within a test, on one process. Global batches are
 the same ones either way.
