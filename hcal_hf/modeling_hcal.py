@@ -21,8 +21,9 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
-from .heads import HierarchicalHead, build_head, log_probs_to_logits
+from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
+from .log_space import log_probs_to_logits
 from .objectives import aggregate_losses, feature_gradient_norms, num_processes
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
 from .prototypes import LabelPrototypes

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from .decoding import end_probabilities
-from .heads import segment_logsumexp
+from .log_space import segment_logsumexp
 from .prototypes import CHUNK
 
 # The heads that give a node's probability without looking below it.

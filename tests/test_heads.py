@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hcal_hf import HcalConfig, Taxonomy
-from hcal_hf.heads import build_head, log1mexp, log_probs_to_logits, segment_logsumexp
+from hcal_hf.heads import build_head
+from hcal_hf.log_space import log1mexp, log_probs_to_logits, segment_logsumexp
 from hcal_hf.targets import Targets
 from tests.builders import random_dag, random_forest, random_multi_hot, tiny_bert
 

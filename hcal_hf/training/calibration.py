@@ -12,7 +12,8 @@ import torch
 from transformers.utils import logging
 
 from ..decoding import best_path, end_probabilities
-from ..heads import HierarchicalHead, log_probs_to_logits
+from ..heads import HierarchicalHead
+from ..log_space import log_probs_to_logits
 from ..metrics import brier_score, calibration_scores, expected_calibration_error
 from ..targets import Targets
 from ..taxonomy import Taxonomy

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from hcal_hf import HcalConfig, HcalTrainer, HcalTrainingArguments, Taxonomy, encode_dataset, fit_temperature
-from hcal_hf.heads import log_probs_to_logits
+from hcal_hf.log_space import log_probs_to_logits
 from hcal_hf.metrics import brier_score, calibration_scores, expected_calibration_error
 from hcal_hf.training.calibration import calibration_metrics, document_scores, negative_log_likelihood, tempered_logits
 from tests.builders import random_dag, random_forest, random_multi_hot
