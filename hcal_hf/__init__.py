@@ -33,6 +33,7 @@ _LAZY = {
     "BestPaths": "path_search",
     "DataArguments": "commands.train",
     "EvaluationArguments": "commands.evaluate",
+    "HEADS": "heads",
     "HcalClassifier": "sklearn.classifier",
     "HcalDataCollator": "data.collator",
     "HcalTrainer": "training.trainer",
@@ -62,6 +63,7 @@ _LAZY = {
     "export_onnx": "commands.export",
     "fit_head": "training.solver",
     "fit_temperature": "training.calibration",
+    "has_bfloat16": "training.precision",
     "hierarchical_scores": "metrics",
     "load_data": "commands.train",
     "load_model": "commands.evaluate",
@@ -78,6 +80,7 @@ _LAZY = {
     "violation_rates": "metrics",
 }
 __all__ = [
+    "HEADS",
     "WEIGHTERS",
     "BadRowsError",
     "BestPaths",
@@ -117,6 +120,7 @@ __all__ = [
     "export_onnx",
     "fit_head",
     "fit_temperature",
+    "has_bfloat16",
     "hierarchical_scores",
     "load_data",
     "load_model",
@@ -168,6 +172,7 @@ if TYPE_CHECKING:
     from .data.rows import BadRowsError
     from .data.taxonomy_builder import build_taxonomy
     from .decoding import decode
+    from .heads import HEADS
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
     from .path_search import BestPaths, PathSearch, best_of_all
     from .sklearn.classifier import HcalClassifier
@@ -180,6 +185,7 @@ if TYPE_CHECKING:
     )
     from .training.evaluation import compute_metrics, target_matrix
     from .training.features import pooled_features
+    from .training.precision import has_bfloat16
     from .training.risk import calibrate_risk, describe_answers
     from .training.solver import fit_head, solve
     from .training.thresholds import tune_for_decoding, tune_thresholds

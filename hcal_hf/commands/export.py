@@ -42,7 +42,7 @@ MAX_SINGLE_FILE = 1_900_000_000
 
 MODEL, INT8, TOKENIZER, HIERARCHY = "model.onnx", "model_int8.onnx", "tokenizer.json", "hierarchy.json"
 FILES = (MODEL, f"{MODEL}.data", INT8, f"{INT8}.data", TOKENIZER, HIERARCHY)
-# Of these, weights that int8 leaves alone: the head's, see recipes/benchmarks/export.md.
+# Of these, weights that int8 leaves alone: the head's, see recipes/benchmarks/pages/export.md.
 _HEAD_WEIGHTS = ("projection.weight", "prototypes")
 
 

@@ -1,6 +1,7 @@
-"""Classical baselines on features: each fits every setting that it tries, one after the other.
+"""Baselines: classical classifiers on features, and a flat classifier on an encoder.
 
-Args of all: x, features [N, h] of each split (tensors or sparse matrices), and y, multi-hot labels [N, L] of each split.
+Each classical baseline is a generator that fits its settings one after the other. Its arguments are `x`, the features
+[N, h] of each split (tensors or sparse matrices), `y`, the multi-hot labels [N, L] of each split, and the taxonomy.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from data import Tokens
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from torch import nn
+from transformers import AutoModel
 
-from hcal_hf import Taxonomy
+from hcal_hf import HcalDataCollator, Taxonomy
 
 STRENGTHS = (0.0625, 0.25, 1.0, 4.0, 16.0, 64.0)
 TFIDF_STRENGTHS = (4.0, 64.0, 1024.0)
@@ -21,12 +25,12 @@ Splits = dict[str, Any]
 
 @dataclass
 class Attempt:
-    """A fitted model.
+    """A model fitted with one setting.
 
     Attributes:
-        setting (`dict`): what was tried.
-        predict (`Callable`): from a split's name to logits, or bool label sets, [N, L].
-        parameters (`int`): numbers that were learned.
+        setting (`dict`): the values of its tuned settings.
+        predict (`Callable`): returns the logits or the bool label sets [N, L] of a split, given its name.
+        parameters (`int`): number of learned parameters.
     """
 
     setting: dict[str, Any]
@@ -37,8 +41,11 @@ class Attempt:
 def logistic_regressions(
     x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy, conditional: bool
 ) -> Iterator[Attempt]:
-    """One logistic regression a label, on all documents, or (`conditional`) on those whose labels hold its parents, and
-    multiplied along the path. A label without documents of both kinds gets the probability of the kind there is."""
+    """Fits one logistic regression per label.
+
+    With `conditional`, each one is fitted only on documents that have the label's parents, and the probabilities are
+    multiplied along the path. A label that all documents have, or none, gets a probability of 1 or 0.
+    """
     features = {s: x[s].double().numpy() for s in x}
     truth = y["train"].numpy() > 0
     for c in STRENGTHS:
@@ -65,7 +72,7 @@ def logistic_regressions(
 
 
 def softmax_over_leaves(x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy) -> Iterator[Attempt]:
-    """Multinomial logistic regression over the paths' ends, which bring their ancestors."""
+    """Fits multinomial logistic regression over the end nodes of paths. Ancestors are added to the prediction."""
     closure = closure_of(taxonomy)
     ends = np.array([row.nonzero()[-1].item() for row in y["train"]])
     for c in STRENGTHS:
@@ -75,7 +82,7 @@ def softmax_over_leaves(x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonom
 
 
 def closure_of(taxonomy: Taxonomy) -> np.ndarray:
-    """bool [L, L]: each label with its ancestors. For the few hundred labels of the benchmarks."""
+    """Returns each label with its ancestors, bool [L, L]. Meant for the few hundred labels of the benchmarks."""
     closure = np.zeros((taxonomy.num_labels, taxonomy.num_labels), dtype=bool)
     for node in range(taxonomy.num_labels):
         closure[node, node] = True
@@ -87,7 +94,7 @@ def closure_of(taxonomy: Taxonomy) -> np.ndarray:
 def local_classifiers(
     x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy, strengths: Any = STRENGTHS
 ) -> Iterator[Attempt]:
-    """hiclass's local classifier per parent node with logistic regression, for one path a document."""
+    """Fits hiclass's local classifier per parent node with logistic regression. Documents have one path each."""
     from hiclass import LocalClassifierPerParentNode
 
     features = {s: x[s].double().numpy() if isinstance(x[s], torch.Tensor) else x[s] for s in x}
@@ -99,17 +106,59 @@ def local_classifiers(
         model.fit(features["train"], padded)
 
         def predict(split: str, model: Any = model) -> np.ndarray:
-            found = np.zeros(y[split].shape, dtype=bool)
+            sets = np.zeros(y[split].shape, dtype=bool)
             for row, path in enumerate(model.predict(features[split])):
-                found[row, taxonomy.encode([[step for step in path if step]])] = True
-            return found
+                sets[row, taxonomy.encode([[step for step in path if step]])] = True
+            return sets
 
         local = [model.hierarchy_.nodes[node].get("classifier") for node in model.hierarchy_.nodes]
         yield Attempt({"C": c}, predict, sum(m.coef_.size + m.intercept_.size for m in local if hasattr(m, "coef_")))
 
 
 def tfidf(texts: dict[str, list[str]]) -> Splits:
-    """TF-IDF of words and pairs of words."""
+    """Computes TF-IDF features of words and word pairs."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000)
     vectorizer.fit(texts["train"])
     return {s: vectorizer.transform(values) for s, values in texts.items()}
+
+
+class FlatCollator:
+    """Builds batches for transformers' own classifier. Labels are multi-hot, or leaf indices if `leaves` is given."""
+
+    def __init__(self, tokens: Tokens, leaves: np.ndarray | None):
+        self.inner = HcalDataCollator(tokens.tokenizer, tokens.taxonomy)
+        self.leaf_index = None
+        if leaves is not None:
+            self.leaf_index = torch.zeros(tokens.taxonomy.num_labels, dtype=torch.long)
+            self.leaf_index[torch.from_numpy(leaves)] = torch.arange(len(leaves))
+            self.leaves = torch.from_numpy(leaves)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(self.inner(rows))
+        batch = {
+            name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "labels") if name in batch
+        }
+        batch["labels"] = batch["labels"].float()
+        if self.leaf_index is not None:
+            batch["labels"] = batch["labels"][:, self.leaves].argmax(dim=1)
+        return batch
+
+
+class FlatClassifier(nn.Module):
+    """A flat classifier with the same encoder and mean pooling as our model, and one linear layer.
+
+    The loss is binary cross-entropy over all labels, or cross-entropy over the leaves if `over_leaves` is set.
+    """
+
+    def __init__(self, encoder: str, num_labels: int, over_leaves: bool):
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(encoder)
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = nn.Linear(self.encoder.config.hidden_size, num_labels)
+        self.loss: nn.Module = nn.CrossEntropyLoss() if over_leaves else nn.BCEWithLogitsLoss()
+
+    def forward(self, labels: torch.Tensor | None = None, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        states = self.encoder(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None].to(states.dtype)
+        logits = self.classifier(self.dropout((states * mask).sum(dim=1) / mask.sum(dim=1))).float()
+        return {"logits": logits} if labels is None else {"loss": self.loss(logits, labels), "logits": logits}

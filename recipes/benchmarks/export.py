@@ -1,13 +1,16 @@
-"""What ONNX and int8 change of a trained model: scores, size and speed.
+"""Measures how ONNX and int8 change the scores, size and speed of a trained model.
 
     python recipes/benchmarks/export.py MODEL DATA_DIR [--max_length 128] [--documents 256] [--rounds 5]
+    python recipes/benchmarks/export.py --tables
 
-Scores are of the whole test split, decoded by the model's default. Speed is in processor time of one thread,
-on the first documents of the test split in batches of texts of similar length; torch and the ONNX files take turns in
-each round, and a ratio is the median over rounds of the ratios within them. Prints tables, as kept in export.md.
+Scores are measured on the whole test split, decoded by the model's default. Speed is measured in processor time of
+one thread, on the first documents of the test split in batches of texts of similar length. torch and the ONNX files
+take turns in each round, and a ratio is the median over rounds of the ratios within them. Rows are stored in
+rows/export.json, and the tables of pages/export.md are written from them. With --tables nothing is measured.
 """
 
 import argparse
+import json
 import platform
 import statistics
 import tempfile
@@ -19,34 +22,46 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from result_rows import ROWS
+from tables import PAGES, write_page
 
-from hcal_hf import HcalDataCollator, HcalForSequenceClassification, classification_scores, decode
-from hcal_hf.commands.evaluate import load_model
-from hcal_hf.commands.export import export_onnx, open_session, quantize_int8
-from hcal_hf.commands.train import TableArguments, encode_splits, load_data
-from hcal_hf.training.evaluation import target_matrix
+from hcal_hf import (
+    HcalDataCollator,
+    HcalForSequenceClassification,
+    TableArguments,
+    classification_scores,
+    decode,
+    encode_splits,
+    export_onnx,
+    load_data,
+    load_model,
+    open_session,
+    quantize_int8,
+    target_matrix,
+)
 
+RESULTS, PAGE = ROWS / "export.json", PAGES / "export.md"
 Batch = dict[str, np.ndarray]
 VARIANTS: dict[str, dict[str, bool]] = {
     "int8": {},
-    "int8, one scale a matrix": {"per_channel": False},
+    "int8, one scale per matrix": {"per_channel": False},
     "int8, embeddings in float32": {"embeddings": False},
     "int8, projection and prototypes too": {"head": True},
 }
 
 
 def batches_of(rows: Any, collate: HcalDataCollator, names: list[str], size: int) -> tuple[list[Batch], np.ndarray]:
-    """Batches of texts of similar length, and the number of each of their documents."""
+    """Returns batches of texts of similar length, and the index of each of their documents."""
     order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-    made = []
+    batches = []
     for start in range(0, len(order), size):
         batch = collate([rows[int(i)] for i in order[start : start + size]])
-        made.append({name: batch[name].numpy() for name in names})
-    return made, order
+        batches.append({name: batch[name].numpy() for name in names})
+    return batches, order
 
 
 def torch_runner(model: HcalForSequenceClassification) -> Callable[[Batch], np.ndarray]:
-    """Probabilities by torch."""
+    """Returns a function that computes probabilities with torch."""
 
     @torch.inference_mode()
     def run(batch: Batch) -> np.ndarray:
@@ -56,15 +71,15 @@ def torch_runner(model: HcalForSequenceClassification) -> Callable[[Batch], np.n
 
 
 def onnx_runner(path: Path) -> Callable[[Batch], np.ndarray]:
-    """Probabilities by onnxruntime with one thread."""
+    """Returns a function that computes probabilities with onnxruntime on one thread."""
     session = open_session(path, threads=1)
     return lambda batch: session.run(["probabilities"], batch)[0]
 
 
-def answers(probabilities: np.ndarray, model: HcalForSequenceClassification) -> np.ndarray:
-    """What the model's default decoder makes of probabilities [N, L]: bool [N, L]."""
+def decisions(probabilities: np.ndarray, model: HcalForSequenceClassification) -> np.ndarray:
+    """Decodes probabilities [N, L] with the model's default decoder, to bool [N, L]."""
     config = model.config
-    chosen = decode(
+    sets = decode(
         torch.from_numpy(probabilities).double().clamp(1e-38, 1 - 1e-12).logit(),
         model.taxonomy,
         config.label_mode,
@@ -72,33 +87,23 @@ def answers(probabilities: np.ndarray, model: HcalForSequenceClassification) -> 
         partial_paths=config.partial_paths,
         head=config.head,
     )
-    return chosen.numpy()
+    return sets.numpy()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("data_dir")
-    parser.add_argument("--max_length", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--documents", type=int, default=256, help="for the speed")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--leave_out", nargs="*", default=[], help="labels whose documents are no part of the task")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Exports a model and measures each variant. Returns the facts of the run and a row per variant."""
     model, tokenizer = load_model(args.model)
     model = model.float().eval()
     tables = TableArguments(data_dir=args.data_dir, max_length=args.max_length, leave_out=args.leave_out)
-    config = model.config
+    config, taxonomy = model.config, model.taxonomy
     raw = load_data(tables, ["test"])
-    rows = encode_splits(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)["test"]
-    collate = HcalDataCollator(tokenizer, model.taxonomy)
+    rows = encode_splits(raw, taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)["test"]
+    collate = HcalDataCollator(tokenizer, taxonomy)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.process_time()
         report = export_onnx(model, folder, tokenizer=tokenizer)
-        took = time.process_time() - start
+        export_seconds = time.process_time() - start
         files = {"ONNX": folder / "model.onnx"}
         for i, (variant, options) in enumerate(VARIANTS.items()):
             files[variant] = folder / f"int8_{i}.onnx"
@@ -108,47 +113,101 @@ def main() -> None:
         sizes["torch"] = sum(p.numel() * 4 for p in model.parameters())
 
         batches, order = batches_of(rows, collate, report["inputs"], args.batch_size)
-        targets = target_matrix(collate([{**row} for row in rows])["labels"].numpy(), model.taxonomy.num_labels)
-        found = {}
+        targets = target_matrix(collate([{**row} for row in rows])["labels"].numpy(), taxonomy.num_labels)
+        probabilities = {}
         for kind, run in runners.items():
-            probabilities = np.empty((len(rows), model.taxonomy.num_labels), dtype=np.float32)
-            probabilities[order] = np.concatenate([run(batch) for batch in batches])
-            found[kind] = probabilities
+            values = np.empty((len(rows), taxonomy.num_labels), dtype=np.float32)
+            values[order] = np.concatenate([run(batch) for batch in batches])
+            probabilities[kind] = values
         few, _ = batches_of(
             rows.select(range(min(args.documents, len(rows)))), collate, report["inputs"], args.batch_size
         )
         seconds: dict[str, list[float]] = {kind: [] for kind in runners}
         for _ in range(args.rounds):
             for kind, run in runners.items():
-                start = time.process_time()  # which other work on the machine does not change much
+                start = time.process_time()  # other work on the machine hardly changes it
                 for batch in few:
                     run(batch)
                 seconds[kind].append(time.process_time() - start)
 
     documents = sum(len(batch["input_ids"]) for batch in few)
-    print(
-        f"{args.model}: {len(config.labels):,} labels, {config.head}; {len(rows):,} test documents; exported in "
-        f"{took:.0f} s of processor time, most difference from torch {report['max_difference']:.1g} on random tokens and "
-        f"{np.abs(found['ONNX'] - found['torch']).max():.1g} on the test documents. {platform.machine()}, one thread, "
-        f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}.\n"
-    )
-    width = max(map(len, runners))
-    print(
-        f"| {'':{width}} | micro-F1 | macro-F1 | exact match | answer as torch's | MB    | docs/s | speed against torch |"
-        f"\n|{'-' * (width + 2)}|----------|----------|-------------|-------------------|-------|--------|"
-        "---------------------|"
-    )
-    decided = {kind: answers(probabilities, model) for kind, probabilities in found.items()}
+    predicted = {kind: decisions(values, model) for kind, values in probabilities.items()}
+    variants = []
     for kind in runners:
-        result = classification_scores(decided[kind], targets, model.taxonomy)
-        same = (decided[kind] == decided["torch"]).all(axis=1).mean()
-        ratio = statistics.median(a / b for a, b in zip(seconds["torch"], seconds[kind]))
-        rate = documents / statistics.median(seconds[kind])
-        print(
-            f"| {kind:{width}} | {100 * result['micro_f1']:8.2f} | {100 * result['macro_f1']:8.2f} | "
-            f"{100 * result['exact_match']:11.2f} | {100 * same:17.2f} | {sizes[kind] / 1e6:5.1f} | {rate:6.1f} | "
-            f"{ratio:19.2f} |"
+        scores = classification_scores(predicted[kind], targets, taxonomy)
+        variants.append(
+            {
+                "kind": kind,
+                "micro_f1": 100 * scores["micro_f1"],
+                "macro_f1": 100 * scores["macro_f1"],
+                "exact_match": 100 * scores["exact_match"],
+                "same_decision": 100 * float((predicted[kind] == predicted["torch"]).all(axis=1).mean()),
+                "megabytes": sizes[kind] / 1e6,
+                "documents_per_second": documents / statistics.median(seconds[kind]),
+                "speed": statistics.median(a / b for a, b in zip(seconds["torch"], seconds[kind])),
+            }
         )
+    run_facts = {
+        "model": args.model,
+        "labels": len(config.labels),
+        "head": config.head,
+        "documents": len(rows),
+        "export_seconds": export_seconds,
+        "difference_on_random_tokens": report["max_difference"],
+        "difference_on_test_documents": float(np.abs(probabilities["ONNX"] - probabilities["torch"]).max()),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    return {"run": run_facts, "variants": variants}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Returns the block of export.md: the facts of the run, and the table of its variants."""
+    run, variants = measured["run"], measured["variants"]
+    lines = [
+        f"{run['model']}: {run['labels']:,} labels, {run['head']}, {run['documents']:,} test documents. Exported in "
+        f"{run['export_seconds']:.0f} s of processor time. The largest difference from torch is "
+        f"{run['difference_on_random_tokens']:.1g} on random tokens and "
+        f"{run['difference_on_test_documents']:.1g} on the test documents. {run['machine']}, one thread, "
+        f"torch {run['torch']}, onnxruntime {run['onnxruntime']}.",
+        "",
+    ]
+    width = max(len(row["kind"]) for row in variants)
+    lines += [
+        f"| {'':{width}} | micro-F1 | macro-F1 | exact match | same decision as torch | MB    | docs/s | "
+        "speed against torch |",
+        f"|{'-' * (width + 2)}|----------|----------|-------------|------------------------|-------|--------|"
+        "---------------------|",
+    ]
+    for row in variants:
+        lines.append(
+            f"| {row['kind']:{width}} | {row['micro_f1']:8.2f} | {row['macro_f1']:8.2f} | {row['exact_match']:11.2f} | "
+            f"{row['same_decision']:22.2f} | {row['megabytes']:5.1f} | {row['documents_per_second']:6.1f} | "
+            f"{row['speed']:19.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="folder of a saved model, or its name on the Hub")
+    parser.add_argument("data_dir", nargs="?")
+    parser.add_argument("--tables", action="store_true", help="only write the page from the stored rows")
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--documents", type=int, default=256, help="number of documents for the speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--leave_out", nargs="*", default=[], help="leave out documents with these labels")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args()
+    if not args.tables:
+        if args.model is None or args.data_dir is None:
+            parser.error("Give MODEL and DATA_DIR, or --tables.")
+        torch.set_num_threads(1)
+        args.results.write_text(json.dumps(measure(args), indent=1) + "\n", encoding="utf-8")
+    write_page(args.page, {"tables": table(json.loads(args.results.read_text(encoding="utf-8")))})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Fine-tuned encoders, ours and flat: python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
+"""Fine-tunes encoders with our heads and with flat classifiers.
 
-Each method trains the whole encoder at each learning rate of --rates and each of --head_rates (of what is new; our
-prototypes have three times that) with the first seed, chooses on the validation split and trains with the other seeds.
---fp32: not in bfloat16, which processors without it compute many times slower. Logits of validation and test are kept in
---cache, and a run that is there is not repeated. The rows go into --results; results.py writes the tables.
+    python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
+
+Each method trains the whole encoder at each learning rate of --rates and --head_rates with the first seed. The best rates
+on the validation split are used for the other seeds. --head_rates are the rates of new layers. Our prototypes have three times
+that rate. With --fp32 models are trained in float32, because bfloat16 is many times slower on processors without it. The
+logits of validation and test are kept in --cache, and a run that is found there is not repeated. Rows are stored in
+--results. results.py writes the tables.
 """
 
 import argparse
@@ -18,48 +21,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import closure_of
-from datasets import DatasetDict
-from frozen import ANCHORS, DEFAULT_HEADS, LINEAR
-from results import Row, store
-from scoring import Outputs, Problem, answers_of, scores, selection_score
-from tasks import (
-    ENCODER,
-    PARTIAL,
-    SINGLE_PATH,
-    SPLITS,
-    add_options,
-    kept_rows,
-    multi_hot,
-    sample_each_leaf,
-    taxonomy_of,
-)
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from baselines import FlatClassifier, FlatCollator, closure_of
+from data import ENCODER, SPLITS, Tokens, add_options
+from models import ANCHORS, DEFAULT_HEADS, LINEAR
+from result_rows import Row, store
+from scoring import Outputs, Problem, label_sets_of, scores, selection_score
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from hcal_hf import (
-    HcalDataCollator,
-    HcalForSequenceClassification,
-    HcalTrainer,
-    HcalTrainingArguments,
-    encode_dataset,
-)
-from hcal_hf.commands.train import DataArguments, load_data
+from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments
 
 RATES = (1e-4, 2e-4)
 EPOCHS = 4
 BATCH = 64
-MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
-# Of what is trained from scratch: our projection, the flat classifiers' layer; our prototypes have a multiple of it.
+# Learning rate of new layers: our projection and the layer of flat classifiers. Our prototypes have a multiple of it.
 HEAD_RATE = 1e-3
-PROTOTYPES = 3
+PROTOTYPE_FACTOR = 3
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "single_path": {
         "lookahead_softmax": {},
@@ -77,40 +53,18 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 METHODS = {
-    "single_path": ("flat BCE", "flat softmax over leaves", "one softmax a level", "lookahead_softmax"),
+    "single_path": ("flat BCE", "flat softmax over leaves", "one softmax per level", "lookahead_softmax"),
     "multi_path": ("flat BCE", "lookahead_sigmoid + anchors", "lookahead_sigmoid + anchors, likelihood"),
 }
-# Our class in the place of a baseline.
-PER_LEVEL = {"one softmax a level": {"head": "independent"}}
+# Baselines that use our model class.
+PER_LEVEL = {"one softmax per level": {"head": "independent"}}
 STOCK = "AutoModelForSequenceClassification"
 FLAT = {"single_path": ("flat BCE", "flat softmax over leaves", STOCK), "multi_path": ("flat BCE", STOCK)}
 
 
-class Tokens:
-    """A data set as token ids and labels; with `per_leaf`, only so many training documents of each leaf."""
-
-    def __init__(self, name: str, folder: Path, encoder: str, per_leaf: int | None = None, seed: int = 0):
-        self.name, self.encoder = name, encoder
-        self.taxonomy = taxonomy_of(name, folder)
-        self.label_mode: Any = "single_path" if name in SINGLE_PATH else "multi_path"
-        self.tokenizer = AutoTokenizer.from_pretrained(encoder)
-        rows = load_data(DataArguments(data_dir=str(folder)))
-        keep = kept_rows(name, rows)
-        if per_leaf is not None:
-            truth = multi_hot(rows["train"], keep["train"], self.taxonomy)
-            chosen = sample_each_leaf(truth, self.taxonomy, per_leaf, seed)
-            keep["train"] = [keep["train"][row] for row in chosen]
-        rows = DatasetDict({s: rows[s].select(keep[s]) for s in SPLITS})
-        truth = {s: multi_hot(rows[s], list(range(len(rows[s]))), self.taxonomy) for s in SPLITS[1:]}
-        self.problem = Problem(self.taxonomy, self.label_mode, name in PARTIAL, truth)
-        self.texts = {s: rows[s]["text"][:] for s in SPLITS}
-        how: dict[str, Any] = {"label_mode": self.label_mode, "max_length": MAX_LENGTHS.get(name, 64)}
-        self.data = encode_dataset(rows, self.taxonomy, self.tokenizer, **how)
-
-
 @dataclass(frozen=True)
 class Setting:
-    """How a run is trained; `str()` of it names the run's files."""
+    """The hyperparameters of a run. `str()` returns the name of the run's files."""
 
     rate: float
     head_rate: float
@@ -123,6 +77,7 @@ class Setting:
 
 
 def arguments_of(folder: str, setting: Setting, seed: int) -> dict[str, Any]:
+    """Returns the training arguments that all methods share."""
     return {
         "output_dir": folder,
         "num_train_epochs": setting.epochs,
@@ -146,6 +101,7 @@ def arguments_of(folder: str, setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting: Setting, seed: int) -> Any:
+    """Builds the Trainer of one of our methods."""
     fields = dict(fields)
     weighting = fields.pop("weighting", "uniform")
     model = HcalForSequenceClassification.from_encoder(
@@ -154,54 +110,14 @@ def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting
     args = HcalTrainingArguments(
         **arguments_of(folder, setting, seed),
         head_learning_rate=setting.head_rate,
-        prototype_learning_rate=PROTOTYPES * setting.head_rate,
+        prototype_learning_rate=PROTOTYPE_FACTOR * setting.head_rate,
         loss_weighting=weighting,
     )
     return HcalTrainer(model, args, None, tokens.data["train"], None, tokens.tokenizer)
 
 
-class FlatCollator:
-    """Batches of HcalDataCollator with the labels of transformers' own classifier: multi-hot, or the leaf's index."""
-
-    def __init__(self, tokens: Tokens, leaves: np.ndarray | None):
-        self.inner = HcalDataCollator(tokens.tokenizer, tokens.taxonomy)
-        self.leaf_index = None
-        if leaves is not None:
-            self.leaf_index = torch.zeros(tokens.taxonomy.num_labels, dtype=torch.long)
-            self.leaf_index[torch.from_numpy(leaves)] = torch.arange(len(leaves))
-            self.leaves = torch.from_numpy(leaves)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = dict(self.inner(rows))
-        batch = {
-            name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "labels") if name in batch
-        }
-        batch["labels"] = batch["labels"].float()
-        if self.leaf_index is not None:
-            batch["labels"] = batch["labels"][:, self.leaves].argmax(dim=1)
-        return batch
-
-
-class FlatClassifier(nn.Module):
-    """The same encoder and mean pooling as ours, and one linear layer with binary cross-entropy over all labels, or softmax
-    over the leaves: what can be done without a hierarchy."""
-
-    def __init__(self, encoder: str, num_labels: int, over_leaves: bool):
-        super().__init__()
-        self.encoder = AutoModel.from_pretrained(encoder)
-        self.dropout = nn.Dropout(0.1)
-        self.classifier = nn.Linear(self.encoder.config.hidden_size, num_labels)
-        self.loss: nn.Module = nn.CrossEntropyLoss() if over_leaves else nn.BCEWithLogitsLoss()
-
-    def forward(self, labels: torch.Tensor | None = None, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        states = self.encoder(**inputs).last_hidden_state
-        mask = inputs["attention_mask"][..., None].to(states.dtype)
-        logits = self.classifier(self.dropout((states * mask).sum(dim=1) / mask.sum(dim=1))).float()
-        return {"logits": logits} if labels is None else {"loss": self.loss(logits, labels), "logits": logits}
-
-
 def trainer_of_flat(tokens: Tokens, method: str, folder: str, setting: Setting, seed: int) -> Any:
-    """Flat baselines with transformers' Trainer. The stock model is trained as it is, with one learning rate."""
+    """Builds the Trainer of a flat baseline. The stock model is trained with one learning rate for all layers."""
     over_leaves = "leaves" in method
     leaves = np.flatnonzero(tokens.taxonomy.is_leaf) if over_leaves else None
     number = tokens.taxonomy.num_labels if leaves is None else len(leaves)
@@ -224,7 +140,7 @@ def trainer_of_flat(tokens: Tokens, method: str, folder: str, setting: Setting, 
 def fit(
     tokens: Tokens, method: str, setting: Setting, seed: int, keep: Path | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Logits of validation and test, and what the run took; the model goes into the folder `keep`."""
+    """Trains a model. Returns the logits of validation and test, and the times. Saves the model to the folder `keep`."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         if method in FLAT[tokens.label_mode]:
@@ -240,10 +156,11 @@ def fit(
             trainer.save_model(str(keep))
             trainer.state.save_to_json(str(keep / "trainer_state.json"))
         logits = {}
-        # Grouping by length would also shuffle what is predicted.
+        # Grouping by length would shuffle the predictions.
         trainer.args.train_sampling_strategy = "random"
         for split in SPLITS[1:]:
-            data = tokens.data[split]  # by falling length, so that batches have little padding
+            data = tokens.data[split]
+            # Longest first, so that batches have little padding.
             order = np.argsort([-len(ids) for ids in data["input_ids"]], kind="stable")
             began = time.process_time()
             predicted = trainer.predict(data.select(order)).predictions
@@ -262,18 +179,19 @@ def fit(
 
 
 class Runs:
-    """Trains a method, or takes the logits of an earlier run of it."""
+    """Trains methods, or reads the logits of earlier runs."""
 
     def __init__(self, name: str, options: argparse.Namespace):
         self.name, self.options = name, options
-        self.known: dict[int, Tokens] = {}
+        self._tokens: dict[int, Tokens] = {}
 
     def tokens(self, seed: int) -> Tokens:
-        """The documents; with --per_leaf others for each seed."""
+        """Returns the documents. With --per_leaf there is another sample for each seed."""
         options, seed = self.options, seed if self.options.per_leaf is not None else 0
-        if seed not in self.known:
-            self.known[seed] = Tokens(self.name, options.data_dir / self.name, options.encoder, options.per_leaf, seed)
-        return self.known[seed]
+        if seed not in self._tokens:
+            folder = options.data_dir / self.name
+            self._tokens[seed] = Tokens(self.name, folder, options.encoder, options.per_leaf, seed)
+        return self._tokens[seed]
 
     def __call__(self, method: str, setting: Setting, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         options = self.options
@@ -290,8 +208,8 @@ class Runs:
             return {split: stored[split] for split in SPLITS[1:]}, json.loads(path.with_suffix(".json").read_text())
 
 
-def readings(method: str, logits: dict[str, np.ndarray], problem: Problem) -> dict[str, Outputs]:
-    """The rows that are read from a run."""
+def outputs_of(method: str, logits: dict[str, np.ndarray], problem: Problem) -> dict[str, Outputs]:
+    """Returns the outputs of each row that a run makes: a flat classifier makes one row per decision."""
     taxonomy = problem.taxonomy
     if method == "flat softmax over leaves":
         leaves, closure = np.flatnonzero(taxonomy.is_leaf), closure_of(taxonomy)
@@ -307,7 +225,7 @@ def readings(method: str, logits: dict[str, np.ndarray], problem: Problem) -> di
 
 
 def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
-    """Chooses the learning rates of each row with the first seed and stores the rows of all seeds."""
+    """Chooses the learning rates of each row with the first seed, then stores the rows of all seeds."""
     first = options.seeds[0]
     problem = runs.tokens(first).problem
     has_head_rate = method != STOCK
@@ -315,30 +233,30 @@ def rows_of(runs: Runs, method: str, options: argparse.Namespace) -> None:
         Setting(rate, head_rate, options.epochs, not options.fp32)
         for rate, head_rate in itertools.product(options.rates, options.head_rates if has_head_rate else [HEAD_RATE])
     ]
-    tuned = {setting: readings(method, runs(method, setting, first)[0], problem) for setting in settings}
+    tuned = {setting: outputs_of(method, runs(method, setting, first)[0], problem) for setting in settings}
     for name in tuned[settings[0]]:
         setting = max(settings, key=lambda setting: selection_score(tuned[setting][name], problem))
         for seed in options.seeds:
             logits, info = runs(method, setting, seed)
-            answers = answers_of(readings(method, logits, problem)[name], problem)
+            label_sets = label_sets_of(outputs_of(method, logits, problem)[name], problem)
             chosen = {"learning_rate": setting.rate}
             facts: dict[str, Any] = {"chosen": chosen, "rates": list(options.rates), "epochs": options.epochs}
             if has_head_rate:
                 chosen["head_learning_rate"], facts["head_rates"] = setting.head_rate, list(options.head_rates)
             if options.fp32:
                 facts["precision"] = "float32"
-            measured = ("train_seconds", "documents_per_second", "parameters", "device", "threads")
+            run_facts = ("train_seconds", "documents_per_second", "parameters", "device", "threads")
             row = Row(
                 dataset=runs.name,
                 method=name,
                 regime="fine-tuned" if options.per_leaf is None else "few-shot",
                 seed=seed,
                 ours=method in OURS[problem.label_mode],
-                metrics=scores(answers, problem),
-                facts={**facts, "encoder": ENCODER, **{fact: info[fact] for fact in measured}},
+                metrics=scores(label_sets, problem),
+                facts={**facts, "encoder": ENCODER, **{fact: info[fact] for fact in run_facts}},
                 per_leaf=options.per_leaf,
             )
-            store(row, answers, options.results, options.cache)
+            store(row, label_sets, options.results, options.cache)
             print(row.dataset, name, seed, setting, row.metrics, flush=True)
 
 
@@ -346,15 +264,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--sets", nargs="+", default=["goemotions", "clinc150"])
-    parser.add_argument("--methods", nargs="+", default=None, help="flat ones and ours; all of METHODS by default")
+    parser.add_argument("--methods", nargs="+", default=None, help="by default all in METHODS")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument(
-        "--head_rates", nargs="+", type=float, default=[HEAD_RATE], help="of what is trained from scratch"
+        "--head_rates", nargs="+", type=float, default=[HEAD_RATE], help="learning rates of new layers"
     )
-    parser.add_argument("--fp32", action="store_true", help="for processors without bfloat16")
+    parser.add_argument("--fp32", action="store_true", help="train in float32")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=EPOCHS)
-    parser.add_argument("--per_leaf", type=int, default=None, help="training documents of each leaf; all by default")
+    parser.add_argument(
+        "--per_leaf", type=int, default=None, help="number of training documents per leaf; by default all"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.sets:

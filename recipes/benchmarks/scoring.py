@@ -1,4 +1,4 @@
-"""From what a method says of documents to label sets, their scores, and whether a difference of scores is chance."""
+"""Turns the outputs of a method into label sets, scores them, and tests differences of scores by the bootstrap."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hcal_hf import Taxonomy, decode
-from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.training.thresholds import tune_for_decoding, tune_thresholds
+from hcal_hf import (
+    Taxonomy,
+    classification_scores,
+    decode,
+    tune_for_decoding,
+    tune_thresholds,
+    violation_rates,
+)
 
-# How thresholds may be tuned; which way is cross-validated on the validation split, for each method and metric.
+# Ways to tune thresholds. One is chosen for each method and metric by cross-validation on the validation split.
 THRESHOLD_WAYS: tuple[dict[str, Any], ...] = (
     {"granularity": "global"},
     {"granularity": "level"},
@@ -18,8 +23,8 @@ THRESHOLD_WAYS: tuple[dict[str, Any], ...] = (
     {"granularity": "label", "shrinkage": 30.0},
 )
 FOLDS = 5
-# Thresholds of so many bootstrap samples of the validation documents are averaged, as logits (Breiman, "Bagging
-# predictors", 1996): a rare label's best threshold hangs on a few documents.
+# Thresholds are averaged (as logits) over this many bootstrap samples of the validation documents, because a rare label's
+# best threshold depends on a few documents (Breiman, "Bagging predictors", 1996).
 BAGS = 8
 RESAMPLES = 2000
 METRICS = ("micro_f1", "macro_f1", "leaf_macro_f1")
@@ -27,13 +32,13 @@ METRICS = ("micro_f1", "macro_f1", "leaf_macro_f1")
 
 @dataclass
 class Outputs:
-    """What a method says of the validation and test documents.
+    """The predictions of a method for the validation and test documents.
 
     Attributes:
-        values (`dict`): for "validation" and "test" logits [N, L], or bool label sets [N, L] where `head` is None.
-        head (`str`, *optional*): the head that `decode` is to take the logits for.
-        decision (`str`): `decoded`: the best path, or labels above their thresholds with all ancestors. `levels`: the best
-            label of each level (single_path). `thresholds`: labels above their thresholds as they are.
+        values (`dict`): logits [N, L] for "validation" and "test". If `head` is None, bool label sets [N, L].
+        head (`str`, *optional*): the head that `decode` assumes for the logits.
+        decision (`str`): `decoded` is the best path, or the labels above their thresholds with all ancestors. `levels` is
+            the best label of each level (single_path). `thresholds` is the labels above their thresholds alone.
     """
 
     values: dict[str, Any]
@@ -42,9 +47,14 @@ class Outputs:
 
 
 @dataclass
-class Answers:
-    """Label sets, bool [N, L], with thresholds for micro-F1, macro-F1 and leaf macro-F1 (equal where there are none), and
-    `raw`, the decision for micro-F1 before anything is made to agree."""
+class LabelSets:
+    """Predicted label sets, bool [N, L].
+
+    Attributes:
+        micro, macro, leaf (`np.ndarray`): with thresholds for micro-F1, macro-F1 and leaf macro-F1. They are equal if the
+            method has no thresholds.
+        raw (`np.ndarray`): with thresholds for micro-F1, before they are made coherent.
+    """
 
     micro: np.ndarray
     macro: np.ndarray
@@ -54,7 +64,7 @@ class Answers:
 
 @dataclass
 class Problem:
-    """What scoring needs to know of a data set; `truth` holds bool [N, L] of "validation" and "test"."""
+    """The facts about a data set that scoring needs. `truth` holds the labels of "validation" and "test", bool [N, L]."""
 
     taxonomy: Taxonomy
     label_mode: str
@@ -63,43 +73,45 @@ class Problem:
 
     @classmethod
     def of(cls, task: Any) -> "Problem":
+        """Returns the problem of a [`Task`]."""
         truth = {split: task.y[split].numpy() > 0 for split in ("validation", "test")}
         return cls(task.taxonomy, task.label_mode, task.partial_paths, truth)
 
 
-def answers_of(outputs: Outputs, problem: Problem, split: str = "test", bags: int = BAGS) -> Answers:
-    """Label sets of a split. Thresholds are tuned on the validation split, whose own sets are those of cross-validation."""
+def label_sets_of(outputs: Outputs, problem: Problem, split: str = "test", bags: int = BAGS) -> LabelSets:
+    """Decides the label sets of a split. Thresholds are tuned on validation, and cross-validated if that is the split."""
     if outputs.head is None:
         sets = outputs.values[split]
-        return Answers(sets, sets, sets, sets)
+        return LabelSets(sets, sets, sets, sets)
     taxonomy, mode, head = problem.taxonomy, problem.label_mode, outputs.head
     logits = {name: torch.as_tensor(values) for name, values in outputs.values.items()}
     if mode == "single_path" and outputs.decision != "thresholds":
         how: Any = {"partial_paths": problem.partial_paths, "head": head}
         raw = decode(logits[split], taxonomy, mode, "raw", **how).numpy()
         sets = raw if outputs.decision == "levels" else decode(logits[split], taxonomy, mode, **how).numpy()
-        return Answers(sets, sets, sets, raw)
+        return LabelSets(sets, sets, sets, raw)
     closed = outputs.decision == "decoded"
-    found = {metric: Thresholds(problem, head, closed, metric, bags).fit(logits["validation"]) for metric in METRICS}
+    tuned = {metric: Thresholds(problem, head, closed, metric, bags).fit(logits["validation"]) for metric in METRICS}
     if split == "validation":
-        sets = {metric: tuned.held_out for metric, tuned in found.items()}
+        sets = {metric: thresholds.held_out for metric, thresholds in tuned.items()}
     else:
-        sets = {metric: tuned.sets(logits[split]) for metric, tuned in found.items()}
+        sets = {metric: thresholds.sets(logits[split]) for metric, thresholds in tuned.items()}
     raw = sets["micro_f1"]
     if closed:
-        raw = torch.sigmoid(logits[split].double()).numpy() >= found["micro_f1"].values
-    return Answers(sets["micro_f1"], sets["macro_f1"], sets["leaf_macro_f1"], raw)
+        raw = torch.sigmoid(logits[split].double()).numpy() >= tuned["micro_f1"].values
+    return LabelSets(sets["micro_f1"], sets["macro_f1"], sets["leaf_macro_f1"], raw)
 
 
 class Thresholds:
-    """Thresholds for a metric, tuned in the way that cross-validation prefers."""
+    """Thresholds for a metric, tuned in the way that cross-validation selects."""
 
     def __init__(self, problem: Problem, head: str, closed: bool, metric: str, bags: int):
         self.problem, self.head, self.closed, self.metric, self.bags = problem, head, closed, metric, bags
-        # Without the hierarchy nothing orders the thresholds of children and parents.
+        # Without edges, thresholds of children need not exceed those of their parents.
         self.taxonomy = problem.taxonomy if closed else Taxonomy.from_edges([], roots=problem.taxonomy.labels)
 
     def fit(self, logits: torch.Tensor) -> "Thresholds":
+        """Chooses the way by cross-validation and tunes the thresholds on all validation documents."""
         truth = self.problem.truth["validation"]
         fold = np.random.default_rng(0).permutation(len(truth)) % FOLDS
         best = -1.0
@@ -115,6 +127,7 @@ class Thresholds:
         return self
 
     def sets(self, logits: torch.Tensor) -> np.ndarray:
+        """Returns the label sets of documents, bool [N, L]."""
         return self._apply(logits, self.values)
 
     def _score(self, sets: np.ndarray, truth: np.ndarray) -> float:
@@ -136,62 +149,68 @@ class Thresholds:
         return torch.sigmoid(logits.double()).numpy() >= values
 
 
-def scores(answers: Answers, problem: Problem, split: str = "test") -> dict[str, float]:
-    """Percentages. `leaf_accuracy`: single_path; `leaf_macro_f1`: mean F1 of the labels without children that occur."""
+def scores(label_sets: LabelSets, problem: Problem, split: str = "test") -> dict[str, float]:
+    """Returns the scores in percent.
+
+    `leaf_accuracy` exists for single_path only. `leaf_macro_f1` is the mean F1 of the labels without children that occur.
+    """
     truth, taxonomy = problem.truth[split], problem.taxonomy
-    micro = classification_scores(answers.micro, truth, taxonomy)
-    macro = classification_scores(answers.macro, truth, taxonomy)
-    found = {"micro_f1": micro["micro_f1"], "macro_f1": macro["macro_f1"]}
+    micro = classification_scores(label_sets.micro, truth, taxonomy)
+    macro = classification_scores(label_sets.macro, truth, taxonomy)
+    values = {"micro_f1": micro["micro_f1"], "macro_f1": macro["macro_f1"]}
     if problem.label_mode == "single_path":
-        found["leaf_accuracy"] = micro["leaf_accuracy"]
-    found["leaf_macro_f1"] = leaf_macro_f1(answers.leaf, truth, taxonomy)
-    found["hierarchical_f1"] = micro["hierarchical_f1"]
+        values["leaf_accuracy"] = micro["leaf_accuracy"]
+    values["leaf_macro_f1"] = leaf_macro_f1(label_sets.leaf, truth, taxonomy)
+    values["hierarchical_f1"] = micro["hierarchical_f1"]
     for depth in range(len(taxonomy.levels)):
-        found[f"micro_f1_level_{depth}"] = micro[f"micro_f1_level_{depth}"]
-    for name, sets in (("hvr_raw", answers.raw), ("hvr_decoded", answers.micro)):
+        values[f"micro_f1_level_{depth}"] = micro[f"micro_f1_level_{depth}"]
+    for name, sets in (("hvr_raw", label_sets.raw), ("hvr_decoded", label_sets.micro)):
         rates: dict[str, Any] = dict(violation_rates(sets, taxonomy))
-        found[name] = rates["hvr"]
-    return {name: round(100 * float(value), 3) for name, value in found.items()}
+        values[name] = rates["hvr"]
+    return {name: round(100 * float(value), 3) for name, value in values.items()}
 
 
 def leaf_macro_f1(sets: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> float:
+    """Returns the mean F1 of the labels without children that occur in the truth."""
     leaves = np.asarray(taxonomy.is_leaf) & truth.any(axis=0)
     hits = (sets & truth)[:, leaves].sum(axis=0)
     return float((2 * hits / (sets[:, leaves].sum(axis=0) + truth[:, leaves].sum(axis=0))).mean())
 
 
 def selection_score(outputs: Outputs, problem: Problem) -> float:
-    """What settings are chosen by: micro- and macro-F1 on the validation split."""
-    found = scores(answers_of(outputs, problem, "validation", bags=0), problem, "validation")
-    return found["micro_f1"] + found["macro_f1"] + found.get("leaf_accuracy", 0.0)
+    """Returns the score that settings are chosen by: the sum of micro-F1, macro-F1 and leaf accuracy on validation."""
+    values = scores(label_sets_of(outputs, problem, "validation", bags=0), problem, "validation")
+    return values["micro_f1"] + values["macro_f1"] + values.get("leaf_accuracy", 0.0)
 
 
-def resampled_scores(answers: Answers, truth: np.ndarray, taxonomy: Taxonomy, seed: int = 0) -> dict[str, np.ndarray]:
-    """Scores [RESAMPLES], percent, of random documents drawn with replacement, the same ones for every method."""
+def resampled_scores(
+    label_sets: LabelSets, truth: np.ndarray, taxonomy: Taxonomy, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns scores [RESAMPLES] in percent on documents drawn with replacement, the same draws for every method."""
     n = len(truth)
     random = np.random.default_rng(seed)
     counts = np.stack([np.bincount(random.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)])
     weights = counts.astype(np.float32)
-    hits, size = (answers.micro & truth).sum(axis=1), answers.micro.sum(axis=1) + truth.sum(axis=1)
-    found = {"micro_f1": 2 * (weights @ hits) / (weights @ size)}
+    hits, size = (label_sets.micro & truth).sum(axis=1), label_sets.micro.sum(axis=1) + truth.sum(axis=1)
+    values = {"micro_f1": 2 * (weights @ hits) / (weights @ size)}
     occurring = truth.any(axis=0)
     true = truth[:, occurring].astype(np.float32)
     positives = weights @ true
-    for name, answer, labels in (
-        ("macro_f1", answers.macro, np.ones_like(occurring)),
-        ("leaf_macro_f1", answers.leaf, np.asarray(taxonomy.is_leaf)),
+    for name, predicted, labels in (
+        ("macro_f1", label_sets.macro, np.ones_like(occurring)),
+        ("leaf_macro_f1", label_sets.leaf, np.asarray(taxonomy.is_leaf)),
     ):
-        sets = answer[:, occurring].astype(np.float32)
+        sets = predicted[:, occurring].astype(np.float32)
         f1 = 2 * (weights @ (true * sets)) / np.maximum(positives + weights @ sets, 1)
         present = (positives > 0) & labels[occurring]
-        found[name] = (f1 * present).sum(axis=1) / present.sum(axis=1)
-    correct = (end_nodes(answers.micro, taxonomy) == end_nodes(truth, taxonomy)).all(axis=1)
-    found["leaf_accuracy"] = weights @ correct.astype(np.float32) / n
-    return {name: 100 * values for name, values in found.items()}
+        values[name] = (f1 * present).sum(axis=1) / present.sum(axis=1)
+    correct = (end_nodes(label_sets.micro, taxonomy) == end_nodes(truth, taxonomy)).all(axis=1)
+    values["leaf_accuracy"] = weights @ correct.astype(np.float32) / n
+    return {name: 100 * resampled for name, resampled in values.items()}
 
 
 def end_nodes(sets: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
-    """The nodes [N, L] of each set none of whose children is in it."""
+    """Returns the nodes of each set without a child in it, bool [N, L]."""
     is_end = sets.copy()
     for parent, child in taxonomy.edges:
         is_end[:, parent] &= ~sets[:, child]
@@ -199,7 +218,7 @@ def end_nodes(sets: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
 
 
 def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
-    """The paired bootstrap over documents of a difference of means over seeds: its 95 % interval and two-sided p."""
+    """Computes the 95 % interval and the two-sided p of a difference of means over seeds, by the paired bootstrap."""
     gains = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     low, high = np.percentile(gains, [2.5, 97.5])
     p = min(2 * min((gains <= 0).mean(), (gains >= 0).mean()), 1.0)

@@ -1,9 +1,12 @@
-"""SetFit: python recipes/benchmarks/setfit_rows.py --data_dir DIR --sets clinc150 goemotions [--per_leaf 1 5 10 50]
+"""Measures SetFit.
 
-Contrastive pairs over the paths' end nodes train the encoder, then logistic regression is fitted on its embeddings
-(Tunstall et al., "Efficient Few-Shot Learning Without Prompts", 2022): multinomial over the end nodes for single paths, one
-a label for several. What is found brings its ancestors. C is chosen on the validation split, as for the other logistic
-regressions. Needs `pip install setfit`; the rows go into --results.
+    python recipes/benchmarks/setfit_rows.py --data_dir DIR --sets clinc150 goemotions [--per_leaf 1 5 10 50]
+
+Contrastive pairs over the end nodes of paths train the encoder. Then logistic regression is fitted on its embeddings
+(Tunstall et al., "Efficient Few-Shot Learning Without Prompts", 2022). It is multinomial over the end nodes if
+documents have one path each, and one-vs-rest otherwise. Ancestors are added to the prediction. C is chosen on the
+validation split, as for the other logistic regressions. This needs `pip install setfit`. Rows are stored in
+--results.
 """
 
 import argparse
@@ -15,26 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import Attempt, logistic_regressions, softmax_over_leaves
+from data import ENCODER, MAX_LENGTHS, SPLITS, Tokens, add_options
 from datasets import Dataset
-from finetune import MAX_LENGTHS, Tokens
-from results import Row, store
-from scoring import Outputs, answers_of, end_nodes, scores, selection_score
-from tasks import ENCODER, SPLITS, add_options
+from result_rows import Row, store
+from scoring import Outputs, end_nodes, label_sets_of, scores, selection_score
 
 from hcal_hf import Taxonomy
 
 
 def truth_of(tokens: Tokens) -> dict[str, np.ndarray]:
-    """Labels with their ancestors, bool [N, L], of each split."""
-    found = dict(tokens.problem.truth)
-    found["train"] = np.zeros((len(tokens.texts["train"]), tokens.taxonomy.num_labels), dtype=bool)
+    """Returns the labels of each split with their ancestors, bool [N, L]."""
+    truth = dict(tokens.problem.truth)
+    truth["train"] = np.zeros((len(tokens.texts["train"]), tokens.taxonomy.num_labels), dtype=bool)
     for row, labels in enumerate(tokens.data["train"]["labels"]):
-        found["train"][row, labels] = True
-    return found
+        truth["train"][row, labels] = True
+    return truth
 
 
 def contrast(tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed: int) -> tuple[Any, float]:
-    """The encoder after SetFit's pairs, and the processor seconds of it."""
+    """Trains the encoder on SetFit's pairs. Returns the encoder and the processor seconds."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
     from setfit import SetFitModel, Trainer, TrainingArguments
@@ -45,9 +47,9 @@ def contrast(tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed
     body = SentenceTransformer(modules=[words, Pooling(words.get_word_embedding_dimension())], device="cpu")
     single = tokens.label_mode == "single_path"
     strategy = None if single else "one-vs-rest"
-    # The classifier here only says which kind of pairs there are; it is fitted below.
+    # The classifier only decides which kind of pairs SetFit makes. `attempts` fits the one that is used.
     model = SetFitModel(body, LogisticRegression(), multi_target_strategy=strategy, normalize_embeddings=True)
-    # SetFit lists every pair of documents before it draws some of them.
+    # SetFit lists every pair of documents before it samples, so the number of documents is limited.
     rows = np.random.default_rng(seed).permutation(len(ends))[: options.pair_documents]
     labels = ends.argmax(axis=1)[rows].tolist() if single else ends[rows].astype(int).tolist()
     data = Dataset.from_dict({"text": [tokens.texts["train"][row] for row in rows], "label": labels})
@@ -70,26 +72,21 @@ def contrast(tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed
 def attempts(
     x: dict[str, torch.Tensor], truth: dict[str, np.ndarray], tokens: Tokens
 ) -> Iterator[tuple[Attempt, Outputs]]:
-    """Classifiers on the embeddings and what they say."""
+    """Fits classifiers on the embeddings and yields them with their outputs."""
     taxonomy, single = tokens.taxonomy, tokens.label_mode == "single_path"
     y = {s: torch.from_numpy(end_nodes(truth[s], taxonomy)).float() for s in SPLITS}
-    fitted = softmax_over_leaves(x, y, taxonomy) if single else logistic_regressions(x, y, taxonomy, False)
-    for attempt in fitted:
-        found = {split: attempt.predict(split) for split in SPLITS[1:]}
-        yield (
-            attempt,
-            Outputs(found)
-            if single
-            else Outputs(
-                {split: with_ancestors(logits, taxonomy) for split, logits in found.items()},
-                "independent",
-                "thresholds",
-            ),
-        )
+    classifiers = softmax_over_leaves(x, y, taxonomy) if single else logistic_regressions(x, y, taxonomy, False)
+    for attempt in classifiers:
+        values = {split: attempt.predict(split) for split in SPLITS[1:]}
+        if single:
+            yield attempt, Outputs(values)
+        else:
+            closed = {split: with_ancestors(logits, taxonomy) for split, logits in values.items()}
+            yield attempt, Outputs(closed, "independent", "thresholds")
 
 
 def with_ancestors(logits: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """Logits [N, L] with each label as likely as the likeliest below it, at least."""
+    """Raises each logit to the maximum of the logits below it, [N, L], so that ancestors are predicted too."""
     logits = logits.clone()
     for node in reversed(range(taxonomy.num_labels)):  # children come after their parents
         for parent in taxonomy.parents(node):
@@ -98,7 +95,7 @@ def with_ancestors(logits: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
 
 
 def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace) -> None:
-    """Trains, chooses C and stores the row."""
+    """Trains the encoder, chooses C and stores the row."""
     tokens = Tokens(name, options.data_dir / name, options.encoder, per_leaf, seed)
     truth = truth_of(tokens)
     body, seconds = contrast(tokens, end_nodes(truth["train"], tokens.taxonomy), options, seed)
@@ -117,14 +114,14 @@ def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace)
     tried = list(attempts(x, truth, tokens))
     attempt, outputs = max(tried, key=lambda pair: selection_score(pair[1], tokens.problem))
     seconds += (time.process_time() - start) / len(tried)
-    answers = answers_of(outputs, tokens.problem)
+    label_sets = label_sets_of(outputs, tokens.problem)
     row = Row(
         dataset=name,
         method="SetFit",
         regime="fine-tuned" if per_leaf is None else "few-shot",
         seed=seed,
         ours=False,
-        metrics=scores(answers, tokens.problem),
+        metrics=scores(label_sets, tokens.problem),
         facts={
             "chosen": attempt.setting,
             "steps": options.steps,
@@ -140,7 +137,7 @@ def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace)
         },
         per_leaf=per_leaf,
     )
-    store(row, answers, options.results, options.cache)
+    store(row, label_sets, options.results, options.cache)
     print(name, per_leaf, seed, row.metrics, row.facts, flush=True)
 
 
@@ -149,12 +146,16 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--sets", nargs="+", default=["clinc150"])
     parser.add_argument(
-        "--per_leaf", nargs="+", type=int, default=[None], help="documents of each leaf; all by default"
+        "--per_leaf",
+        nargs="+",
+        type=int,
+        default=[None],
+        help="numbers of training documents per leaf; by default all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=300, help="of --batch_size pairs")
+    parser.add_argument("--steps", type=int, default=300, help="number of batches of pairs")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--pair_documents", type=int, default=7500, help="of which pairs are made, at most")
+    parser.add_argument("--pair_documents", type=int, default=7500, help="most documents that pairs are made of")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.sets:

@@ -1,4 +1,4 @@
-"""How long actions take side by side, what memory they need, and trees to try them on."""
+"""Measures time and memory of actions, and builds trees to measure them on."""
 
 import json
 import statistics
@@ -17,11 +17,30 @@ from torch.profiler import ProfilerActivity, profile
 from hcal_hf import Taxonomy
 
 Action = Callable[[], Any]
+Row = dict[str, Any]
+
+
+def timed_row(what: str, took: float, **others: Any) -> Row:
+    """Builds a row of speed.json.
+
+    Among the other columns, `ratio` is relative to the time of `against`, and `target` is the value aimed at.
+    """
+    return {"what": what, "seconds": took, **others}
 
 
 def side_by_side(actions: Mapping[str, Action], rounds: int, warm: int = 1) -> dict[str, tuple[float, float]]:
-    """Median seconds of each action, and the median over the rounds of its time as a multiple of the first action's in the
-    same round: in a round all run, one after the other, so that what else the machine does weighs on all."""
+    """Times several actions in turns.
+
+    All actions run one after the other in each round, so that other work on the machine affects all of them.
+
+    Args:
+        actions: the actions by name. The first one is the reference.
+        rounds: number of rounds that count.
+        warm: number of rounds before them.
+
+    Returns:
+        for each action its median seconds and its median ratio to the reference of the same round.
+    """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for k in range(warm + rounds):
         for name, action in actions.items():
@@ -35,7 +54,7 @@ def side_by_side(actions: Mapping[str, Action], rounds: int, warm: int = 1) -> d
 
 
 class CountsTokens:
-    """An action that counts what the embedding of the tokens is given in it, padding included."""
+    """Wraps an action and counts the tokens, padding included, that it passes to the token embedding."""
 
     def __init__(self, action: Action, tokenizer: Any):
         self.action, self.vocabulary, self.tokens = action, len(tokenizer), 0
@@ -55,12 +74,12 @@ class CountsTokens:
 
 
 def seconds(action: Action, rounds: int) -> float:
-    """Median wall-clock seconds of an action, after one round to warm up."""
+    """Returns the median wall-clock seconds of an action, after one warm-up round."""
     return side_by_side({"": action}, rounds)[""][0]
 
 
 def peak_bytes(action: Action) -> int:
-    """The most bytes that tensors hold at one time while an action runs, above what they hold before."""
+    """Returns the peak memory of tensors in bytes while an action runs, above the memory held before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         action()
     with tempfile.TemporaryDirectory() as folder:
@@ -71,40 +90,39 @@ def peak_bytes(action: Action) -> int:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that lies in RAM (Linux)."""
+    """Returns the resident memory of this process in bytes (Linux only)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def fresh_seconds(code: str, rounds: int) -> float:
-    """Median processor seconds of a new Python process that runs some code."""
+    """Returns the median processor seconds of a new Python process that runs some code."""
     measured = "import time; {}; print(time.process_time())"
     taken = []
     for _ in range(rounds):
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", measured.format(code)], capture_output=True, text=True, check=True
         )
-        taken.append(float(found.stdout.split()[-1]))
+        taken.append(float(process.stdout.split()[-1]))
     return statistics.median(taken)
 
 
 def tree_edges(size: int, children: int = 10) -> tuple[list[tuple[str, str]], list[str]]:
-    """(parent, child) labels of a tree whose nodes have `children` children each, and its roots."""
+    """Returns the (parent, child) edges and the roots of a tree in which each node has `children` children."""
     names = [f"label number {i}" for i in range(size)]
     return [(names[i // children], names[i]) for i in range(children, size)], names[:children]
 
 
 def tree_of_depth(size: int, depth: int) -> Taxonomy:
-    """A tree of `size` labels on `depth` levels, whose nodes have about the same number of children."""
+    """Builds a tree of `size` labels on `depth` levels, with about the same number of children per node."""
     children = 2
     while sum(children**k for k in range(1, depth + 1)) < size:
         children += 1
-    taxonomy = Taxonomy.from_edges(*tree_edges(size, children))
-    return taxonomy
+    return Taxonomy.from_edges(*tree_edges(size, children))
 
 
 def index_labels(taxonomy: Taxonomy, documents: int) -> torch.Tensor:
-    """Node indices [documents, depth] of the paths to the last labels, padded with -100."""
+    """Returns the node indices of the paths to the last labels, [documents, depth], padded with -100."""
     last = taxonomy.num_labels - 1
     paths = [torch.from_numpy(taxonomy.complete([last - i])) for i in range(documents)]
     return torch.nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=-100)

@@ -1,14 +1,16 @@
-"""When loss weighting helps: python recipes/benchmarks/weighting.py frozen stress finetune --data_dir DIR --encoder NAME
+"""Measures when loss weighting helps, and writes the tables of pages/weighting.md.
 
-frozen: heads on frozen features of four data sets, every weighter; each weighter's own argument is chosen on the validation
-split, at the learning rates that were best there with equal weights. stress: made-up hierarchies in which one level's loss
-dwarfs the others'. finetune: the whole encoder on clinc150. All train by HcalTrainer. Results are appended to --output as
-JSON lines; --tables writes them into weighting.md.
+    python recipes/benchmarks/weighting.py frozen stress finetune --data_dir DIR --encoder NAME
+    python recipes/benchmarks/weighting.py --tables
+
+frozen: heads on frozen features of four data sets with every weighter. The weighter's own arguments are chosen on the
+validation split, at the learning rates that were best there with equal weights. stress: synthetic hierarchies in
+which the loss of one level is much larger than the others. finetune: the whole encoder on clinc150. All runs use
+HcalTrainer. Rows are appended to --output, one JSON line each. --tables writes them into the page.
 """
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -18,9 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from finetune import Tokens
-from frozen import BATCH
-from tasks import PARTIAL, Features, Task, logits_of, make_model, record
+from data import ENCODER, PARTIAL, Features, Task, Tokens
+from models import BATCH, logits_of, make_model
+from result_rows import ROWS, append_line, read_lines
+from tables import PAGES, weighting_tables, write_page
 from transformers import BertConfig, PrinterCallback
 
 from hcal_hf import (
@@ -29,19 +32,20 @@ from hcal_hf import (
     HcalTrainer,
     HcalTrainingArguments,
     Taxonomy,
+    classification_scores,
     decode,
+    pooled_features,
+    violation_rates,
 )
-from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.training.features import pooled_features
 
 T = TypeVar("T")
 # The coherent heads that the weighters are compared with.
 HEADS = {"single_path": "lookahead_softmax", "multi_path": "conditional_sigmoid"}
 EPOCHS = {"clinc150": 8, "hwv_part": 40, "goemotions": 6, "cei": 30}
-# Learning rates of projection and prototypes that equal weights are tried with.
+# Learning rates of projection and prototypes, tried with equal weights.
 SINGLE_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [1e-3, 3e-3, 1e-2]}
 MULTI_GRID = {"learning_rate": [1e-4, 1e-3], "prototype_learning_rate": [3e-3, 1e-2, 3e-2]}
-# Weighters compared with the head of HCAL itself and in the other parts; the first is the reference.
+# Weighters compared with the `independent` head and with fine-tuned encoders. The first is the reference.
 MAIN = ("uniform", "hcal", "hcal_rate")
 CURVE_DOCUMENTS = 1000
 THRESHOLDS = np.geomspace(0.02, 0.9, 60)
@@ -49,7 +53,7 @@ FINETUNE_RATES = (5e-5, 1e-4)
 FINETUNE_EPOCHS = 4
 STRESS_RATES = (1e-2, 3e-2, 1e-1)
 FINETUNE_BATCH = 64
-# How many labels each level of the made-up hierarchies has, and what they are trained on.
+# Labels of each level, and data of the synthetic hierarchies.
 STRESS_LEVELS = (2, 4, 8, 16, 1024)
 STRESS_SCALES = (0.35, 0.35, 0.35, 0.35, 1.0)
 STRESS_FEATURES = 64
@@ -58,7 +62,7 @@ STRESS_STEPS = 384
 
 
 def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
-    """The arguments that are tried for a weighter."""
+    """Returns the arguments that are tried for a weighter."""
     towards_leaves = list(range(1, levels + 1))
     grids: dict[str, list[dict[str, Any]]] = {
         "uniform": [{}],
@@ -75,7 +79,7 @@ def candidates(weighter: str, levels: int) -> list[dict[str, Any]]:
     return grids[weighter]
 
 
-# HCAL's weights as they were released, whose gamma is not chosen.
+# HCAL's weights as released: gamma is not tuned.
 RELEASED = "hcal, released"
 WEIGHTERS = ("uniform", "fixed", "likelihood", "hcal", "hcal_rate", "dwa", "uncertainty", "famo", "gradnorm")
 
@@ -91,7 +95,7 @@ def train(
     curve_points: int = 20,
     **arguments: Any,
 ) -> list[tuple[int, float]]:
-    """Trains and returns the curve of (step, micro-F1 on the evaluation documents)."""
+    """Trains a model and returns the curve of (step, micro-F1 on the evaluation documents)."""
     name, kwargs = weighting
     with tempfile.TemporaryDirectory() as folder:
         args = HcalTrainingArguments(
@@ -121,19 +125,19 @@ def train(
 
 
 def steps_to_converge(curve: list[tuple[int, float]]) -> int:
-    """The first measured step with 95 % of the last score."""
+    """Returns the first measured step with 95 % of the last score."""
     return next(step for step, score in curve if score >= 0.95 * curve[-1][1])
 
 
 def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str) -> dict[str, float]:
-    """Percentages on a split; thresholds of multi_path sets are chosen on the validation split."""
+    """Returns the scores on a split in percent. Thresholds of multi_path data sets are chosen on the validation split."""
     truth = task.y[split].numpy() > 0
     partial = task.name in PARTIAL
     if task.label_mode == "single_path":
         sets = decode(logits[split], task.taxonomy, task.label_mode, partial_paths=partial, head=head)
         raw = decode(logits[split], task.taxonomy, task.label_mode, "raw", partial_paths=partial, head=head)
-        found = classification_scores(sets.numpy(), truth, task.taxonomy)
-        leaf, macro = found["leaf_accuracy"], found["macro_f1"]
+        scores = classification_scores(sets.numpy(), truth, task.taxonomy)
+        leaf, macro = scores["leaf_accuracy"], scores["macro_f1"]
     else:
         probabilities = {name: torch.sigmoid(logits[name]) for name in (split, "validation")}
         thresholds = {
@@ -144,23 +148,28 @@ def scores_of(task: Task, logits: dict[str, torch.Tensor], split: str, head: str
             metric: decode(logits[split], task.taxonomy, task.label_mode, "closure", threshold=threshold).numpy()
             for metric, threshold in thresholds.items()
         }
-        found = classification_scores(decoded["micro_f1"], truth, task.taxonomy)
+        scores = classification_scores(decoded["micro_f1"], truth, task.taxonomy)
         macro = classification_scores(decoded["macro_f1"], truth, task.taxonomy)["macro_f1"]
         leaves = np.asarray(task.taxonomy.is_leaf)
-        chosen, true = decoded["micro_f1"][:, leaves], truth[:, leaves]
-        leaf = 2 * (chosen & true).sum() / (chosen.sum() + true.sum())
-    scores = {"leaf": leaf, "top level": found["micro_f1_level_0"], "micro-F1": found["micro_f1"], "macro-F1": macro}
-    return {**{name: 100 * float(value) for name, value in scores.items()}, "HVR raw": violating(raw, task)}
+        predicted, true = decoded["micro_f1"][:, leaves], truth[:, leaves]
+        leaf = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+    columns = {
+        "leaf": leaf,
+        "top level": scores["micro_f1_level_0"],
+        "micro-F1": scores["micro_f1"],
+        "macro-F1": macro,
+    }
+    return {**{name: 100 * float(value) for name, value in columns.items()}, "HVR raw": violating(raw, task)}
 
 
 def violating(sets: torch.Tensor, task: Any) -> float:
-    """Percentage of documents whose set contradicts the hierarchy."""
+    """Returns the percentage of documents with a label set that violates the hierarchy."""
     rates: dict[str, Any] = dict(violation_rates(sets.numpy(), task.taxonomy))
     return 100 * rates["hvr"]
 
 
 def best_threshold(task: Any, probabilities: torch.Tensor, metric: str) -> float:
-    """The one threshold of THRESHOLDS that is best for all labels on the validation split, before ancestors are added."""
+    """Returns the best common threshold of THRESHOLDS on the validation split, before ancestors are added."""
     truth = task.y["validation"] > 0
     positives = truth.sum(dim=0).double()
     best = (-1.0, 0.5)
@@ -176,14 +185,14 @@ def best_threshold(task: Any, probabilities: torch.Tensor, metric: str) -> float
 
 
 def total(scores: dict[str, float]) -> float:
-    """What is maximised on the validation split."""
+    """Returns the score that is maximised on the validation split."""
     return scores["micro-F1"] + scores["macro-F1"]
 
 
 def fit_frozen(
     task: Task, head: str, rates: dict[str, float], weighting: tuple[str, dict[str, Any]], seed: int
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
-    """Logits of the validation and test splits, and the curve of the training."""
+    """Trains a model. Returns the logits of the validation and test split, and the training curve."""
     torch.manual_seed(seed)
     model = make_model(task, {"head": head})
     model.encoder.requires_grad_(False)
@@ -202,6 +211,7 @@ def fit_frozen(
 
 
 def frozen(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compares weighters on frozen features of each data set."""
     for name in options.sets:
         task = Task(name, options.data_dir / name, options.encoder, options.cache)
 
@@ -221,20 +231,21 @@ def frozen(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for seed in range(options.seeds):
                     logits, curve = fit_frozen(task, head, rates, (weighter, kwargs), seed)
                     metrics = {**scores_of(task, logits, "test", head), "steps": steps_to_converge(curve)}
-                    found = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
-                    yield {"part": "frozen", **found, "chosen": {**rates, "own": kwargs}, "metrics": metrics}
+                    run = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
+                    yield {"part": "frozen", **run, "chosen": {**rates, "own": kwargs}, "metrics": metrics}
 
 
 def best(scored: Iterable[tuple[float, T]]) -> T:
+    """Returns the value with the highest score."""
     return max(scored, key=lambda pair: pair[0])[1]
 
 
-def made_up(kind: str, seed: int) -> tuple[Taxonomy, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Documents of a tree whose last level has far more labels than the others, and so a far greater loss.
+def synthetic(kind: str, seed: int) -> tuple[Taxonomy, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Generates documents of a tree in which the last level has many more labels than the others, and a much larger loss.
 
-    A document's features [64] are the sum of one Gaussian vector for each node of its path, those of the upper levels
-    shorter, and noise. `large`: all levels can be learnt. `noisy`: half of the documents have a random sibling at the
-    last level, whose loss so stays great.
+    A document's features [64] are the sum of noise and of one Gaussian vector for each node of its path. The vectors of the
+    upper levels are shorter. With `large`, all levels can be learned. With `noisy`, half of the documents have a random
+    sibling as their label on the last level, so the loss of this level stays large.
     """
     random = np.random.default_rng(seed)
     leaves = np.arange(STRESS_LEVELS[-1])
@@ -260,8 +271,8 @@ def made_up(kind: str, seed: int) -> tuple[Taxonomy, dict[str, tuple[torch.Tenso
 def stressed(
     kind: str, head: str, weighting: tuple[str, dict[str, Any]], rate: float, seed: int, split: str
 ) -> dict[str, float]:
-    """Accuracy of each level's best label, in percent, after a short training of a narrow projection."""
-    taxonomy, data = made_up(kind, seed)
+    """Returns the accuracy of each level's best label in percent, after a short training of a narrow projection."""
+    taxonomy, data = synthetic(kind, seed)
     torch.manual_seed(seed)
     encoder = BertConfig(hidden_size=STRESS_FEATURES, num_hidden_layers=0, num_attention_heads=1, vocab_size=2)
     fields = {"label_mode": "single_path", "head": head, "projection_dim": 16}
@@ -292,6 +303,8 @@ def stressed(
 
 
 def stress(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compares weighters on the synthetic hierarchies."""
+
     for kind, head in itertools.product(("large", "noisy"), ("independent", "lookahead_softmax")):
 
         def score(weighting: tuple[str, dict[str, Any]], rate: float, kind: str = kind, head: str = head) -> float:
@@ -303,12 +316,12 @@ def stress(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             kwargs = tried[0] if len(tried) == 1 else best((score((name, k), rate), k) for k in tried)
             for seed in range(options.seeds):
                 metrics = stressed(kind, head, (name, kwargs), rate, seed, "test")
-                found = {"dataset": kind, "head": head, "weighter": weighter, "seed": seed}
-                yield {"part": "stress", **found, "chosen": {"rate": rate, "own": kwargs}, "metrics": metrics}
+                run = {"dataset": kind, "head": head, "weighter": weighter, "seed": seed}
+                yield {"part": "stress", **run, "chosen": {"rate": rate, "own": kwargs}, "metrics": metrics}
 
 
 class FineTuning:
-    """A data set as token ids, for training the whole encoder in bfloat16 with gamma at its default."""
+    """Trains the whole encoder on a data set in bfloat16, with the default gamma of each weighter."""
 
     def __init__(self, name: str, options: argparse.Namespace):
         self.task = Task(name, options.data_dir / name, options.encoder, options.cache)
@@ -318,7 +331,7 @@ class FineTuning:
         self.curve_rows = self.data["validation"].shuffle(seed=0).select(range(CURVE_DOCUMENTS))
 
     def fit(self, weighter: str, rate: float, seed: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
-        """Logits of the validation and test splits, and the curve of the training."""
+        """Trains a model. Returns the logits of the validation and test split, and the training curve."""
         torch.manual_seed(seed)
         task, label_mode = self.task, self.task.label_mode
         model = HcalForSequenceClassification.from_encoder(self.encoder, task.taxonomy, label_mode=label_mode)
@@ -349,82 +362,53 @@ class FineTuning:
 
 
 def finetune(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compares weighters with the whole encoder trained."""
     for name in options.finetune_sets:
         tuning = FineTuning(name, options)
         task, head = tuning.task, HEADS[tuning.task.label_mode]
-        known = {rate: tuning.fit("uniform", rate, 0) for rate in FINETUNE_RATES}
-        rate = best((total(scores_of(task, logits, "validation", head)), rate) for rate, (logits, _) in known.items())
+        equal_weights = {rate: tuning.fit("uniform", rate, 0) for rate in FINETUNE_RATES}
+        rate = best(
+            (total(scores_of(task, logits, "validation", head)), rate) for rate, (logits, _) in equal_weights.items()
+        )
         for seed, weighter in itertools.product(range(options.finetune_seeds), options.weighters or MAIN):
             start = time.perf_counter()
-            logits, curve = known[rate] if (seed, weighter) == (0, "uniform") else tuning.fit(weighter, rate, seed)
+            logits, curve = (
+                equal_weights[rate] if (seed, weighter) == (0, "uniform") else tuning.fit(weighter, rate, seed)
+            )
             metrics = {**scores_of(task, logits, "test", head), "steps": steps_to_converge(curve)}
-            found = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
+            run = {"dataset": name, "head": head, "weighter": weighter, "seed": seed}
             chosen = {"learning_rate": rate, "own": {}}
             seconds = round(time.perf_counter() - start, 1)
-            yield {"part": "finetune", **found, "chosen": chosen, "metrics": metrics, "seconds": seconds}
-
-
-def table(entries: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, one row a weighter."""
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        rows.setdefault((entry["head"], entry["weighter"]), []).append(entry)
-    columns = list(entries[0]["metrics"])
-    lines = ["| head | weighter | chosen | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 4) + "|"]
-    for (head, weighter), found in rows.items():
-        chosen = ", ".join(f"{name} {value}" for name, value in found[0]["chosen"]["own"].items())
-        cells = []
-        for column in columns:
-            values = [entry["metrics"][column] for entry in found]
-            digits = 0 if column == "steps" else 1
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
-        lines.append(f"| {head} | {weighter} | {chosen} | " + " | ".join(cells) + f" | {len(found)} |")
-    return "\n".join(lines)
-
-
-def write_tables(results: Path, page: Path) -> None:
-    """Puts a table between `<!-- part dataset -->` and `<!-- end -->` for each part and data set of the results."""
-    entries = [json.loads(line) for line in results.read_text().splitlines()]
-    text = page.read_text()
-    for part, name in dict.fromkeys((entry["part"], entry["dataset"]) for entry in entries):
-        start = f"<!-- {part} {name} -->"
-        if start not in text:
-            raise ValueError(f"{page} has no place for {start}.")
-        before, rest = text.split(start)
-        own = [entry for entry in entries if (entry["part"], entry["dataset"]) == (part, name)]
-        text = f"{before}{start}\n{table(own)}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    page.write_text(text)
+            yield {"part": "finetune", **run, "chosen": chosen, "metrics": metrics, "seconds": seconds}
 
 
 def main() -> None:
-    here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"frozen": frozen, "stress": stress, "finetune": finetune}
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"experiments: {', '.join(parts)}")
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
     parser.add_argument("--finetune_sets", nargs="+", default=["clinc150"])
     parser.add_argument(
-        "--weighters", nargs="+", default=None, choices=(*WEIGHTERS, RELEASED), help="all that the part has by default"
+        "--weighters", nargs="+", default=None, choices=(*WEIGHTERS, RELEASED), help="by default all of the experiment"
     )
-    parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--finetune_seeds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--output", type=Path, default=here / "weighting.jsonl")
+    parser.add_argument("--output", type=Path, default=ROWS / "weighting.jsonl")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tables", action="store_true", help="write the tables of --output into weighting.md")
+    parser.add_argument("--tables", action="store_true", help="write the tables of --output into the page")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for part in options.parts:
         if part not in parts:
-            parser.error(f"there is no part {part!r}, only {', '.join(parts)}")
+            parser.error(f"There is no experiment {part!r}. Choose from {', '.join(parts)}.")
     for part in options.parts:
         for entry in parts[part](options):
-            record(options.output, entry)
+            append_line(options.output, entry)
     if options.tables:
-        write_tables(options.output, here / "weighting.md")
+        write_page(PAGES / "weighting.md", weighting_tables(read_lines(options.output)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests.builders import import_benchmarks
 @pytest.fixture(scope="module")
 def modules():
     pytest.importorskip("hiclass", reason="the baselines need hiclass")
-    return import_benchmarks("baselines", "results", "scoring", "setfit_rows", "tasks")
+    return import_benchmarks("baselines", "data", "result_rows", "results", "scoring", "setfit_rows", "tables")
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def problem_of(modules, taxonomy, mode, count=400):
 def test_decisions_differ_in_what_they_promise(modules, taxonomy, mode):
     scoring = modules.scoring
     problem, logits = problem_of(modules, taxonomy, mode)
-    raw = scoring.answers_of(scoring.Outputs(logits, "independent", "thresholds"), problem)
-    closed = scoring.answers_of(scoring.Outputs(logits, "independent", "decoded"), problem)
+    raw = scoring.label_sets_of(scoring.Outputs(logits, "independent", "thresholds"), problem)
+    closed = scoring.label_sets_of(scoring.Outputs(logits, "independent", "decoded"), problem)
     for sets in (closed.micro, closed.macro):
         assert (sets[:, taxonomy.edges[:, 0]] | ~sets[:, taxonomy.edges[:, 1]]).all()
     found = scoring.scores(raw, problem)
@@ -77,7 +77,7 @@ def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
         for split in problem.truth
     }
     outputs = modules.scoring.Outputs(noise, "independent", "thresholds")
-    found = modules.scoring.answers_of(outputs, problem, "validation", bags=0)
+    found = modules.scoring.label_sets_of(outputs, problem, "validation", bags=0)
     fitted = modules.scoring.Thresholds(problem, "independent", False, "micro_f1", 0).fit(noise["validation"])
     own = fitted.sets(noise["validation"])
     score = [
@@ -91,7 +91,7 @@ def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monk
     scoring = modules.scoring
     monkeypatch.setattr(scoring, "RESAMPLES", 3)
     problem, logits = problem_of(modules, taxonomy, "single_path", 150)
-    answers = scoring.answers_of(scoring.Outputs(logits, "independent", decision), problem)
+    answers = scoring.label_sets_of(scoring.Outputs(logits, "independent", decision), problem)
     truth = problem.truth["test"]
     found = scoring.resampled_scores(answers, truth, taxonomy, seed=7)
     random = np.random.default_rng(7)
@@ -113,7 +113,7 @@ def test_only_a_difference_beyond_chance_is_significant(modules, taxonomy):
 
     def drawn(seed, noise):
         outputs = scoring.Outputs({"test": noisy_logits(truth, seed, noise)}, "path_softmax", "decoded")
-        return scoring.resampled_scores(scoring.answers_of(outputs, problem), truth, taxonomy)["micro_f1"]
+        return scoring.resampled_scores(scoring.label_sets_of(outputs, problem), truth, taxonomy)["micro_f1"]
 
     better, worse, as_good = drawn(1, 1.0), drawn(2, 3.0), drawn(3, 1.0)
     found = scoring.difference([better], [worse])
@@ -126,7 +126,7 @@ def test_only_a_difference_beyond_chance_is_significant(modules, taxonomy):
 
 
 def row_of(modules, method, seed, ours, f1, **fields):
-    return modules.results.Row(
+    return modules.result_rows.Row(
         dataset="set",
         method=method,
         regime="frozen",
@@ -147,15 +147,15 @@ def row_of(modules, method, seed, ours, f1, **fields):
 
 def test_a_rerun_takes_the_place_of_the_row_before(modules, tmp_path):
     sets = np.eye(3, dtype=bool)
-    answers = modules.scoring.Answers(sets, ~sets, ~sets, sets)
+    answers = modules.scoring.LabelSets(sets, ~sets, ~sets, sets)
     for f1 in (50.0, 60.0):
-        modules.results.store(row_of(modules, "one", 0, True, f1), answers, tmp_path / "r.json", tmp_path)
-    modules.results.store(row_of(modules, "one", 1, True, 70.0), answers, tmp_path / "r.json", tmp_path)
-    rows = modules.results.read(tmp_path / "r.json")
+        modules.result_rows.store(row_of(modules, "one", 0, True, f1), answers, tmp_path / "r.json", tmp_path)
+    modules.result_rows.store(row_of(modules, "one", 1, True, 70.0), answers, tmp_path / "r.json", tmp_path)
+    rows = modules.result_rows.read(tmp_path / "r.json")
     assert [(row.seed, row.metrics["micro_f1"]) for row in rows] == [(0, 60.0), (1, 70.0)]
     assert len({row.config_hash for row in rows}) == 1
     assert rows[0].versions["torch"] == torch.__version__
-    kept = modules.results.stored_answers(rows[0], tmp_path)
+    kept = modules.result_rows.stored_label_sets(rows[0], tmp_path)
     assert (kept.micro == sets).all()
     assert (kept.macro == ~sets).all()
 
@@ -166,9 +166,9 @@ def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, tax
     rows = []
     for method, ours, f1 in (("mine", True, 80.0), ("good", False, 70.0), ("poor", False, 60.0)):
         rows.append(row_of(modules, method, 0, ours, f1))
-        results.store(rows[-1], scoring.Answers(truth, truth, truth, truth), tmp_path / "r.json", tmp_path)
+        modules.result_rows.store(rows[-1], scoring.LabelSets(truth, truth, truth, truth), tmp_path / "r.json", tmp_path)
     mine, good, poor = rows
-    poor.answers_path(tmp_path).unlink()
+    poor.label_sets_path(tmp_path).unlink()
     results.compare(rows, truth, taxonomy, tmp_path)
     assert mine.against_best_baseline["micro_f1"] == {
         "baseline": "good", "difference": 10.0, "low": 0.0, "high": 0.0, "p": 1.0,
@@ -176,11 +176,11 @@ def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, tax
     assert good.against_best_baseline == poor.against_best_baseline == {}
     # Without the answers of the best nothing changes; without its own a method has no difference.
     mine.against_best_baseline["micro_f1"]["difference"] = 5.0
-    good.answers_path(tmp_path).rename(tmp_path / "elsewhere.npz")
+    good.label_sets_path(tmp_path).rename(tmp_path / "elsewhere.npz")
     results.compare(rows, truth, taxonomy, tmp_path)
     assert mine.against_best_baseline["micro_f1"]["difference"] == 5.0
-    (tmp_path / "elsewhere.npz").rename(good.answers_path(tmp_path))
-    mine.answers_path(tmp_path).unlink()
+    (tmp_path / "elsewhere.npz").rename(good.label_sets_path(tmp_path))
+    mine.label_sets_path(tmp_path).unlink()
     results.compare(rows, truth, taxonomy, tmp_path)
     assert mine.against_best_baseline == {}
 
@@ -192,7 +192,7 @@ def test_the_page_has_means_deviations_and_bold_only_where_it_is_significant(mod
     rows += [
         row_of(modules, "mine", seed, True, 56.0 + seed, against_best_baseline=gain | chance) for seed in range(2)
     ]
-    page = modules.results.page(rows, {("fine-tuned", "other"): "python run.py"})
+    page = modules.results.tables(rows, {("fine-tuned", "other"): "python run.py"})
     assert "| **mine** | **56.5 ± 0.7** | 56.5 ± 0.7 | 0.0 ± 0.0 | 56.5 | 2 | 1,000 | 12,345 | 2 |" in page
     assert "| theirs | 50.5 ± 0.7 | 50.5 ± 0.7 |" in page
     assert (
@@ -203,9 +203,10 @@ def test_the_page_has_means_deviations_and_bold_only_where_it_is_significant(mod
 
 
 def test_the_page_is_the_one_that_its_rows_make(modules):
-    rows = modules.results.read(modules.results.RESULTS)
+    rows = modules.result_rows.read(modules.result_rows.RESULTS)
     assert rows, "results.json has no rows"
-    assert modules.results.PAGE.read_text() == modules.results.page(rows, modules.results.expected())
+    page = modules.results.PAGE.read_text(encoding="utf-8")
+    assert page == modules.tables.filled(page, {"tables": modules.results.tables(rows, modules.results.expected())})
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
         assert row.metrics["micro_f1"] > 0
@@ -216,9 +217,9 @@ def test_the_page_is_the_one_that_its_rows_make(modules):
 
 def test_samples_of_each_leaf(modules, taxonomy):
     truth = single_paths(taxonomy, 300, 0)
-    rows = modules.tasks.sample_each_leaf(truth, taxonomy, 5, 0)
+    rows = modules.data.sample_each_leaf(truth, taxonomy, 5, 0)
     assert (truth[rows][:, taxonomy.is_leaf].sum(axis=0) == 5).all()
-    assert len(np.intersect1d(rows, modules.tasks.sample_each_leaf(truth, taxonomy, 5, 1))) < len(rows)
+    assert len(np.intersect1d(rows, modules.data.sample_each_leaf(truth, taxonomy, 5, 1))) < len(rows)
 
 
 def test_conditional_logistic_regressions_are_scikit_learns_multiplied_along_the_path(modules, taxonomy):
@@ -272,7 +273,7 @@ def test_setfits_classifiers_bring_the_ancestors(modules, taxonomy, mode):
     attempts = list(modules.setfit_rows.attempts(x, truth, tokens))
     assert [attempt.setting["C"] for attempt, _ in attempts] == list(modules.baselines.STRENGTHS)
     problem = modules.scoring.Problem(taxonomy, mode, False, truth)
-    answers = modules.scoring.answers_of(attempts[-1][1], problem)
+    answers = modules.scoring.label_sets_of(attempts[-1][1], problem)
     found = modules.scoring.scores(answers, problem)
     assert found["micro_f1"] > 99
     assert found["hvr_raw"] == 0
@@ -294,7 +295,7 @@ def test_the_learning_curve_has_a_row_for_each_method_and_a_column_for_each_size
                 row = row_of(modules, method, seed, ours, 0.0)
                 row.per_leaf, row.metrics = per_leaf, {"leaf_accuracy": value}
                 rows.append(row)
-    assert modules.results.curve(rows) == [
+    assert modules.tables.learning_curve(rows) == [
         "| method | 1 | 5 | seeds |",
         "|---|---|---|---|",
         "| two | 40.0 |  | 1 |",

@@ -1,4 +1,4 @@
-"""What the figures of recipes/benchmarks/speed.md stand on."""
+"""What the figures of recipes/benchmarks/pages/speed.md stand on."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.builders import import_benchmarks
 
 @pytest.fixture(scope="module")
 def modules():
-    return import_benchmarks("speed", "timing")
+    return import_benchmarks("speed", "tables", "timing", "training_speed")
 
 
 def test_ratios_are_taken_within_a_round(modules, monkeypatch):
@@ -57,30 +57,31 @@ def test_the_peak_is_what_tensors_hold_at_one_time(modules):
 
 def test_heads_step_on_given_features(modules):
     taxonomy = modules.timing.tree_of_depth(60, 3)
-    actions = modules.speed.head_actions(taxonomy, batch=4, size=8)
-    assert next(iter(actions)) == modules.speed.BARE
+    actions = modules.training_speed.head_actions(taxonomy, batch=4, size=8)
+    assert next(iter(actions)) == modules.training_speed.BARE
     for action in actions.values():
         action()
 
 
 def test_the_page_shows_every_row_with_what_was_aimed_at(modules):
     rows = [{"what": "a", "seconds": 0.0012}, {"what": "b", "seconds": 2.0, "ratio": 1.234, "target": "1.5"}]
-    page = modules.speed.page({"decode": {"rows": rows, "conditions": "2 CPU thread(s)"}})
-    assert "## Decoding\n\n100,000 documents, 1,000 labels.\n\n2 CPU thread(s).\n" in page
+    page = modules.speed.tables({"decode": {"rows": rows, "conditions": "2 CPU thread(s)"}})
+    assert "## Decoding\n\nDecodes 100,000 documents with 1,000 labels.\n\n2 CPU thread(s).\n" in page
     assert "| what | seconds | ratio | target |" in page
     assert "| a | 0.0012 |  |  |" in page
     assert "| b | 2.000 | 1.23 | 1.5 |" in page
 
 
 def test_the_page_is_the_one_that_its_rows_make(modules):
-    found = json.loads(modules.speed.RESULTS.read_text())
-    assert modules.speed.PAGE.read_text() == modules.speed.page(found)
+    measured = json.loads(modules.speed.RESULTS.read_text())
+    page = modules.speed.PAGE.read_text(encoding="utf-8")
+    assert page == modules.tables.filled(page, {"tables": modules.speed.tables(measured)})
 
 
 def test_tokens_are_counted_with_their_padding(modules):
     words, others = torch.nn.Embedding(100, 4), torch.nn.Embedding(9, 4)
     ids = torch.zeros(3, 7, dtype=torch.long)
-    counts = modules.speed.CountsTokens(lambda: (words(ids), others(ids), words(ids[:1])), range(100))
+    counts = modules.timing.CountsTokens(lambda: (words(ids), others(ids), words(ids[:1])), range(100))
     for _ in range(2):  # from zero each time
         counts()
         assert counts.tokens == 28

@@ -1,4 +1,4 @@
-"""What the experiment on loss weighting stands on; its figures are in recipes/benchmarks/weighting.md."""
+"""What the experiment on loss weighting stands on; its figures are in recipes/benchmarks/pages/weighting.md."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hcal_hf.training.weighting import build_weighter
+from hcal_hf import build_weighter
 from tests.builders import import_benchmarks
 
 
@@ -24,8 +24,8 @@ def test_every_candidate_is_one_the_weighter_takes(weighting):
 
 
 def test_made_up_documents_are_whole_paths_and_half_of_the_noisy_ones_were_moved(weighting):
-    taxonomy, clean = weighting.made_up("large", 0)
-    _, noisy = weighting.made_up("noisy", 0)
+    taxonomy, clean = weighting.synthetic("large", 0)
+    _, noisy = weighting.synthetic("noisy", 0)
     assert tuple(level.stop - level.start for level in taxonomy.levels) == weighting.STRESS_LEVELS
     for data in (clean, noisy):
         for split, size in weighting.STRESS_DOCUMENTS.items():
@@ -51,9 +51,14 @@ def test_tables_are_means_over_the_seeds_in_their_places(weighting, tmp_path):
               "chosen": {"own": {"gamma": 0.5}}, "metrics": {"mean": value, "steps": 10}}
              for seed, value in enumerate((1.0, 3.0))]  # fmt: skip
     results, page = tmp_path / "r.jsonl", tmp_path / "p.md"
+    modules = import_benchmarks("result_rows", "tables")
+
+    def write_tables():
+        modules.tables.write_page(page, modules.tables.weighting_tables(modules.result_rows.read_lines(results)))
+
     results.write_text("\n".join(map(json.dumps, found)))
     page.write_text("before\n<!-- stress large -->\nold\n<!-- end -->\nafter\n<!-- end -->")
-    weighting.write_tables(results, page)
+    write_tables()
     text = page.read_text()
     assert "| independent | hcal | gamma 0.5 | 2.0 ± 1.4 | 10 ± 0 | 2 |" in text
     assert text.startswith("before\n<!-- stress large -->\n| head")
@@ -61,7 +66,7 @@ def test_tables_are_means_over_the_seeds_in_their_places(weighting, tmp_path):
     assert text.endswith("<!-- end -->\nafter\n<!-- end -->")
     page.write_text("nothing")
     with pytest.raises(ValueError, match="has no place for <!-- stress large -->"):
-        weighting.write_tables(results, page)
+        write_tables()
 
 
 def test_features_are_dealt_out_in_whole_batches(weighting):

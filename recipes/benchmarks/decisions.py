@@ -1,37 +1,51 @@
-"""What is made of a model's probabilities: python recipes/benchmarks/answers.py --data_dir DIR --sets clinc150 cei
+"""Measures the decisions that are made from a model's probabilities, and writes the tables of pages/decisions.md.
 
-For each set of frozen.py the default model is fitted by L-BFGS on the training split (with the regularisation that
-was chosen on the validation split, read from --results) and answers are measured on the test split: calibration
-before and after temperature scaling, thresholds and decoders, risk control over random splits of validation and test,
-out-of-scope documents (clinc150), labels without training documents (hwv_part) and a poly-hierarchy (goemotions). Results
-are appended to --output as JSON lines, one a measurement; --table prints them.
+    python recipes/benchmarks/decisions.py --data_dir DIR --sets clinc150 cei
+    python recipes/benchmarks/decisions.py --tables
+
+For each data set of frozen.py a model with linear scores is fitted by L-BFGS on the training split, with the regularisation
+that was chosen on the validation split (read from --results). On the test split it measures calibration before and after
+temperature scaling, thresholds and decoders, risk control over random splits of validation and test, out-of-scope documents
+(clinc150), labels without training documents (hwv_part) and a poly-hierarchy (goemotions). Measurements are appended to
+--output, one JSON line each. --tables writes the page from rows/decisions.jsonl.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from frozen import solved
-from tasks import LEFT_OUT, Task, record
+from data import LEFT_OUT, Task
+from models import solved
+from result_rows import ROWS, append_line, read_lines
+from tables import PAGES, decisions_tables, write_page
 from torch.nn import functional as F
 
-from hcal_hf import HcalForSequenceClassification, Taxonomy, decode
-from hcal_hf.commands.train import DataArguments, load_data
-from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.training.calibration import calibration_metrics, document_scores, fit_temperature, negative_log_likelihood
-from hcal_hf.training.risk import calibrate_risk, describe_answers
-from hcal_hf.training.thresholds import tune_for_decoding
+from hcal_hf import (
+    DataArguments,
+    HcalForSequenceClassification,
+    Taxonomy,
+    calibrate_risk,
+    calibration_metrics,
+    classification_scores,
+    decode,
+    describe_answers,
+    document_scores,
+    fit_temperature,
+    load_data,
+    negative_log_likelihood,
+    tune_for_decoding,
+    violation_rates,
+)
 
 Measurement = dict[str, Any]
 ALPHAS = (0.05, 0.1, 0.2)
 
 
 class Fitted:
-    """A task, its default model, and what that says of the validation and test documents."""
+    """A fitted model with its predictions for the validation and test documents of a task."""
 
     def __init__(self, task: Task, model: HcalForSequenceClassification):
         self.task, self.model, self.taxonomy = task, model.eval(), task.taxonomy
@@ -52,28 +66,29 @@ class Fitted:
 
 
 def percent(scores: Any, *names: str) -> dict[str, float]:
+    """Returns some of the scores in percent, rounded."""
     return {name: round(100 * scores[name], 2) for name in names}
 
 
 def calibration(fitted: Fitted) -> Iterator[Measurement]:
-    """Expected calibration error, Brier score and likelihood of the test documents, T fitted on the validation ones."""
+    """Measures calibration errors, Brier score and likelihood on test documents. T is fitted on validation documents."""
     head, model = fitted.model.head, fitted.model
     with torch.no_grad():
         scores = {s: document_scores(model, model(pooled_states=fitted.task.x[s]).features) for s in fitted.truth}
     temperature = fit_temperature(head, scores["validation"], fitted.truth["validation"])
     for title, value in (("T = 1", 1.0), (f"T = {temperature:.2f}", temperature)):
         model.config.score_temperature = value
-        found = calibration_metrics(
+        errors = calibration_metrics(
             fitted.predict(fitted.task.x["test"]), fitted.truth["test"], fitted.taxonomy, **fitted.how
         )
-        names = [name for name in ("end_ece", "end_brier", "ece", "brier") if name in found]
+        names = [name for name in ("end_ece", "end_brier", "ece", "brier") if name in errors]
         nll = negative_log_likelihood(head, scores["test"], fitted.truth["test"], value)
-        yield {"what": "calibration", "row": title, **percent(found, *names), "nll": round(nll, 3)}
+        yield {"what": "calibration", "row": title, **percent(errors, *names), "nll": round(nll, 3)}
     model.config.score_temperature = 1.0
 
 
 def decoders(fitted: Fitted) -> Iterator[Measurement]:
-    """F1 and contradictions of each decoder; multi_path with one threshold, tuned on the validation split for micro-F1."""
+    """Measures F1 and violations of each decoder. The one threshold of multi_path is tuned on validation for micro-F1."""
     single = fitted.how["label_mode"] == "single_path"
     threshold: Any = None
     if not single:
@@ -98,11 +113,11 @@ def decoders(fitted: Fitted) -> Iterator[Measurement]:
 
 
 def thresholds(fitted: Fitted) -> Iterator[Measurement]:
-    """Test F1 of thresholds tuned on the validation split for the same metric."""
+    """Measures F1 on test documents with thresholds tuned on the validation split for the same metric."""
     if fitted.how["label_mode"] == "single_path":
         return
     for granularity in (None, "global", "level", "label"):
-        found: dict[str, float] = {}
+        f1: dict[str, float] = {}
         for metric in ("micro_f1", "macro_f1"):
             tuned: Any = 0.5
             if granularity is not None:
@@ -111,18 +126,18 @@ def thresholds(fitted: Fitted) -> Iterator[Measurement]:
                     granularity=granularity, metric=metric,
                 )  # fmt: skip
             scores = classification_scores(fitted.decode("test", None, tuned), fitted.truth["test"], fitted.taxonomy)
-            found |= percent(scores, metric)
-        yield {"what": "thresholds", "row": granularity or "0.5", **found}
+            f1 |= percent(scores, metric)
+        yield {"what": "thresholds", "row": granularity or "0.5", **f1}
 
 
 def risk(fitted: Fitted, splits: int) -> Iterator[Measurement]:
-    """Realised risk on one half of validation and test, calibrated on the other, over random splits."""
+    """Measures the risk on one half of validation and test after calibration on the other half, over random splits."""
     logits = torch.cat([fitted.logits[s] for s in fitted.truth])
     truth = np.concatenate([fitted.truth[s] for s in fitted.truth])
     probabilities = torch.sigmoid(logits.double())
     how, mode = dict(fitted.how), fitted.how["label_mode"]
     for alpha in ALPHAS:
-        found: dict[str, list[float]] = {}
+        over_splits: dict[str, list[float]] = {}
         for seed in range(splits):
             order = np.random.default_rng(seed).permutation(len(truth))
             first, second = order[: len(order) // 2], order[len(order) // 2 :]
@@ -132,13 +147,13 @@ def risk(fitted: Fitted, splits: int) -> Iterator[Measurement]:
                 risk_threshold=limit,
             )  # fmt: skip
             for name, value in describe_answers(sets.numpy(), truth[second], fitted.taxonomy).items():
-                found.setdefault(name, []).append(value)
-        means = {name: float(np.mean(values)) for name, values in found.items()}
+                over_splits.setdefault(name, []).append(value)
+        means = {name: float(np.mean(values)) for name, values in over_splits.items()}
         yield {
             "what": "risk",
             "row": f"alpha = {alpha}",
             "realised risk": round(100 * means["risk"], 2),
-            "its sd over splits": round(100 * float(np.std(found["risk"], ddof=1)), 2),
+            "its sd over splits": round(100 * float(np.std(over_splits["risk"], ddof=1)), 2),
             "levels": round(means["levels"], 2),
             "completeness": round(100 * means["completeness"], 2),
             "empty": round(100 * means["empty"], 2),
@@ -147,28 +162,30 @@ def risk(fitted: Fitted, splits: int) -> Iterator[Measurement]:
 
 
 def out_of_scope(fitted: Fitted, states: np.ndarray) -> Iterator[Measurement]:
-    """How well the probability of the best root, and of the best path, tells in-scope test documents from others."""
+    """Measures how well the probability of the best root, or path, separates in-scope from out-of-scope documents."""
     from sklearn.metrics import roc_auc_score
 
     inside, outside = fitted.logits["test"], fitted.predict(torch.from_numpy(states))
     roots = fitted.taxonomy.levels[0]
     leaves = torch.from_numpy(fitted.taxonomy.is_leaf.copy())
     for title, columns in (("best root", roots), ("best path", leaves)):
-        sure = [logits[:, columns].max(dim=1).values.numpy() for logits in (inside, outside)]
-        auroc = roc_auc_score(np.r_[np.ones(len(sure[0])), np.zeros(len(sure[1]))], np.concatenate(sure))
-        # The limit that keeps 95 % of the validation documents.
+        confidence = [logits[:, columns].max(dim=1).values.numpy() for logits in (inside, outside)]
+        auroc = roc_auc_score(
+            np.r_[np.ones(len(confidence[0])), np.zeros(len(confidence[1]))], np.concatenate(confidence)
+        )
+        # This limit keeps 95 % of the validation documents.
         limit = np.quantile(fitted.logits["validation"][:, columns].max(dim=1).values.numpy(), 0.05)
         yield {
             "what": "out of scope",
             "row": title,
             "auroc": round(100 * auroc, 2),
-            "abstains in scope": round(100 * float((sure[0] < limit).mean()), 2),
-            "abstains out of scope": round(100 * float((sure[1] < limit).mean()), 2),
+            "abstains in scope": round(100 * float((confidence[0] < limit).mean()), 2),
+            "abstains out of scope": round(100 * float((confidence[1] < limit).mean()), 2),
         }
 
 
 def unseen(task: Task, setting: dict[str, Any], chosen: dict[str, Any]) -> Iterator[Measurement]:
-    """Leaf accuracy on test documents whose leaf has no training document, by where its prototype comes from."""
+    """Measures leaf accuracy on test documents of leaves without training documents, for three initial prototypes."""
     seen = (task.y["train"].sum(dim=0) > 0).numpy()
     truth = task.y["test"].numpy() > 0
     hidden = (truth & ~seen).any(axis=1)
@@ -205,7 +222,7 @@ def unseen(task: Task, setting: dict[str, Any], chosen: dict[str, Any]) -> Itera
 
 
 def poly_hierarchy(task: Task, folder: Path, setting: dict[str, Any], chosen: dict[str, Any]) -> Iterator[Measurement]:
-    """The same documents under taxonomy_dag.json, where a label has two parents."""
+    """Measures the decoders on the same documents under taxonomy_dag.json, in which a label has two parents."""
     taxonomy = Taxonomy.from_json(folder / "taxonomy_dag.json")
     rows = load_data(DataArguments(data_dir=str(folder)))
     task.taxonomy = taxonomy
@@ -226,24 +243,26 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["clinc150", "hwv_part", "goemotions", "cei"])
     parser.add_argument("--encoder", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--cache", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("heads.jsonl"))
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/answers.jsonl"))
-    parser.add_argument("--splits", type=int, default=200, help="random splits for risk control")
+    parser.add_argument("--results", type=Path, default=ROWS / "heads.jsonl", help="rows with the chosen settings")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/decisions.jsonl"))
+    parser.add_argument("--splits", type=int, default=200, help="number of random splits for risk control")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="only print the tables of --output")
+    parser.add_argument("--tables", action="store_true", help="only write the page from its stored rows")
     options = parser.parse_args()
-    if options.table:
-        print(table(options.output))
+    if options.tables:
+        write_page(PAGES / "decisions.md", {"tables": decisions_tables(read_lines(ROWS / "decisions.jsonl"))})
         return
+    if options.data_dir is None:
+        parser.error("Give --data_dir, the folder of the data sets, or --tables.")
     torch.set_num_threads(options.threads)
     for name in options.sets:
         task = Task(name, options.data_dir / name, options.encoder, options.cache)
         for entry in measurements(task, options.data_dir / name, options.results, options.splits):
-            record(options.output, {"dataset": name, **entry})
+            append_line(options.output, {"dataset": name, **entry})
 
 
 def measurements(task: Task, folder: Path, results: Path, splits: int) -> Iterator[Measurement]:
-    """All that is measured on one data set."""
+    """Yields all measurements on one data set."""
     head = "lookahead_softmax" if task.label_mode == "single_path" else "conditional_sigmoid"
     chosen = chosen_setting(results, task.name, f"{head}, linear")
     setting = {"head": head, "score_function": "linear", "prototype_anchor": "label_text"}
@@ -261,26 +280,13 @@ def measurements(task: Task, folder: Path, results: Path, splits: int) -> Iterat
 
 
 def chosen_setting(results: Path, dataset: str, method: str) -> dict[str, Any]:
-    """What frozen.py chose on the validation split for a method."""
-    for line in results.read_text().splitlines():
-        entry = json.loads(line)
+    """Returns the setting that frozen.py chose on the validation split for a method."""
+    for entry in read_lines(results):
         if (entry["dataset"], entry["method"], entry.get("train_size")) == (dataset, method, None):
             return entry["chosen"]
-    raise SystemExit(f"{results} has no row {method!r} of {dataset}: heads.jsonl has those of the four sets.")
-
-
-def table(path: Path) -> str:
-    """The measurements as Markdown, a table for each kind of one set."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        groups.setdefault((entry.pop("what"), entry.pop("dataset")), []).append(entry)
-    lines = []
-    for (what, dataset), rows in groups.items():
-        columns = list(rows[0])[1:]
-        lines += ["", f"### {what}, {dataset}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        lines += [f"| {row['row']} | {' | '.join(str(row[column]) for column in columns)} |" for row in rows]
-    return "\n".join(lines)
+    raise SystemExit(
+        f"{results} has no row {method!r} of data set {dataset}. rows/heads.jsonl has rows of all four sets."
+    )
 
 
 if __name__ == "__main__":
