@@ -166,7 +166,9 @@ def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, tax
     rows = []
     for method, ours, f1 in (("mine", True, 80.0), ("good", False, 70.0), ("poor", False, 60.0)):
         rows.append(row_of(modules, method, 0, ours, f1))
-        modules.result_rows.store(rows[-1], scoring.LabelSets(truth, truth, truth, truth), tmp_path / "r.json", tmp_path)
+        modules.result_rows.store(
+            rows[-1], scoring.LabelSets(truth, truth, truth, truth), tmp_path / "r.json", tmp_path
+        )
     mine, good, poor = rows
     poor.label_sets_path(tmp_path).unlink()
     results.compare(rows, truth, taxonomy, tmp_path)
