@@ -2,11 +2,11 @@
 
     python recipes/benchmarks/finetune.py --data_dir DIR --sets goemotions clinc150
 
-Each method trains the whole encoder at each learning rate of --rates and --head_rates with the first seed. The best rates
-on the validation split are used for the other seeds. --head_rates are the rates of new layers. Our prototypes have three times
-that rate. With --fp32 models are trained in float32, because bfloat16 is many times slower on processors without it. The
-logits of validation and test are kept in --cache, and a run that is found there is not repeated. Rows are stored in
---results. results.py writes the tables.
+Each method trains the whole encoder at each learning rate of --rates and --head_rates with the first seed. The best
+rates on the validation split are used for the other seeds. --head_rates are the rates of new layers. Our prototypes
+have three times that rate. With --fp32 models are trained in float32, because bfloat16 is many times slower on
+processors without it. The logits of validation and test are kept in --cache, and a run that is found there is not
+repeated. Rows are stored in --results. results.py writes the tables.
 """
 
 import argparse
