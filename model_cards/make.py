@@ -22,10 +22,17 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoTokenizer, TrainerState, set_seed
 
-from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy, build_taxonomy
-from hcal_hf.card_facts import Details
-from hcal_hf.commands.train import DataArguments, encode_splits, load_data
-from hcal_hf.training.features import pooled_features
+from hcal_hf import (
+    DataArguments,
+    HcalForSequenceClassification,
+    HcalTrainer,
+    HcalTrainingArguments,
+    Taxonomy,
+    build_taxonomy,
+    encode_splits,
+    load_data,
+    pooled_features,
+)
 
 HERE = Path(__file__).parent
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -175,7 +182,7 @@ def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None
 
 def finish(trainer: HcalTrainer, name: str, recipe: dict[str, Any], table: DatasetDict, output: Path) -> None:
     """Evaluates the test split, saves the model, and copies its card."""
-    trainer.card_details = Details.read({"model_name": name, "finetuned_from": ENCODER, **recipe["details"]})
+    trainer.create_model_card(model_name=name, finetuned_from=ENCODER, **recipe["details"])
     trainer.evaluate(table["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.save_state()

@@ -5,7 +5,8 @@
 The command line takes every argument of EvaluationArguments and TableArguments; --help lists them.
 """
 
-from hcal_hf.commands.evaluate import evaluate_model, parse_arguments
+from hcal_hf import evaluate_model
+from hcal_hf.commands.evaluate import parse_arguments
 
 if __name__ == "__main__":
     evaluate_model(*parse_arguments())

@@ -6,7 +6,8 @@ Every argument of ModelArguments, DataArguments and HcalTrainingArguments can st
 command line wins.
 """
 
-from hcal_hf.commands.train import end_processes, parse_arguments, run_training
+from hcal_hf import run_training
+from hcal_hf.commands.train import end_processes, parse_arguments
 
 if __name__ == "__main__":
     run_training(*parse_arguments())

@@ -17,7 +17,9 @@ WINGS = ("metrics", "data", "training", "sklearn", "commands")
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 LONGEST = 500
 # Longer files, each with the reason why it stays one file.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "recipes/quickstart/prepare.py": "A quickstart that starts from a taxonomy alone will replace this script.",
+}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -23,13 +23,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
-from hcal_hf import HcalForSequenceClassification, encode_dataset
-from hcal_hf.training.features import CACHE_FOLDER, pooled_features
+from hcal_hf import HcalForSequenceClassification, encode_dataset, pooled_features
 
 LabelPath = tuple[str, ...]
 Features = NDArray[np.float32]
 Classes = NDArray[np.int64]
 
+# The folder next to the model in which `freeze_encoder: true` caches features.
+CACHE_FOLDER = "_features"
 SPLITS = ("train", "validation", "test")
 
 # Inverse strength of the L2 penalty, for features of unit length. Validation accuracy rises up to about 30 and then

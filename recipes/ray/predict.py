@@ -13,8 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from hcal_hf.commands.evaluate import load_model
-from hcal_hf.commands.predict import PredictionArguments, Predictor
+from hcal_hf import PredictionArguments, Predictor, load_model
 
 READERS = {".parquet": ray.data.read_parquet, ".csv": ray.data.read_csv, ".jsonl": ray.data.read_json}
 COLUMNS = {"labels", "scores", "paths", "problem"}

@@ -1,0 +1,62 @@
+"""Recipes and model cards import public names of hcal_hf, as a user would."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import hcal_hf
+
+ROOT = Path(__file__).parents[2]
+# (file, module, name) of each import of an inner name, with the reason.
+EXCEPTIONS = {
+    ("recipes/train.py", "hcal_hf.commands.train", "parse_arguments"): "It is the command's own parser.",
+    ("recipes/train.py", "hcal_hf.commands.train", "end_processes"): "Only a launched script ends its processes.",
+    ("recipes/evaluate.py", "hcal_hf.commands.evaluate", "parse_arguments"): "It is the command's own parser.",
+    ("recipes/predict.py", "hcal_hf.commands.main", "main"): "It is the command `hcal` itself.",
+    ("recipes/predict.py", "hcal_hf.commands.train", "end_processes"): "Only a launched script ends its processes.",
+}
+SCRIPTS = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")])
+PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")])
+
+
+def imports_of(code):
+    """(module, name) of every import from hcal_hf. The name is empty for `import hcal_hf`."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "hcal_hf")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hcal_hf":
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def inner_imports(path, code):
+    """The imports of names that are not public."""
+    public = {("hcal_hf", ""), *(("hcal_hf", name) for name in hcal_hf.__all__)}
+    name = str(path.relative_to(ROOT))
+    return {(name, *imported) for imported in imports_of(code) if imported not in public}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_public_names(path):
+    found = inner_imports(path, path.read_text(encoding="utf-8"))
+    assert found <= set(EXCEPTIONS), "import these from hcal_hf, or add an exception with its reason"
+
+
+def test_every_exception_is_needed_and_has_a_reason():
+    found = set().union(*(inner_imports(path, path.read_text(encoding="utf-8")) for path in SCRIPTS))
+    assert found == set(EXCEPTIONS)
+    assert all(reason.endswith(".") for reason in EXCEPTIONS.values())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_blocks_of_pages_import_public_names(path):
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert set().union(*(inner_imports(path, block) for block in blocks)) == set()
+
+
+def test_the_baseline_of_the_quickstart_reads_the_cache_of_its_training():
+    from hcal_hf.training.features import CACHE_FOLDER
+
+    code = (ROOT / "recipes" / "quickstart" / "baseline.py").read_text(encoding="utf-8")
+    assert f'CACHE_FOLDER = "{CACHE_FOLDER}"' in code
