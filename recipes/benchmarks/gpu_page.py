@@ -43,7 +43,7 @@ PARTS = {
     ),
     "full determinism": (
         "Full determinism",
-        "Runs a step with `torch.use_deterministic_algorithms(True)`. A fault is an operation without a deterministic "
+        "Runs a step that requires deterministic algorithms. A fault is an operation without a deterministic "
         "implementation.",
     ),
     "waits for the device in a step": (
