@@ -1,9 +1,8 @@
 """The label hierarchy: a forest or a directed acyclic graph over named nodes.
 
-Everything is held as flat numpy arrays over edges; no [num_labels, num_labels] matrix is ever made.
+All structure is stored in flat numpy arrays over edges. No [num_labels, num_labels] matrix is ever built.
 """
 
-import difflib
 import json
 import os
 from collections import defaultdict
@@ -16,23 +15,25 @@ from typing import Any, Literal
 import numpy as np
 from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .node_depths import node_depths
+from .node_lookup import NodeLookup
+from .node_names import SEPARATOR, check_names, check_pairs, quote_duplicates, quote_first, unique_paths
 
-SEPARATOR = " > "
+logger = logging.get_logger(__name__)
 
 
 class Taxonomy:
-    """A label hierarchy whose nodes are ordered by depth, so that each level is a slice.
+    """A label hierarchy with nodes ordered by depth, so each level is a slice of the node indices.
 
-    The depth of a node is the length of its longest path from a root (roots have depth 0): parents always
+    The depth of a node is the length of its longest path from a root. Roots have depth 0, and parents always
     come before their children. Nodes of one depth keep the order in which they first appeared.
 
-    A node has a unique *label*. Inside a path it is written with its *name*: where labels had to be made
-    unique by their path ("Books > Other"), the name is the last step ("Other"); elsewhere label and name are
-    the same.
+    Every node has a unique *label* and a *name*, which stands for the node inside a path. If a label had to be
+    made unique by its path ("Books > Other"), the name is the last step ("Other"). Otherwise label and name are
+    equal.
 
-    Build one with [`Taxonomy.from_paths`], [`Taxonomy.from_edges`] or [`Taxonomy.from_json`]; the constructor
-    takes labels that are already in order, as [`HcalConfig`] stores them.
+    Build a taxonomy with [`Taxonomy.from_paths`], [`Taxonomy.from_edges`] or [`Taxonomy.from_json`]. The
+    constructor expects labels that are already sorted, as [`HcalConfig`] stores them.
 
     Args:
         labels (`Sequence[str]`):
@@ -41,22 +42,22 @@ class Taxonomy:
             (parent, child) as indices into `labels`.
 
     Raises:
-        ValueError: for empty or duplicate labels, self-loops, cycles (the cycle is printed), edges out of range,
-            or labels that are not sorted by depth.
+        ValueError: for empty or duplicate labels, self-loops, cycles (the message prints the cycle), edges out of
+            range, or labels that are not sorted by depth.
     """
 
     def __init__(self, labels: Sequence[str], edges: Sequence[Sequence[int]] | np.ndarray = ()):
         labels = tuple(labels)
-        _check_names(labels, "label")
+        check_names(labels, "label")
         edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
         if edges.size and (edges.min() < 0 or edges.max() >= len(labels)):
             bad = edges[((edges < 0) | (edges >= len(labels))).any(axis=1)][0].tolist()
             raise ValueError(f"Edge {bad} points outside the {len(labels)} labels (0 to {len(labels) - 1}).")
-        depths = _depths(edges, labels)
+        depths = node_depths(edges, labels)
         if (np.diff(depths) < 0).any():
             raise ValueError(
-                "Labels must be sorted by depth (roots first), since each level is a slice of them: build the "
-                "taxonomy with Taxonomy.from_edges or Taxonomy.from_paths, which sort."
+                "Labels must be sorted by depth, roots first, because each level is a slice of them. Build the "
+                "taxonomy with Taxonomy.from_edges or Taxonomy.from_paths, which sort the labels."
             )
         self._fill(labels, edges, depths)
 
@@ -67,10 +68,10 @@ class Taxonomy:
         self._index: dict[str, int] = dict(zip(labels, count())) if index is None else index
         if len(self._index) != len(labels):
             raise ValueError(
-                f"Labels must be unique, but {_duplicates(labels)} occur more than once. Give paths to "
+                f"Labels must be unique, but {quote_duplicates(labels)} occur more than once. Give paths to "
                 'Taxonomy.from_paths(paths, identity="path") to tell nodes of one name apart by their parents.'
             )
-        # Edges sorted by child, then parent: each node's parents are one run, each level's edges are one slice.
+        # Sorting by child, then parent, makes each node's parents one run and each level's edges one slice.
         key = np.sort(edges[:, 1] * max(len(labels), 1) + edges[:, 0])
         first = np.diff(key, prepend=-1) > 0
         if not first.all():
@@ -88,23 +89,25 @@ class Taxonomy:
         """Builds a forest or DAG from (parent label, child label) pairs.
 
         Args:
-            edges: (parent, child) pairs of labels. An edge given twice counts once, and the number is told.
-            roots: labels without a parent; needed only for roots that have no children.
+            edges: (parent, child) pairs of labels. A repeated edge counts once, and a warning reports the
+                number of repeated edges.
+            roots: labels without a parent. Only roots without children must be listed.
 
         Raises:
-            ValueError: for empty or duplicate names, self-loops, cycles (the cycle is printed), a root with a parent.
+            ValueError: for empty or duplicate names, self-loops, cycles (the message prints the cycle), or a root
+                with a parent.
         """
         edges = list(edges)
-        _check_pairs(edges)
+        check_pairs(edges)
         roots = list(roots)
         if len(set(roots)) != len(roots):
-            raise ValueError(f"Roots must be unique, but {_duplicates(roots)} are given more than once.")
+            raise ValueError(f"Roots must be unique, but {quote_duplicates(roots)} are given more than once.")
         flat = list(chain.from_iterable(edges))
         index: dict[str, int] = defaultdict(count().__next__)  # numbers the labels as they appear, in one pass
         nodes = np.array(list(map(index.__getitem__, chain(roots, flat))), dtype=np.int64)
         pairs = nodes[len(roots) :].reshape(-1, 2)
         labels = tuple(index)
-        _check_names(labels, "label")
+        check_names(labels, "label")
         return cls._from_unsorted(labels, pairs, num_roots=len(roots), index=index)
 
     @classmethod
@@ -112,43 +115,43 @@ class Taxonomy:
         """Builds a taxonomy from root-to-node paths, such as the rows of a spreadsheet.
 
         Args:
-            paths: sequences of names from a root downwards, of any lengths, in any order, repeated or not. A path
-                that stops at an inner node is fine.
-            identity: what makes two steps the same node. `"path"` (default): the whole path to it, so "Other" under
-                "Books" and under "Toys" are two nodes, labelled "Books > Other" and "Toys > Other"; the result is
-                a forest. `"name"`: the bare name, so that both are one node with two parents; the result is a DAG,
-                and the nodes merged are told.
+            paths: sequences of names from a root downwards. They may have any length and order, repeat, and end at
+                inner nodes.
+            identity: decides when two steps are the same node. With `"path"` (default), the paths to them must be
+                equal: "Other" under "Books" and "Other" under "Toys" become two nodes, "Books > Other" and
+                "Toys > Other", and the taxonomy is a forest. With `"name"`, equal names are enough: both become one
+                node with two parents, and the taxonomy is a DAG. A warning lists the merged nodes.
 
         Raises:
             ValueError: for empty names or paths, or (`identity="name"`) a cycle.
         """
         if identity not in ("path", "name"):
             raise ValueError(f'identity must be "path" or "name", got {identity!r}.')
-        unique = _unique_paths(paths)
+        unique = unique_paths(paths)
         if identity == "name":
             edges = dict.fromkeys(chain.from_iterable(zip(path, path[1:]) for path in unique))
-            # A path's first node is a root only where no other path gives it a parent.
+            # The first node of a path is a root only if no other path gives it a parent.
             children = {child for _, child in edges}
             firsts = dict.fromkeys(path[0] for path in unique)
             nested = [name for name in firsts if name in children]
             if nested:
                 logger.warning(
-                    f"{len(nested)} node(s) start a path and also stand below a parent in another ({_some(nested)}): "
-                    "they are taken to stand below that parent."
+                    f"{len(nested)} node(s) start one path and stand below a parent in another ({quote_first(nested)}). "
+                    "They are placed below that parent."
                 )
             taxonomy = cls.from_edges(edges, roots=[name for name in firsts if name not in children])
             merged = np.flatnonzero(np.bincount(taxonomy.edges[:, 1], minlength=taxonomy.num_labels) > 1)
             if len(merged):
                 logger.warning(
                     f'identity="name" merged {len(merged)} node(s) that stand below several parents '
-                    f"({_some([taxonomy.labels[i] for i in merged])}): the taxonomy is a DAG."
+                    f"({quote_first([taxonomy.labels[i] for i in merged])}): the taxonomy is a DAG."
                 )
             return taxonomy
         return cls._from_unique_paths(unique)
 
     @classmethod
     def _from_unique_paths(cls, unique: list[tuple[str, ...]]) -> "Taxonomy":
-        # One dictionary from (parent index, name) to index: linear in the steps, not in the path lengths squared.
+        # Looking up (parent index, name) takes time linear in the number of steps.
         nodes: dict[tuple[int, str], int] = {}
         for path in unique:
             parent = -1
@@ -175,16 +178,24 @@ class Taxonomy:
     def _from_unsorted(
         cls, labels: tuple[str, ...], pairs: np.ndarray, num_roots: int = 0, index: dict[str, int] | None = None
     ) -> "Taxonomy":
-        """Sorts nodes by depth, then first appearance. The first `num_roots` labels must have no parent; `index` holds the
-        position of each label, if that is known."""
+        """Builds a taxonomy from labels in any order by sorting them by depth, then first appearance.
+
+        Args:
+            labels: the L labels.
+            pairs (`np.ndarray` of shape `[E, 2]`): (parent, child) as indices into `labels`.
+            num_roots: number of labels at the beginning that must not have a parent.
+            index: position of each label, if already computed.
+        """
         nested = pairs[pairs[:, 1] < num_roots]
         if len(nested):
             parent, root = (labels[i] for i in nested[0])
-            raise ValueError(f"{root!r} is given as a root but is also a child of {parent!r}: drop one of both.")
-        depths = _depths(pairs, labels)
+            raise ValueError(
+                f"{root!r} is given as a root but is also a child of {parent!r}: remove the root or the edge."
+            )
+        depths = node_depths(pairs, labels)
         order = np.argsort(depths, kind="stable")
         taxonomy = cls.__new__(cls)
-        if index is not None and (np.diff(depths) >= 0).all():  # they came in order
+        if index is not None and (np.diff(depths) >= 0).all():  # already sorted
             taxonomy._fill(labels, pairs, depths, dict(index))
             return taxonomy
         rank = np.empty_like(order)
@@ -194,11 +205,13 @@ class Taxonomy:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "Taxonomy":
-        """Reads a JSON file: `to_json`'s own form (`labels` and `edges` as indices), `edges` as label pairs with
-        optional `roots`, or `paths` (with optional `identity`).
+        """Reads a taxonomy from a JSON file.
+
+        The file holds one object in one of three forms: `labels` with `edges` as index pairs (written by
+        [`Taxonomy.to_json`]), `edges` as label pairs with optional `roots`, or `paths` with optional `identity`.
 
         Raises:
-            ValueError: if the file holds none of the three forms, or describes no valid taxonomy.
+            ValueError: if the file has none of the three forms or does not describe a valid taxonomy.
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if isinstance(data, dict) and "labels" in data:
@@ -207,14 +220,14 @@ class Taxonomy:
             return cls.from_paths(data["paths"], identity=data.get("identity", "path"))
         if isinstance(data, dict) and ("edges" in data or "roots" in data):
             return cls.from_edges([tuple(edge) for edge in data.get("edges", ())], roots=data.get("roots", ()))
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        keys = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(
             f'{path} must hold an object with "labels" and "edges" (indices), "edges" (label pairs) and "roots", or '
-            f'"paths"; found {found}.'
+            f'"paths"; found {keys}.'
         )
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Writes {"labels": [L strings], "edges": [[parent index, child index], ...]}; [`from_json`] reads it."""
+        """Writes {"labels": [L strings], "edges": [[parent index, child index], ...]} for [`Taxonomy.from_json`]."""
         data = {"labels": list(self.labels), "edges": self.edges.tolist()}
         Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -227,7 +240,7 @@ class Taxonomy:
 
     @cached_property
     def levels(self) -> tuple[slice, ...]:
-        """One slice of the node indices for each depth, from the roots (depth 0) down."""
+        """One slice of node indices per depth, starting with the roots (depth 0)."""
         if not self.num_labels:
             return ()
         bounds = np.searchsorted(self.depths, np.arange(self.depths[-1] + 2)).tolist()
@@ -235,18 +248,18 @@ class Taxonomy:
 
     @cached_property
     def edge_slices(self) -> tuple[slice, ...]:
-        """For each level the slice of `edges` that lead into it (empty for the roots)."""
+        """One slice of `edges` per level: the edges that end in the level. Empty for the roots."""
         bounds = np.searchsorted(self.edges[:, 1], [level.start for level in self.levels] + [self.num_labels]).tolist()
         return tuple(slice(low, high) for low, high in zip(bounds, bounds[1:]))
 
     @cached_property
     def is_forest(self) -> bool:
-        """Whether no node has more than one parent."""
+        """True if no node has more than one parent."""
         return bool((np.diff(self.edges[:, 1]) > 0).all())
 
     @cached_property
     def is_leaf(self) -> np.ndarray:
-        """Bool array [L]: the nodes without children."""
+        """Bool array [L], True for nodes without children."""
         leaf = np.ones(self.num_labels, dtype=bool)
         leaf[self.edges[:, 0]] = False
         return leaf
@@ -256,17 +269,17 @@ class Taxonomy:
         return np.searchsorted(self.edges[:, 1], np.arange(self.num_labels + 1))
 
     def parents(self, node: int) -> np.ndarray:
-        """The sorted indices of a node's parents (empty for a root)."""
+        """Returns the sorted indices of a node's parents. Empty for a root."""
         return self.edges[self._parent_offsets[node] : self._parent_offsets[node + 1], 0]
 
     def parents_of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parents of many nodes at once.
+        """Returns the parents of many nodes in one call.
 
         Args:
-            nodes (`np.ndarray` of shape `[N]`): node indices, in any order and number.
+            nodes (`np.ndarray` of shape `[N]`): node indices in any order. Indices may repeat.
 
         Returns:
-            two arrays of one length: positions in `nodes`, ascending, and a parent of the node there.
+            Two arrays of equal length: ascending positions in `nodes`, and one parent of the node at each position.
         """
         first, last = self._parent_offsets[nodes], self._parent_offsets[nodes + 1]
         counts = last - first
@@ -275,19 +288,23 @@ class Taxonomy:
         return owners, self.edges[first[owners] + within, 0]
 
     def check_single_path(self) -> None:
-        """Raises ValueError naming a node with two parents: a document's one path would not be defined there."""
+        """Checks that the taxonomy is a forest, which single_path needs.
+
+        Raises:
+            ValueError: naming the first node with two parents, because its path is not unique.
+        """
         if self.is_forest:
             return
         node = int(self.edges[1:, 1][np.diff(self.edges[:, 1]) == 0][0])
         names = " and ".join(repr(self.labels[p]) for p in self.parents(node)[:2])
         raise ValueError(
             f"single_path needs a forest, but {self.labels[node]!r} has {len(self.parents(node))} parents, {names}: "
-            'use label_mode="multi_path", or Taxonomy.from_paths(paths, identity="path") to make it one node a parent.'
+            'use label_mode="multi_path", or Taxonomy.from_paths(paths, identity="path") to make it one node per parent.'
         )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Each node's name inside a path: its label without the path of its parent where the label starts with that."""
+        """Each node's name inside a path: its label without the parent's path, if the label starts with that path."""
         if not any(SEPARATOR in label for label in self.labels):
             return self.labels
         names = list(self.labels)
@@ -302,29 +319,33 @@ class Taxonomy:
             if above and label.startswith(above) and len(label) > len(above):
                 names[node] = label[len(above) :]
         for node, name in enumerate(names):
-            for parent in self._parent_lists[node] or [-1]:
+            for parent in self.parent_lists[node] or [-1]:
                 other = taken.setdefault((parent, name), node)
                 if other != node:
                     raise ValueError(
-                        f"{self.labels[other]!r} and {self.labels[node]!r} are both {name!r} inside a path: a label that "
-                        f"starts with the path of its parent and {SEPARATOR!r} is named by the rest. Rename one of them."
+                        f"{self.labels[other]!r} and {self.labels[node]!r} are both {name!r} inside a path, "
+                        f"because a label that starts with its parent's path and {SEPARATOR!r} is named by the rest. "
+                        "Rename one of them."
                     )
         return tuple(names)
 
     def texts(self) -> list[str]:
-        """The words of each label, for an encoder to read: its name after its parents' names, underscores as spaces."""
+        """Returns the text of each label for an encoder: "parent names: name", with spaces for underscores."""
         words = [name.replace("_", " ") for name in self.names]
         return [
             ": ".join(
-                [", ".join(words[parent] for parent in self._parent_lists[node]), word]
-                if self._parent_lists[node]
+                [", ".join(words[parent] for parent in self.parent_lists[node]), word]
+                if self.parent_lists[node]
                 else [word]
             )
             for node, word in enumerate(words)
         ]
 
     def paths(self, node: int, limit: int | None = None) -> list[list[str]]:
-        """The paths of names from a root to a node; one in a forest, possibly very many in a DAG: `limit` stops there."""
+        """Returns the paths of names from a root to a node, at most `limit` of them.
+
+        A forest has exactly one path per node, a DAG may have very many.
+        """
         return [[self.names[i] for i in path] for path in islice(self._index_paths(int(node)), limit)]
 
     def _index_paths(self, node: int) -> Iterator[list[int]]:
@@ -338,172 +359,94 @@ class Taxonomy:
     # ---- Labels of documents ----
 
     def index(self, label: str) -> int:
-        """The index of a node, by its label, by its name where only one node has it, or by its path ("A > B > C").
+        """Returns the index of the node with a label, a name that only one node has, or a path string ("A > B > C").
 
         Raises:
-            ValueError: for an unknown label (with the three closest known ones) or a name that several nodes have.
+            ValueError: for an unknown label (the message lists the three closest labels), or a name that several nodes
+                share.
         """
-        if not isinstance(label, str):
-            raise ValueError(f"A label must be a string, got {label!r} of type {type(label).__name__}.")
-        node = self._index.get(label)
-        if node is not None:
-            return node
-        same_name = self._nodes_of_name.get(label, ())
-        if len(same_name) == 1:
-            return same_name[0]
-        if same_name:
-            raise ValueError(
-                f"{label!r} is the name of {len(same_name)} nodes ({_some([self.labels[i] for i in same_name])}): "
-                "give the whole path."
-            )
-        if SEPARATOR.strip() in label:
-            return self.index_path(split_path(label))
-        raise ValueError(f"Unknown label {label!r}. {self._closest(label, self.labels)}")
+        return self._lookup.index(label)
 
     def index_path(self, path: Sequence[str]) -> int:
-        """The index of the node at the end of a path of names (or labels) that starts at a root.
+        """Returns the index of the last node on a path of names or labels that starts at a root.
 
         Raises:
             ValueError: for an empty path, an unknown first step, or a step that is not an edge of the taxonomy.
         """
-        return self._walk(path)[-1]
-
-    def _walk(self, path: Sequence[str]) -> list[int]:
-        if isinstance(path, str) or not len(path):
-            raise ValueError(f"A path must be a non-empty sequence of names from a root down, got {path!r}.")
-        nodes: list[int] = []
-        for step in path:
-            if not isinstance(step, str):
-                raise ValueError(f"A step of a path must be a string, got {step!r} in {list(path)!r}.")
-            parent = nodes[-1] if nodes else -1
-            node = self._steps.get((parent, step))
-            if node is None:
-                known = [name for above, name in self._steps if above == parent]
-                where = f"below {self.labels[parent]!r}" if nodes else "among the roots"
-                if step in self._index or step in self._nodes_of_name:
-                    raise ValueError(
-                        f"{list(path)!r} is not a path of the taxonomy: {step!r} exists, but not {where}. "
-                        f"{self._closest(step, known)}"
-                    )
-                raise ValueError(f"Unknown label {step!r} {where} in {list(path)!r}. {self._closest(step, known)}")
-            nodes.append(node)
-        return nodes
+        return self._lookup.nodes_on_path(path)[-1]
 
     def complete(self, nodes: Iterable[int]) -> np.ndarray:
-        """The sorted indices of the nodes with all their ancestors.
+        """Returns the sorted indices of the nodes and all their ancestors.
 
         Raises:
             ValueError: for an index outside 0 to L - 1.
         """
-        found = set(map(int, nodes))
-        for node in found:
+        complete = set(map(int, nodes))
+        for node in complete:
             if not 0 <= node < self.num_labels:
                 raise ValueError(f"Node {node} is outside the {self.num_labels} labels (0 to {self.num_labels - 1}).")
-        open_nodes = list(found)
+        open_nodes = list(complete)
         while open_nodes:
-            for parent in self._parent_lists[open_nodes.pop()]:
-                if parent not in found:
-                    found.add(parent)
+            for parent in self.parent_lists[open_nodes.pop()]:
+                if parent not in complete:
+                    complete.add(parent)
                     open_nodes.append(parent)
-        return np.fromiter(sorted(found), dtype=np.int64, count=len(found))
+        return np.fromiter(sorted(complete), dtype=np.int64, count=len(complete))
 
     def complete_rows(self, rows: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[`Taxonomy.complete`] of many documents at once.
+        """Adds all ancestors to the label sets of many documents.
 
         Args:
-            rows, nodes (`np.ndarray` of shape `[P]`): (document, node) cells in any order.
+            rows, nodes (`np.ndarray` of shape `[P]`): (document, node) pairs in any order.
 
         Returns:
-            the cells with those of all ancestors, each once, sorted by document and then by node: two int64 arrays.
+            Two int64 arrays, documents and nodes: the given pairs and those of all ancestors, each once, sorted by
+            document and then by node.
         """
         number = max(self.num_labels, 1)
         newest = rows * number + nodes
-        found = [newest]
+        keys = [newest]
         while len(newest):
             owners, parents = self.parents_of(newest % number)
             newest = newest[owners] // number * number + parents
-            if not self.is_forest:  # there may be many ways to one ancestor
+            if not self.is_forest:  # several paths may lead to one ancestor
                 newest = np.unique(newest)
-            found.append(newest)
-        cells = np.unique(np.concatenate(found))
-        return cells // number, cells % number
+            keys.append(newest)
+        pairs = np.unique(np.concatenate(keys))
+        return pairs // number, pairs % number
 
     def encode(self, labels: str | Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
-        """The sorted indices of a document's labels, completed with their ancestors.
+        """Returns the sorted indices of a document's labels and all their ancestors.
 
         Args:
-            labels: a label or path string ("A > B > C"), a list of those, or a list of paths (lists of names from a
-                root down). An empty list is an empty set. A flat list of strings means labels; where they are only
-                readable as the steps of one path, it is that path, and where both readings exist and differ it is
-                refused.
+            labels: a label or path string ("A > B > C"), a list of such strings, or a list of paths (lists of names
+                from a root down). An empty list is an empty set. A flat list of strings is read as labels. If it is
+                valid only as the steps of one path, it is read as that path. If both readings are valid and give
+                different nodes, it is an error.
 
         Raises:
-            ValueError: for an unknown label (with the three closest known ones), a step that is not an edge, or an
-                ambiguous list.
+            ValueError: for an unknown label (the message lists the three closest labels), a step that is not an edge,
+                or an ambiguous list.
         """
         return self.complete(self.given_nodes(labels))
 
     def given_nodes(self, labels: Any) -> set[int]:
-        """The indices of the nodes that a document's labels name themselves, without the ancestors implied.
+        """Returns the indices of the nodes that a document's labels name, without the other ancestors.
 
-        Takes and refuses what [`Taxonomy.encode`] does; a path names each of its steps.
+        Accepts the same input and raises the same errors as [`Taxonomy.encode`]. A path names each of its steps.
         """
-        if isinstance(labels, str):
-            return self._named(labels)
-        if isinstance(labels, dict) or not isinstance(labels, Iterable):
-            raise ValueError(
-                f"Labels must be a string, a list of strings or a list of paths, got {labels!r} of type "
-                f"{type(labels).__name__}."
-            )
-        labels = list(labels)
-        if len(labels) > 1 and all(isinstance(label, str) for label in labels):
-            if self.ambiguous_names.isdisjoint(labels):
-                return set().union(*map(self._named, labels))
-            return self._flat_list(labels)
-        nodes: set[int] = set()
-        for label in labels:
-            if not isinstance(label, str | Sequence | np.ndarray):
-                raise ValueError(
-                    f"A label must be a string or a path (a list of strings), got {label!r} in {labels!r}."
-                )
-            nodes.update(self._named(label) if isinstance(label, str) else self._walk(list(label)))
-        return nodes
-
-    def _named(self, label: str) -> set[int]:
-        """The nodes that one string names: all steps of a path, else the node itself."""
-        if label not in self._index and label not in self._nodes_of_name and SEPARATOR.strip() in label:
-            return set(self._walk(split_path(label)))
-        return {self.index(label)}
-
-    def _flat_list(self, labels: list[str]) -> set[int]:
-        """A flat list with a name that several nodes share: several labels, or one path?"""
-        readings: list[set[int]] = []
-        error: ValueError | None = None
-        for read in (lambda: set().union(*map(self._named, labels)), lambda: set(self._walk(labels))):
-            try:
-                readings.append(read())
-            except ValueError as problem:
-                error = error or problem
-        if not readings:
-            assert error is not None
-            raise error
-        if len(readings) == 2 and not np.array_equal(self.complete(readings[0]), self.complete(readings[1])):
-            raise ValueError(
-                f"{labels!r} can be read as {len(labels)} labels or as one path, with different nodes: give a list of "
-                f"paths, [{labels!r}] for one path."
-            )
-        return readings[-1]
+        return self._lookup.nodes_of_labels(labels)
 
     def decode(self, nodes: Iterable[int]) -> list[list[str]]:
-        """The paths of names that stand for a set of node indices: those of its nodes without a child in the set.
+        """Returns the paths of names that end at those nodes of a set that have no child in the set.
 
-        The inverse of [`Taxonomy.encode`] for ancestor-complete sets of a forest; in a DAG a node gives all its paths.
+        This inverts [`Taxonomy.encode`] for ancestor-complete sets of a forest. In a DAG, a node gives all its paths.
         """
-        chosen = sorted(set(map(int, nodes)))
-        inner = {parent for node in chosen for parent in self._parent_lists[node]}
-        return [path for node in chosen if node not in inner for path in self.paths(node)]
+        members = sorted(set(map(int, nodes)))
+        inner = {parent for node in members for parent in self.parent_lists[node]}
+        return [path for node in members if node not in inner for path in self.paths(node)]
 
-    # ---- Look-up tables, made when first needed ----
+    # ---- Look-up tables, built when first needed ----
 
     @property
     def label_index(self) -> Mapping[str, int]:
@@ -511,60 +454,21 @@ class Taxonomy:
         return self._index
 
     @cached_property
-    def _parent_lists(self) -> list[list[int]]:
+    def parent_lists(self) -> list[list[int]]:
+        """The parents of each node as lists, which are faster than arrays for single nodes."""
         parents: list[list[int]] = [[] for _ in range(self.num_labels)]
         for parent, child in self.edges.tolist():
             parents[child].append(parent)
         return parents
 
     @cached_property
-    def _nodes_of_name(self) -> dict[str, tuple[int, ...]]:
-        if self.names is self.labels:
-            return {}
-        nodes: dict[str, tuple[int, ...]] = {}
-        for node, name in enumerate(self.names):
-            nodes[name] = (*nodes.get(name, ()), node)
-        return nodes
+    def _lookup(self) -> NodeLookup:
+        return NodeLookup(self)
 
-    @cached_property
+    @property
     def ambiguous_names(self) -> set[str]:
         """The names that several nodes share."""
-        return {name for name, nodes in self._nodes_of_name.items() if len(nodes) > 1}
-
-    @cached_property
-    def _steps(self) -> dict[tuple[int, str], int]:
-        """(parent index or -1, name or label) -> node."""
-        parents = self._parent_lists
-        steps: dict[tuple[int, str], int] = {}
-        for texts in (self.labels, self.names):  # names win: they are what a path is written with
-            for node, text in enumerate(texts):
-                for parent in parents[node] or (-1,):
-                    steps[parent, text] = node
-        return steps
-
-    def _closest(self, label: str, known: Sequence[str]) -> str:
-        if not known:
-            return "Nothing stands there."
-        among_all = known is self.labels
-        if among_all and label in self._suggestions:  # bad labels come in numbers, and repeat
-            return self._suggestions[label]
-        shortlist = known
-        if len(known) > 100:
-            table = self._letter_pairs if among_all else _letter_pairs(known)
-            shortlist = [known[i] for i in _sharing_most(label, table, len(known))]
-        close = difflib.get_close_matches(label, shortlist, n=3, cutoff=0.0)
-        text = f"Closest known: {', '.join(map(repr, close))}."
-        if among_all:
-            self._suggestions[label] = text
-        return text
-
-    @cached_property
-    def _suggestions(self) -> dict[str, str]:
-        return {}
-
-    @cached_property
-    def _letter_pairs(self) -> dict[str, np.ndarray]:
-        return _letter_pairs(self.labels)
+        return self._lookup.ambiguous_names
 
     # ---- Python ----
 
@@ -583,8 +487,8 @@ class Taxonomy:
         return f"Taxonomy({kind}, {self.num_labels} labels on {len(self.levels)} levels: {sizes or 0})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The tables are rebuilt: a pickle or fingerprint (datasets hashes it) depends on the hierarchy alone. One string is
-        # pickled many times as fast as a million.
+        # Leaves the tables out, so that a fingerprint of `datasets` depends on the hierarchy alone.
+        # One long string is pickled many times faster than a million short ones.
         ends = np.cumsum(list(map(len, self.labels)), dtype=np.int64)
         return {"labels": "".join(self.labels), "ends": ends, "edges": self.edges}
 
@@ -592,123 +496,3 @@ class Taxonomy:
         ends = state["ends"].tolist()
         labels = [state["labels"][start:end] for start, end in zip([0, *ends], ends)]
         self.__init__(labels, state["edges"])  # type: ignore[misc]
-
-
-def _letter_pairs(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """For each pair of neighbouring letters the indices of the names that hold it."""
-    holders: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(names):
-        lower = name.lower()
-        for pair in set(map("".join, zip(lower, lower[1:]))):
-            holders[pair].append(i)
-    return {pair: np.array(indices) for pair, indices in holders.items()}
-
-
-def _sharing_most(label: str, table: dict[str, np.ndarray], number: int) -> list[int]:
-    """The names (at most 50) that share the most letter pairs with a label: few enough to compare in full."""
-    lower = label.lower()
-    found = [table[pair] for pair in set(map("".join, zip(lower, lower[1:]))) if pair in table]
-    shared = np.bincount(np.concatenate(found), minlength=number) if found else np.zeros(number, dtype=np.int64)
-    return np.argsort(-shared, kind="stable")[:50].tolist()
-
-
-def split_path(text: str, separator: str = SEPARATOR) -> list[str]:
-    """The steps of a path string, without white space at their ends: "A > B" and "A>B" are the same path."""
-    return [step.strip() for step in text.split(separator.strip() or separator)]
-
-
-def _depths(edges: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Longest-path depth of each node, [L] int64, by removing roots round after round (Kahn, 1962)."""
-    num_labels = len(labels)
-    depths = np.zeros(num_labels, dtype=np.int64)
-    loops = edges[edges[:, 0] == edges[:, 1]]
-    if len(loops):
-        raise ValueError(f"{labels[loops[0, 0]]!r} is its own parent: remove that edge.")
-    by_parent = edges[np.argsort(edges[:, 0], kind="stable")]
-    offsets = np.searchsorted(by_parent[:, 0], np.arange(num_labels + 1))
-    open_parents = np.bincount(edges[:, 1], minlength=num_labels)
-    frontier = np.flatnonzero(open_parents == 0)
-    done, depth = 0, 0
-    while len(frontier):
-        done += len(frontier)
-        depths[frontier] = depth
-        starts, counts = offsets[frontier], offsets[frontier + 1] - offsets[frontier]
-        runs = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(counts.sum())
-        children = np.sort(by_parent[runs, 1])
-        starts = np.flatnonzero(np.diff(children, prepend=-1))
-        times = np.diff(starts, append=len(children))
-        children = children[starts]
-        open_parents[children] -= times
-        frontier = children[open_parents[children] == 0]
-        depth += 1
-    if done < num_labels:
-        raise ValueError(
-            f"The hierarchy has a cycle: {' -> '.join(_cycle(edges, open_parents, labels))}. Remove an edge."
-        )
-    return depths
-
-
-def _cycle(edges: np.ndarray, open_parents: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The labels of one cycle, its first repeated at the end, among the nodes that still have open parents."""
-    left = open_parents > 0
-    inside = edges[left[edges[:, 0]] & left[edges[:, 1]]]
-    a_parent = dict(zip(inside[:, 1].tolist(), inside[:, 0].tolist()))
-    node = int(inside[0, 1])
-    seen: dict[int, int] = {}
-    while node not in seen:
-        seen[node] = len(seen)
-        node = a_parent[node]
-    cycle = [*list(seen)[seen[node] :], node]
-    return [repr(labels[i]) for i in reversed(cycle)]
-
-
-def _check_pairs(edges: list[tuple[str, str]]) -> None:
-    if set(map(len, edges)) <= {2} and str not in set(map(type, edges)):
-        return
-    for edge in edges:
-        if isinstance(edge, str) or len(edge) != 2:
-            raise ValueError(f"An edge must be a (parent, child) pair of labels, got {edge!r}.")
-
-
-def _check_names(names: Sequence[str], what: str) -> None:
-    if set(map(type, names)) <= {str} and all(names) and list(map(str.strip, names)) == list(names):
-        return
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"A {what} must be a string, got {name!r} of type {type(name).__name__}.")
-        if not name.strip():
-            raise ValueError(
-                f"A {what} must not be empty, got {name!r}. In a table with rows of different lengths, leave the empty "
-                "cells out: [cell for cell in row if cell]."
-            )
-        if name != name.strip():
-            raise ValueError(f"A {what} must not start or end with white space, got {name!r}: use {name.strip()!r}.")
-
-
-def _unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    unique: dict[tuple[str, ...], None] = {}
-    for path in paths:
-        if isinstance(path, str):
-            raise ValueError(f"A path must be a sequence of names, got the string {path!r}: use split_path({path!r}).")
-        unique[tuple(path)] = None
-    if () in unique:
-        raise ValueError("A path must have at least one step, got an empty one: leave it out.")
-    names = list(dict.fromkeys(chain.from_iterable(unique)))
-    _check_names(names, "name in a path")
-    for name in names:
-        if SEPARATOR in name:
-            raise ValueError(
-                f"The name {name!r} holds {SEPARATOR!r}, which separates the steps of a path in labels: write it "
-                f"in another way, such as {name.replace(SEPARATOR, ' - ')!r}."
-            )
-    return list(unique)
-
-
-def _duplicates(names: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return _some(list(dict.fromkeys(name for name in names if name in seen or seen.add(name))))  # type: ignore[func-returns-value]
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

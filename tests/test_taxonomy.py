@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcal_hf import Taxonomy
-from hcal_hf.taxonomy import split_path
+from hcal_hf.node_names import split_path
 from tests.builders import random_dag, random_forest
 
 

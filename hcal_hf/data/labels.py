@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..taxonomy import SEPARATOR, split_path
+from ..node_names import SEPARATOR, split_path
 
 
 @dataclass

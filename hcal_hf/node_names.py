@@ -1,0 +1,84 @@
+"""Checks, splits and quotes the names of taxonomy nodes."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+SEPARATOR = " > "
+
+
+def split_path(text: str, separator: str = SEPARATOR) -> list[str]:
+    """Splits a path string into its steps and strips white space, so "A > B" and "A>B" are the same path."""
+    return [step.strip() for step in text.split(separator.strip() or separator)]
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Checks that every name is a non-empty string without white space at its ends.
+
+    Args:
+        names: the names to check.
+        what: the word for a name in the error message, such as "label".
+
+    Raises:
+        ValueError: for the first name that is not.
+    """
+    if set(map(type, names)) <= {str} and all(names) and list(map(str.strip, names)) == list(names):
+        return
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"A {what} must be a string, got {name!r} of type {type(name).__name__}.")
+        if not name.strip():
+            raise ValueError(
+                f"A {what} must not be empty, got {name!r}. In a table with rows of different lengths, leave the empty "
+                "cells out: [cell for cell in row if cell]."
+            )
+        if name != name.strip():
+            raise ValueError(f"A {what} must not start or end with white space, got {name!r}: use {name.strip()!r}.")
+
+
+def check_pairs(edges: list[tuple[str, str]]) -> None:
+    """Checks that every edge is a pair of labels and not a string.
+
+    Raises:
+        ValueError: for the first edge that is not.
+    """
+    if set(map(len, edges)) <= {2} and str not in set(map(type, edges)):
+        return
+    for edge in edges:
+        if isinstance(edge, str) or len(edge) != 2:
+            raise ValueError(f"An edge must be a (parent, child) pair of labels, got {edge!r}.")
+
+
+def unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Checks paths of names and returns each path once, in the order of first appearance.
+
+    Raises:
+        ValueError: for a path that is a string or empty, an invalid name, or a name that contains `SEPARATOR`.
+    """
+    unique: dict[tuple[str, ...], None] = {}
+    for path in paths:
+        if isinstance(path, str):
+            raise ValueError(f"A path must be a sequence of names, got the string {path!r}: use split_path({path!r}).")
+        unique[tuple(path)] = None
+    if () in unique:
+        raise ValueError("A path must have at least one step, got an empty one: leave it out.")
+    names = list(dict.fromkeys(chain.from_iterable(unique)))
+    check_names(names, "name in a path")
+    for name in names:
+        if SEPARATOR in name:
+            raise ValueError(
+                f"The name {name!r} holds {SEPARATOR!r}, which separates the steps of a path in labels: write it "
+                f"in another way, such as {name.replace(SEPARATOR, ' - ')!r}."
+            )
+    return list(unique)
+
+
+def quote_duplicates(names: Sequence[str]) -> str:
+    """Quotes the names that occur more than once, at most three of them."""
+    seen: set[str] = set()
+    return quote_first(list(dict.fromkeys(name for name in names if name in seen or seen.add(name))))  # type: ignore[func-returns-value]
+
+
+def quote_first(names: Sequence[str]) -> str:
+    """Quotes the first three names and counts the rest."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
