@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,11 +17,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .anchors import embed_texts, extended_config, label_texts, mean_of_siblings
+from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
+from .label_extension import add_labels
 from .log_space import log_probs_to_logits
 from .objectives import aggregate_losses, feature_gradient_norms, num_processes
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
@@ -270,84 +270,30 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         states = embed_texts(self, tokenizer, self.config.label_texts, batch_size)
         self.prototypes.anchors.copy_(states)
 
-    @torch.no_grad()
     def add_labels(
         self, paths: Sequence[Sequence[str]], tokenizer: Any, descriptions: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Adds labels to a trained model by their words, without training.
+        """Adds labels to a trained model from their label text, without training.
 
-        A new label's prototype is the direction of its words; the bias of a sigmoid head starts at its siblings' mean, a
-        threshold likewise. What held for the old set of labels alone, the risk calibration, is dropped. The order of
-        labels changes (they stay sorted by depth). Probabilities of the old labels stay as they were but for those of
-        the siblings, under a softmax head, and under a lookahead head of the ancestors, which a new child makes likelier.
+        The prototype of a new label points in the direction of its embedded text. The bias of a sigmoid head and the
+        threshold start at the mean of its siblings. The risk calibration is dropped, because it holds for the old label
+        set only. The order of labels changes, because they stay sorted by depth. Probabilities of old labels do not
+        change, except those of siblings under a softmax head, and those of ancestors under a lookahead head, which a new
+        child makes more likely.
 
         Args:
-            paths: the path of each new label, its last step new, the others known.
-            tokenizer: the encoder's.
-            descriptions (`dict[str, str]`, *optional*): words for the new labels.
+            paths: the path of each new label. The last step is new, the other steps exist.
+            tokenizer: the tokenizer of the encoder.
+            descriptions (`dict[str, str]`, *optional*): label texts of the new labels.
 
         Returns:
-            the new labels, as they stand in `config.labels`.
+            The new labels, as written in `config.labels`.
 
         Raises:
-            ValueError: if the prototypes are not anchored (or L-BFGS found the anchors useless), a path is unknown but for
-                its last step, or a label is known.
+            ValueError: if the prototypes are not anchored (or L-BFGS found the anchors useless), a step of a path other
+                than the last is unknown, or a label exists already.
         """
-        if not self.prototypes.is_anchored:
-            raise ValueError(
-                'Labels are added by their words: that needs prototype_anchor="label_text" from the start.'
-            )
-        scale = self.prototypes.anchor_scale
-        if scale is not None and not scale.any():
-            raise ValueError(
-                "This model's head was fitted without its labels' words (anchor_scale is 0 at every level, the better "
-                "choice on its validation documents): a label's words say nothing to it. Train it again with the new "
-                "labels in the taxonomy, or fit the head with hcal_hf.fit_head(..., anchored=True) first."
-            )
-        config, source = extended_config(self.config, paths, descriptions)
-        grown = type(self)(config, encoder=self.encoder).to(device=self.device)
-        grown.prototypes.to(self.prototypes.weight.dtype)
-        old, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
-        grown.projection.load_state_dict(self.projection.state_dict())
-        for name in ("weight", "anchors", "trained"):
-            getattr(grown.prototypes, name)[old] = getattr(self.prototypes, name)[source[old]]
-        grown.prototypes.weight[new] = 0.0
-        grown.prototypes.trained[new] = False
-        assert config.label_texts is not None
-        texts = [config.label_texts[i] for i in new]
-        grown.prototypes.anchors[new] = embed_texts(grown, tokenizer, texts)
-        if scale is not None:
-            assert grown.prototypes.anchor_scale is not None
-            grown.prototypes.anchor_scale[: len(scale)] = scale
-            grown.prototypes.anchor_scale[len(scale) :] = scale[-1]  # a new level goes on as the deepest one
-        if getattr(self.head, "scale", None) is not None:
-            grown.head.scale.copy_(self.head.scale)
-        bias_of = next(
-            (m for m in ("head", "prototypes") if getattr(getattr(self, m), "bias", None) is not None), None
-        )
-        if bias_of is not None:
-            bias = getattr(self, bias_of).bias
-            values = bias.float().cpu().numpy()
-            rows = [
-                values[j] if j >= 0 else mean_of_siblings(values, grown.taxonomy, source, i)
-                for i, j in enumerate(source)
-            ]
-            getattr(grown, bias_of).bias.copy_(torch.tensor(np.array(rows)))
-        stop: Any = getattr(self.head, "stop", None)
-        if stop is not None:
-            inner_before = (~self.taxonomy.is_leaf).nonzero()[0].tolist()
-            rank = {node: i for i, node in enumerate(inner_before)}
-            for i, node in enumerate((~grown.taxonomy.is_leaf).nonzero()[0].tolist()):
-                if int(source[node]) in rank:  # an inner node that was a leaf starts with a stop score of 0
-                    grown.head.stop[i] = stop[rank[int(source[node])]]
-        grown.train(self.training)
-        self.__dict__.update(grown.__dict__)
-        added = [config.labels[i] for i in new]
-        logger.warning(
-            f"{len(added)} label(s) added by their words, without training: {', '.join(added[:5])}. Measure before use; "
-            "a risk calibration must be made anew."
-        )
-        return added
+        return add_labels(self, paths, tokenizer, descriptions)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()

@@ -124,13 +124,13 @@ def test_labels_are_added_by_their_words(taxonomy, encoder_dir, tokenizer, caplo
     model.config.risk_alpha, model.config.risk_threshold = 0.1, 0.5
     old_labels, old_rows = model.config.labels, model.prototypes(model.projection).detach()
     old_bias = getattr(model.head, "bias", None)
-    with caplog.at_level("WARNING", logger="hcal_hf.modeling_hcal"):
+    with caplog.at_level("WARNING", logger="hcal_hf.label_extension"):
         added = model.add_labels(
             [["arts", "stage", "ballet"], ["sports"], ["science", "physics", "quantum", "spin"]], tokenizer,
             descriptions={"ballet": "drama with music"},
         )  # fmt: skip
     assert set(added) == {"ballet", "sports", "spin"}
-    assert "3 label(s) added by their words, without training" in caplog.text
+    assert "3 label(s) added from their label text, without training" in caplog.text
     config = model.config
     assert (config.risk_alpha, config.risk_threshold, config.num_labels) == (None, None, 16)
     assert model.taxonomy.index_path(["science", "physics", "quantum", "spin"]) == config.labels.index("spin")
@@ -163,7 +163,7 @@ def test_a_model_with_added_labels_saves_and_loads(anchored, tokenizer, tmp_path
 
 
 def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_dir):
-    with pytest.raises(ValueError, match="needs prototype_anchor"):
+    with pytest.raises(ValueError, match="train the model with prototype_anchor"):
         make_model(taxonomy).add_labels([["new"]], tokenizer)
     with pytest.raises(ValueError, match="have no anchors"):
         make_model(taxonomy).embed_labels(tokenizer)
@@ -192,5 +192,51 @@ def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, 
     assert model.prototypes.anchor_scale.tolist() == [2.0, 3.0, 4.0, 4.0]
     with torch.no_grad():
         model.prototypes.anchor_scale.zero_()
-    with pytest.raises(ValueError, match="fitted without its labels' words"):
+    with pytest.raises(ValueError, match="fitted without label text"):
         model.add_labels([["arts", "stage", "mime"]], tokenizer)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_added_labels_keep_the_attention_of_the_encoder(taxonomy, encoder_dir, tokenizer, monkeypatch, attention):
+    model = HcalForSequenceClassification.from_encoder(
+        encoder_dir, taxonomy, prototype_anchor="label_text", attn_implementation=attention
+    ).eval()
+    model.add_labels([["arts", "stage", "ballet"]], tokenizer)
+    assert model.encoder.config._attn_implementation == attention
+    assert model.config.encoder_config._attn_implementation == attention
+    assert model.config._attn_implementation == attention
+    calls, compute = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or compute(*a, **k)
+    )
+    model(input_ids=torch.tensor([[2, 3, 4]]))
+    assert bool(calls) == (attention == "sdpa")
+
+
+@pytest.mark.parametrize("score_function", ["cosine", "linear"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_labels_are_added_to_a_model_in_bfloat16(taxonomy, encoder_dir, tokenizer, score_function, whole):
+    fields = {"prototype_anchor": "label_text", "label_mode": "multi_path", "score_function": score_function}
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, dtype=torch.bfloat16, **fields).eval()
+    if whole:  # otherwise projection, prototypes and head stay in float32
+        model.to(torch.bfloat16)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    model.add_labels([["arts", "stage", "ballet"]], tokenizer)
+    assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == dtypes
+    ballet = model.config.labels.index("ballet")
+    expected = embed_texts(model, tokenizer, [model.config.label_texts[ballet]])[0]
+    assert torch.equal(model.prototypes.anchors[ballet], expected.to(model.prototypes.anchors.dtype))
+    assert torch.isfinite(model(input_ids=torch.tensor([[2, 3, 4]])).logits).all()
+
+
+def test_added_labels_keep_what_is_frozen(taxonomy, encoder_dir, tokenizer):
+    model = HcalForSequenceClassification.from_encoder(
+        encoder_dir, taxonomy, prototype_anchor="label_text", label_mode="multi_path"
+    )
+    frozen = [name for name, _ in model.named_parameters() if not name.startswith("head.")]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    model.add_labels([["arts", "stage", "ballet"]], tokenizer)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen
+    assert model.training
+    assert model.prototypes.training
