@@ -72,6 +72,7 @@ _LAZY = {
     "pooled_features": "training.features",
     "predict_file": "commands.predict",
     "quantize_int8": "commands.export",
+    "read_table": "data.tables",
     "run_training": "commands.train",
     "solve": "training.solver",
     "target_matrix": "training.evaluation",
@@ -129,6 +130,7 @@ __all__ = [
     "pooled_features",
     "predict_file",
     "quantize_int8",
+    "read_table",
     "run_training",
     "solve",
     "target_matrix",
@@ -170,6 +172,7 @@ if TYPE_CHECKING:
     from .data.collator import HcalDataCollator
     from .data.encoding import encode_dataset
     from .data.rows import BadRowsError
+    from .data.tables import read_table
     from .data.taxonomy_builder import build_taxonomy
     from .decoding import decode
     from .heads import HEADS

@@ -253,7 +253,7 @@ def _add_predict(commands: Any) -> None:
         "else 8192.",
     )
     parser.add_argument("--bf16", action="store_true", help="Compute the encoder in bfloat16.")
-    parser.add_argument("--encoding", default="utf-8", help="Encoding of text files, such as cp1252. Default: utf-8.")
+    parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
     parser.add_argument("--overwrite", action="store_true", help="Replace OUT, when all is done, where it exists.")
     parser.add_argument("--restart", action="store_true", help="Throw away what an interrupted run had finished.")
     parser.add_argument("--cpu", action="store_true", help="Use no accelerator.")
@@ -360,7 +360,7 @@ def _add_taxonomy(commands: Any) -> None:
         metavar="N",
         help="Tell labels with fewer documents; 0 if the rows are paths of a hierarchy and no documents. Default: 5.",
     )
-    parser.add_argument("--encoding", default="utf-8", help="Encoding of text files, such as cp1252. Default: utf-8.")
+    parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
     parser.add_argument("--strict", action="store_true", help="Exit with 1 for warnings, too.")
     parser.add_argument("--write", metavar="TAXONOMY.json", help="Write the hierarchy, if there are no errors.")
 

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from ..data.tables import Row, TableFile, text_problem
+from ..data.table_formats import Row
+from ..data.tables import TableFile
+from ..data.texts import text_problem
 from ..decoding import log_thresholds
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import NO_LIMIT, HierarchicalTextClassificationPipeline
@@ -50,7 +52,7 @@ class PredictionArguments:
         batch_tokens: tokens of a batch, padding included; a longer text has a batch of its own. By default 2,048 on a CPU,
             4,096 there with bf16, 8,192 on an accelerator.
         bf16: compute the encoder in bfloat16.
-        encoding: of text formats.
+        encoding: of text formats; detected by default.
     """
 
     text_column: str = "text"
@@ -64,7 +66,7 @@ class PredictionArguments:
     window: int = 4096
     batch_tokens: int | None = None
     bf16: bool = False
-    encoding: str = "utf-8"
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("window", "batch_tokens", "max_length"):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ..taxonomy import Taxonomy
 from .hierarchy_check import Steps, check_edges, check_paths, join_steps, try_to_build
 from .labels import LabelReader, as_paths
-from .tables import TableFile, text_problem
+from .tables import TableFile
+from .texts import text_problem
 from .validation_report import Severity, ValidationReport
 
 # Cells of a CSV file that `load_dataset` (pandas) reads as empty.

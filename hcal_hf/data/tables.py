@@ -1,290 +1,336 @@
-"""Rows of a file of any size, read in windows: JSON lines, CSV, TSV, Parquet, or one text a line."""
+"""Reads tables of any format and size: in windows ([`TableFile`]) or as a data set ([`read_table`])."""
 
+import contextlib
 import csv
 import difflib
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-KINDS = {".jsonl": "json lines", ".ndjson": "json lines", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-         ".txt": "text"}  # fmt: skip
-_INSTEAD = {
-    ".json": 'a JSON array cannot be read row by row: write one object a line and name it .jsonl (jq -c ".[]")',
-    ".xlsx": 'save the sheet as "CSV UTF-8"',
-    ".xls": 'save the sheet as "CSV UTF-8"',
-    ".ods": "save the sheet as CSV, in UTF-8",
-    ".arrow": "write it as Parquet: dataset.to_parquet(path)",
+from transformers.utils import logging
+
+from .table_formats import (
+    FORMATS,
+    TEXT_FORMATS,
+    ArrowRecords,
+    CsvRecords,
+    ExcelRecords,
+    LineRecords,
+    Records,
+    Row,
+    detect_delimiter,
+    detect_encoding,
+    excel_header,
+    is_json_array,
+    open_arrow,
+    open_excel,
+    open_parquet,
+    read_json_array,
+    sample_lines,
+)
+
+logger = logging.get_logger(__name__)
+
+SPLITS = ("train", "validation", "test")
+# The column of a data set that holds the reason why a row of its file cannot be read.
+UNREADABLE = "_unreadable"
+_ALTERNATIVES = {
+    ".xls": "save the sheet as .xlsx or as CSV UTF-8",
+    ".ods": "save the sheet as .xlsx or as CSV UTF-8",
 }
 
 
-@dataclass
-class Row:
-    """One row of a file.
-
-    Attributes:
-        cells (`tuple`): the values of the columns asked for; None where there is none.
-        problem (`str`, *optional*): why the row cannot be read; its cells are None then.
-    """
-
-    cells: tuple[Any, ...]
-    problem: str | None = None
-
-
 class TableFile:
-    """A file of rows.
+    """Reads the rows of a file in windows, in bounded memory.
 
-    `datasets` is not used for this: it guesses types, which takes a text such as "NA" or "007" for a missing value or a
-    number, and stops at the first line that it cannot parse.
+    Cells of text formats and Excel files are text, so that "NA", "007" and "1.0" are read as they are written. Cells of
+    JSON, Parquet and Arrow files keep their types.
 
     Args:
-        path: `.jsonl`, `.csv`, `.tsv`, `.txt` (each also with `.gz`) or `.parquet`.
-        encoding: of the text formats. A byte that does not fit it spoils its row, not the file.
+        path: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`, `.txt` (one text per line), each also with `.gz`; `.xlsx`,
+            `.parquet` or `.arrow`.
+        encoding: the encoding of text formats; detected by default ([`detect_encoding`]).
+        delimiter: separates the cells of a CSV file; detected by default among comma, semicolon, tab and bar.
 
     Attributes:
-        kind (`str`): one of the values of `KINDS`.
-        total, position (`int`): the size of the file and how much of it has been read, in bytes (Parquet: rows).
+        kind (`str`): one of the values of `FORMATS`.
+        columns (`list[str]`): the names of the columns; for JSON lines those of the first 100 rows.
+        total, position (`int`): the size of the file and the part of it that has been read, in bytes or rows.
 
     Raises:
-        ValueError: for another kind of file, and what to do with it.
+        ValueError: for another or a damaged file, with what to do about it.
         FileNotFoundError: if there is no such file.
+        ImportError: for an Excel file without openpyxl.
     """
 
-    def __init__(self, path: str | Path, encoding: str = "utf-8"):
+    def __init__(self, path: str | Path, encoding: str | None = None, delimiter: str | None = None):
         self.path = Path(path)
-        self.is_gzip = self.path.suffix == ".gz"
-        suffix = Path(self.path.stem).suffix if self.is_gzip else self.path.suffix
-        if suffix.lower() not in KINDS or (self.is_gzip and KINDS[suffix.lower()] == "parquet"):
-            hint = _INSTEAD.get(
-                suffix.lower(), "allowed are .jsonl, .csv, .tsv, .txt, each also with .gz, and .parquet"
-            )
-            raise ValueError(f"{self.path} is no file of rows that can be read: {hint}.")
+        is_gzip = self.path.suffix.lower() == ".gz"
+        suffix = (Path(self.path.stem).suffix if is_gzip else self.path.suffix).lower()
+        if suffix not in FORMATS or (is_gzip and FORMATS[suffix] not in TEXT_FORMATS):
+            allowed = "allowed are .csv, .tsv, .jsonl, .json, .txt, each also with .gz, .xlsx, .parquet and .arrow"
+            raise ValueError(f"{self.path} cannot be read as a table: {_ALTERNATIVES.get(suffix, allowed)}.")
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {self.path}.")
-        self.kind = KINDS[suffix.lower()]
-        # A byte-order mark, as spreadsheets write it, is no part of the first name.
-        self.encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-        self.delimiter = "\t" if suffix.lower() == ".tsv" else ","
+        self.kind = FORMATS[suffix]
         self.position = 0
-        if self.kind == "parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(self.path) as file:
-                self.total = int(file.metadata.num_rows)
-                self.columns: list[str] | None = list(file.schema_arrow.names)
-        else:
+        self.encoding = self.delimiter = ""
+        if self.kind in TEXT_FORMATS:
             self.total = self.path.stat().st_size
-            self.columns = self._header() if self.kind == "csv" else ["text"] if self.kind == "text" else None
+            with _damage_named(self.path):
+                self.encoding = self._check_encoding(encoding)
+                self.columns = self._text_columns(suffix, delimiter)
+        else:
+            self.columns, self.total = self._typed_columns()
+
+    def _check_encoding(self, encoding: str | None) -> str:
+        if encoding is None:
+            return detect_encoding(self.path)
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(f"encoding={encoding!r} is unknown: give utf-8, cp1252, utf-16, ...") from None
+        # A byte-order mark is not a part of the first name.
+        return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+    def _text_columns(self, suffix: str, delimiter: str | None) -> list[str]:
+        if self.kind == "text":
+            return ["text"]
+        if self.kind == "csv":
+            lines = sample_lines(self.path, self.encoding, is_csv=True)
+            self.delimiter = delimiter or ("\t" if suffix == ".tsv" else detect_delimiter(lines))
+            if len(self.delimiter) != 1:
+                raise ValueError(f"delimiter must be one character, got {self.delimiter!r}.")
+            header = next(csv.reader(lines, delimiter=self.delimiter), [])
+            if not header:
+                raise ValueError(f"{self.path} is empty: its first line must name the columns.")
+            return header
+        rows: list[Any]
+        if is_json_array(self.path):
+            rows = read_json_array(self.path, self.encoding)[:100]
+        else:
+            rows = [_parsed(line) for line in sample_lines(self.path, self.encoding, is_csv=False) if line.strip()]
+        return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
+
+    def _typed_columns(self) -> tuple[list[str], int]:
+        if self.kind == "parquet":
+            parquet = open_parquet(self.path)
+            with parquet:
+                return list(parquet.schema_arrow.names), int(parquet.metadata.num_rows)
+        if self.kind == "arrow":
+            arrow = open_arrow(self.path)
+            try:
+                return arrow.columns, sum(batch.num_rows for batch in arrow.batches())
+            finally:
+                arrow.close()
+        book = open_excel(self.path)
+        try:
+            sheet = book.worksheets[0]
+            if len(book.worksheets) > 1:
+                logger.warning(f"{self.path} has {len(book.worksheets)} sheets; the first, {sheet.title!r}, is read.")
+            header = excel_header(next(sheet.iter_rows(values_only=True), ()))
+            if not any(header):
+                raise ValueError(f"{self.path} is empty: its first row must name the columns.")
+            return header, max((sheet.max_row or 1) - 1, 0)
+        finally:
+            book.close()
 
     def check_columns(self, names: Sequence[str]) -> None:
-        """Raises ValueError for a column that the file does not have (JSON lines: none of its first 100 rows)."""
-        known = self.columns
-        if known is None:
-            with open(self.path, "rb") as raw, self._open(raw) as file:
-                found = [_parsed(line) for line in islice(filter(str.strip, file), 100)]
-            known = list(dict.fromkeys(key for row in found if isinstance(row, dict) for key in row))
-            if not known:
-                return  # empty, or nothing that can be read: the rows will say so
+        """Raises a ValueError for a column that the file does not have, with the closest and all existing names."""
+        if not self.columns:
+            return  # JSON lines without a readable row: the rows report it
         for name in names:
-            if known.count(name) > 1:
-                raise ValueError(f"{self.path} has {known.count(name)} columns {name!r}: rename all but one.")
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
+            if self.columns.count(name) > 1:
+                raise ValueError(
+                    f"{self.path} has {self.columns.count(name)} columns {name!r}: rename all except one of them."
+                )
+            if name not in self.columns:
+                close = difflib.get_close_matches(name, self.columns, n=1)
                 raise ValueError(
                     f"{self.path} has no column {name!r}{f', but {close[0]!r}' if close else ''}: its columns are "
-                    f"{', '.join(map(repr, known))}."
+                    f"{', '.join(map(repr, self.columns))}."
                 )
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        """All rows, with the columns named. Blank lines of JSON lines and CSV are no rows; those of texts are."""
-        for window in self.windows(names, 1000):
-            yield from window[1] or ()
+        """Yields all rows, with the requested columns. Blank lines of JSON lines and CSV files are skipped."""
+        for _, rows in self.windows(names, 1000):
+            yield from rows or ()
 
     def windows(
         self, names: Sequence[str], size: int, is_wanted: Callable[[int], bool] = lambda index: True
     ) -> Iterator[tuple[int, list[Row] | None]]:
-        """(index, rows) of each `size` rows in turn; None instead of rows where the window is not wanted."""
-        with self._open_rows(names) as records:
+        """Yields (index, rows) for each window of `size` rows, with None instead of the rows of unwanted windows."""
+        with self._open(names) as records:
             for index in count():
                 wanted = is_wanted(index)
-                try:
+                with _damage_named(self.path):
                     raw = list(islice(records.rows, size))
-                except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
-                    raise ValueError(f"{self.path} is damaged, or was not written to its end: {problem}") from problem
                 if not raw:
                     return
+                rows = [records.read(record) for record in raw] if wanted else None
                 self.position = records.position()
-                yield index, [records.read(record) for record in raw] if wanted else None
+                yield index, rows
 
-    # ---- The formats ----
-
-    def _open(self, raw: IO[bytes]) -> IO[str]:
-        # Bytes that do not fit become surrogates, which the check of each text finds.
-        return io.TextIOWrapper(
-            gzip.GzipFile(fileobj=raw) if self.is_gzip else raw,
-            encoding=self.encoding,
-            errors="surrogateescape",
-            newline="" if self.kind == "csv" else "\n",
-        )
-
-    def _header(self) -> list[str]:
-        with open(self.path, "rb") as raw, self._open(raw) as file:
-            line = file.readline()
-            if self.delimiter == "," and "," not in line:  # spreadsheets of many countries write semicolons
-                self.delimiter = max(";\t", key=line.count) if ";" in line or "\t" in line else ","
-        with open(self.path, "rb") as raw, self._open(raw) as file:
-            header = next(csv.reader(file, delimiter=self.delimiter), [])
-        if not header:
-            raise ValueError(f"{self.path} is empty: its first line must name the columns.")
-        return header
-
-    def _open_rows(self, names: Sequence[str]) -> "_Records":
-        if self.kind == "parquet":
-            return _ParquetRecords(self.path, names)
+    def _open(self, names: Sequence[str]) -> Records:
+        if self.kind in ("parquet", "arrow"):
+            return ArrowRecords(self.path, names, self.kind == "parquet")
+        if self.kind == "excel":
+            return ExcelRecords(self.path, names)
         if self.kind == "csv":
-            return _CsvRecords(self, names)
-        return _LineRecords(self, names)
+            return CsvRecords(self.path, self.encoding, names, self.delimiter)
+        return LineRecords(self.path, self.encoding, names, self.kind == "json lines")
 
 
-class _Records:
-    """An open file: its raw records, and how each is read."""
+def read_table(
+    source: Any,
+    *,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> Any:
+    """Reads a table as a data set of the `datasets` library.
 
-    rows: Iterator[Any]
+    Cells of CSV, Excel and JSON files become strings or None, so that "NA", "007" and "1.0" are read as they are written.
+    A list or object in a JSON file becomes its JSON text, which [`LabelReader`] reads as that list. Rows that cannot be
+    read have None in all columns and the reason in the column `_unreadable`, which `encode_dataset` reports as bad rows.
+    Data are kept on disk, not in memory.
 
-    def read(self, record: Any) -> Row:
-        raise NotImplementedError
+    Args:
+        source: a file ([`TableFile`] lists the formats); a folder with files named train, validation and test; a name on
+            the Hub; a data set, which is returned as it is; or a pandas or polars DataFrame.
+        encoding, delimiter: as for [`TableFile`].
+        splits: the splits of a folder or of a data set on the Hub; all of train, validation and test that exist by
+            default, and train is required.
 
-    def position(self) -> int:
-        raise NotImplementedError
+    Returns:
+        `datasets.Dataset` for a file or a DataFrame; `datasets.DatasetDict` for a folder or a name on the Hub.
 
-    def __enter__(self) -> "_Records":
-        return self
+    Raises:
+        ValueError: for a source that cannot be read, with what to do about it.
+        FileNotFoundError: for a missing file or folder.
+    """
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    if isinstance(source, Dataset | DatasetDict | IterableDataset | IterableDatasetDict):
+        return source
+    if type(source).__module__.split(".")[0] == "polars":
+        return Dataset.from_polars(source)
+    if hasattr(source, "iloc") and hasattr(source, "columns"):
+        return _from_pandas(source)
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"A table must be a path, a name on the Hub, a data set or a DataFrame, got {type(source).__name__}. Use "
+            "datasets.Dataset.from_list(rows) for a list of rows."
+        )
+    path = Path(source)
+    if path.is_dir():
+        files = _split_files(path, splits)
+        return DatasetDict(
+            {name: read_table(file, encoding=encoding, delimiter=delimiter) for name, file in files.items()}
+        )
+    if not path.is_file() and not path.suffix and len(path.parts) <= 2:
+        loaded = load_dataset(str(source))
+        for split in ("train",) if splits is None else splits:
+            if split not in loaded:
+                raise ValueError(f"{source} has no split named {split}, only {sorted(loaded)}.")
+        return loaded if splits is None else DatasetDict({split: loaded[split] for split in splits})
+    table = TableFile(path, encoding, delimiter)
+    if table.kind == "parquet":
+        return Dataset.from_parquet(str(path))
+    if table.kind == "arrow":
+        return load_dataset("arrow", data_files=str(path), split="train")
+    return _from_file(table)
 
-    def close(self) -> None:
-        raise NotImplementedError
+
+def _split_files(folder: Path, splits: Sequence[str] | None) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for split in SPLITS if splits is None else splits:
+        for path in sorted(folder.glob(f"{split}.*")):
+            if Path(path.name.removesuffix(".gz")).suffix not in FORMATS:
+                continue
+            if split in files:
+                raise ValueError(f"{folder} has two files for {split}: {files[split]} and {path}. Remove one of them.")
+            files[split] = path
+    for split in ("train",) if splits is None else splits:
+        if split not in files:
+            raise ValueError(
+                f"{folder} has no {'training' if split == 'train' else split} file: it must contain {split}.csv (or "
+                ".jsonl, .xlsx, .parquet, ...)."
+            )
+    return files
 
 
-class _LineRecords(_Records):
-    def __init__(self, table: TableFile, names: Sequence[str]):
-        self.names, self.is_json = names, table.kind == "json lines"
-        self._raw = open(table.path, "rb")  # noqa: SIM115 (closed in close)
-        self._file = table._open(self._raw)
-        self.rows = filter(str.strip, self._file) if self.is_json else iter(self._file)
+def _from_pandas(frame: Any) -> Any:
+    """Converts a DataFrame without its index. Cells of a column with mixed types become text."""
+    import pyarrow as pa
+    from datasets import Dataset
 
-    def read(self, record: str) -> Row:
-        if not self.is_json:
-            return Row((record.rstrip("\r\n"),))
-        nothing = (None,) * len(self.names)
+    columns = {}
+    for name in frame.columns:
+        values = frame[name]
+        cells = [None if _is_nan(value) else value for value in values.tolist()]
         try:
-            values = json.loads(record)
-        except (ValueError, RecursionError) as problem:
-            # Without the place, so that the same mistake in a million lines is one kind of problem.
-            return Row(nothing, f"the line is not JSON: {getattr(problem, 'msg', problem)}")
-        if not isinstance(values, dict):
-            return Row(nothing, f"the line is no JSON object but {type(values).__name__}")
-        return Row(tuple(map(values.get, self.names)))
-
-    def position(self) -> int:
-        return self._raw.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        self._raw.close()
+            columns[str(name)] = pa.array(cells)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            columns[str(name)] = pa.array([_as_text(cell) for cell in cells], pa.string())
+    return Dataset(pa.table(columns))
 
 
-class _CsvRecords(_LineRecords):
-    def __init__(self, table: TableFile, names: Sequence[str]):
-        super().__init__(table, names)
-        self.path = table.path
-        # The default refuses texts of more than 131,072 characters; with none, an open quote would read on to the end.
-        csv.field_size_limit(2**27)
-        reader = csv.reader(self._file, delimiter=table.delimiter, strict=True)
-        header = next(reader, [])
-        self.columns, self.width = [header.index(name) for name in names], len(header)
-        self.rows = self._records(reader)
-
-    def _records(self, reader: Any) -> Iterator[list[str] | str]:
-        """Cells, or what is wrong with a row."""
-        while True:
-            start = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as problem:
-                if "end of data" in str(problem):
-                    raise ValueError(
-                        f"{self.path}: the row at line {start} opens a quote that is never closed, so that all lines "
-                        "after it belong to one cell. Close it, or double the quotes inside the cell."
-                    ) from problem
-                yield f"the row cannot be read: {problem}"
-            else:
-                if cells:
-                    yield cells
-
-    def read(self, record: list[str] | str) -> Row:
-        nothing = (None,) * len(self.names)
-        if isinstance(record, str):
-            return Row(nothing, record)
-        if len(record) != self.width:
-            # Cells are shifted, or a text is cut at its comma: what stands in a column is not to be trusted.
-            why = f"the row has {len(record)} cells, the header {self.width} (a comma or a line end without quotes?)"
-            return Row(nothing, why)
-        return Row(tuple(record[i] for i in self.columns))
+def _is_nan(value: Any) -> bool:
+    return value is None or value != value if not hasattr(value, "__len__") else False
 
 
-class _ParquetRecords(_Records):
-    def __init__(self, path: Path, names: Sequence[str]):
-        import pyarrow.parquet as pq
+def _from_file(table: TableFile) -> Any:
+    from datasets import Dataset, Features, Value
 
-        self._file = pq.ParquetFile(path)
-        self.names = list(dict.fromkeys(names))
-        self._order = [self.names.index(name) for name in names]
-        self._read = 0
-        self.rows = self._rows()
+    names = [name for name in table.columns if name and table.columns.count(name) == 1]
+    if not names:
+        raise ValueError(f"{table.path} has no row that can be read.")
+    stat = table.path.stat()
+    return Dataset.from_generator(
+        _generate,
+        features=Features({name: Value("string") for name in [*names, UNREADABLE]}),
+        # The cache of `datasets` depends on these. It takes a list for shards.
+        gen_kwargs={
+            "path": str(table.path.resolve()),
+            "encoding": table.encoding or None,
+            "delimiter": table.delimiter or None,
+            "names": tuple(names),
+            "version": (stat.st_size, stat.st_mtime_ns),
+        },
+    )
 
-    def _rows(self) -> Iterator[tuple]:
-        for batch in self._file.iter_batches(batch_size=1024, columns=self.names):
-            columns = [batch.column(name).to_pylist() for name in self.names]
-            for cells in zip(*columns):
-                self._read += 1
-                yield cells
 
-    def read(self, record: tuple) -> Row:
-        return Row(tuple(record[i] for i in self._order))
+def _generate(
+    path: str, encoding: str | None, delimiter: str | None, names: tuple[str, ...], version: tuple[int, int]
+) -> Iterator[dict[str, str | None]]:
+    for row in TableFile(path, encoding, delimiter).rows(names):
+        yield {**dict(zip(names, map(_as_text, row.cells))), UNREADABLE: row.problem}
 
-    def position(self) -> int:
-        return self._read
 
-    def close(self) -> None:
-        self._file.close()
+def _as_text(cell: Any) -> str | None:
+    """Returns a cell as text, with JSON text for lists and objects. Undecodable bytes become question marks."""
+    if cell is None:
+        return None
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    return text.encode(errors="replace").decode()
 
 
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
-def text_problem(text: Any) -> str | None:
-    """Why a value is no text that a model can read; None if it is one."""
-    if text is None:
-        return "there is no text"
-    if not isinstance(text, str):
-        return f"the text must be a string, got {type(text).__name__}"
-    if not text.strip():
-        return "the text is empty"
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Converts the errors of damaged compressed files to a ValueError that names the file."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "the text holds bytes or half characters that are no Unicode: is the file in another encoding (cp1252)?"
-    return None
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
+        raise ValueError(f"{path} is damaged, or was not written to its end: {problem}") from problem

@@ -24,7 +24,7 @@ def check_file(
     delimiter: str | None = None,
     identity: Literal["path", "name"] = "path",
     min_documents: int = 5,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
 ) -> ValidationReport:
     """Checks a hierarchy, or a table of documents and the hierarchy that their labels span.
 
@@ -38,7 +38,7 @@ def check_file(
         separator, delimiter: as for [`hcal_hf.encode_dataset`].
         identity: as for [`Taxonomy.from_paths`].
         min_documents: labels with fewer documents are reported; 0 for a table of paths of a hierarchy without documents.
-        encoding: the encoding of text formats.
+        encoding: the encoding of text formats; detected by default.
 
     Raises:
         ValueError: if the file is none of these, or lacks a column.

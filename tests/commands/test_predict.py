@@ -118,7 +118,7 @@ def test_no_text_at_all_gives_empty_answers(model_dir):
     predictor = Predictor(pipe.model, pipe.tokenizer, PredictionArguments())
     found = predictor.predict([None, 3, "", "stars \udce4"]).to_pylist()
     assert [row["labels"] for row in found] == [[], [], [], []]
-    words = ("there is no text", "must be a string, got int", "is empty", "no Unicode")
+    words = ("there is no text", "must be a string, got int", "is empty", "not Unicode")
     assert all(word in row["problem"] for word, row in zip(words, found))
     assert predictor.predict([]).num_rows == 0
 
@@ -177,15 +177,16 @@ def test_bad_rows_keep_their_place_and_a_reason(model_dir, file, tmp_path):
 def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,n\nstars,1\nstars, atoms,2\n"poems\nnovels",3\nm\xfcsic,4\n"drama" x,5\ngenes,6\n')
-    report = run(model_dir, path, tmp_path / "out.parquet", keep_text=True)
+    report = run(model_dir, path, tmp_path / "out.parquet", keep_text=True, encoding="utf-8")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert (report["rows"], report["predicted"]) == (6, 3)
     assert [row["text"] for row in rows] == ["stars", None, "poems\nnovels", "m?sic", None, "genes"]
     assert "the row has 3 cells, the header 2" in rows[1]["problem"]
-    assert "no Unicode" in rows[3]["problem"]
+    assert "not Unicode" in rows[3]["problem"]
     assert "cannot be read" in rows[4]["problem"]
-    report = run(model_dir, path, tmp_path / "latin.parquet", keep_text=True, encoding="cp1252")
-    assert pq.read_table(tmp_path / "latin.parquet")["text"][3].as_py() == "müsic"
+    for name, encoding in (("latin", "cp1252"), ("detected", None)):
+        run(model_dir, path, tmp_path / f"{name}.parquet", keep_text=True, encoding=encoding)
+        assert pq.read_table(tmp_path / f"{name}.parquet")["text"][3].as_py() == "müsic"
     path.write_text('text\nstars\n"atoms\ngenes\n')
     with pytest.raises(ValueError, match="the row at line 3 opens a quote that is never closed"):
         run(model_dir, path, tmp_path / "open.parquet")
@@ -333,7 +334,7 @@ def test_wrong_arguments_leave_nothing_behind(model_dir, multi_dir, file, tmp_pa
         (ValueError, "out must end in .parquet", {"out": tmp_path / "out.csv"}),
         (FileNotFoundError, "There is no folder .* make it first", {"out": tmp_path / "no" / "out.parquet"}),
         (FileNotFoundError, "There is no file", {"file": tmp_path / "no.jsonl"}),
-        (ValueError, "write one object a line and name it .jsonl", {"file": tmp_path / "rows.json"}),
+        (ValueError, r"cannot be read as a table: allowed are \.csv", {"file": tmp_path / "rows.pdf"}),
         (ValueError, "neither a folder with a saved model", {"model": str(tmp_path / "nothing")}),
     ):
         with pytest.raises(error, match=message):

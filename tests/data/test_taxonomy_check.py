@@ -241,8 +241,8 @@ def test_files_that_cannot_be_checked_say_what_to_give(check, tmp_path):
         check(CLEAN)
     with pytest.raises(ValueError, match="no column 'produkt', but 'product'"):
         check(CLEAN, labels=["area", "produkt"])
-    with pytest.raises(ValueError, match='save the sheet as "CSV UTF-8"'):
-        check(b"PK", "tickets.xlsx")
+    with pytest.raises(ValueError, match=r"save the sheet as \.xlsx or as CSV UTF-8"):
+        check(b"PK", "tickets.xls")
     with pytest.raises(ValueError, match="the list of columns is empty"):
         check(CLEAN.replace("area", "labels"), labels=[])
     with pytest.raises(FileNotFoundError):
