@@ -1,15 +1,18 @@
-"""The cards of this folder, from real runs: python model_cards/make.py --data_dir DIR --encoder FOLDER
+"""Writes the cards of this folder from real runs.
 
-DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ says where they
-come from); the quickstart's data must lie in outputs/quickstart/data (make quickstart). FOLDER holds, byte for byte, the
-Hub's sentence-transformers/all-MiniLM-L6-v2; without --encoder it is taken from the Hub. Each run trains the head on frozen
-features as `freeze_encoder: true` does, tunes one threshold on the validation split where documents have several labels,
-evaluates the test split, and saves the model to OUTPUT/NAME; the card and its pictures are copied to model_cards/NAME. A
-model that already lies in OUTPUT/NAME is not trained again, only evaluated.
+    python model_cards/make.py --data_dir DIR --encoder FOLDER
+
+DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ names their
+sources). The quickstart's data must be in outputs/quickstart/data (make quickstart). FOLDER holds a byte-identical
+copy of the Hub's sentence-transformers/all-MiniLM-L6-v2. Without --encoder it is loaded from the Hub. Each run trains
+the head on frozen features like `freeze_encoder: true`, tunes one threshold on the validation split if documents have
+several labels, evaluates the test split, and saves the model to OUTPUT/NAME. The card and its pictures are copied to
+model_cards/NAME. A model that is already in OUTPUT/NAME is not trained again, only evaluated.
 
     python model_cards/make.py --data_dir DIR --finetuned goemotions=outputs/benchmarks/finetune/RUN
 
-makes the card of a model that recipes/benchmarks/finetune.py has trained and kept, as model_cards/goemotions-finetuned.
+writes the card of a model that recipes/benchmarks/finetune.py has trained and kept, as
+model_cards/goemotions-finetuned.
 """
 
 import argparse
@@ -37,7 +40,7 @@ from hcal_hf import (
 HERE = Path(__file__).parent
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 FINE_TUNED = "-finetuned"
-# Tokens of the texts that finetune.py cuts shorter than the recipe does.
+# Maximum lengths of finetune.py that are shorter than those of the recipes.
 FINE_TUNED_LENGTHS = {"clinc150": 64, "goemotions": 64}
 RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {
@@ -118,7 +121,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def tables_of(recipe: dict[str, Any], folder: Path) -> tuple[DataArguments, DatasetDict]:
-    """How the texts are read, and the documents that belong to the task."""
+    """Returns the arguments that texts are read with, and the documents that belong to the task."""
     tables = DataArguments(data_dir=str(folder), max_length=recipe["max_length"])
     raw = load_data(tables)
     if left_out := recipe.get("left_out"):
@@ -127,7 +130,7 @@ def tables_of(recipe: dict[str, Any], folder: Path) -> tuple[DataArguments, Data
 
 
 def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> None:
-    """One run on frozen features, and its card."""
+    """Trains a model on frozen features and writes its card."""
     recipe = RECIPES[name]
     mode: Any = recipe["label_mode"]
     set_seed(0)
@@ -161,7 +164,7 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
 
 
 def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None:
-    """The card of a model that recipes/benchmarks/finetune.py has trained and kept in the folder `trained`."""
+    """Writes the card of a model that recipes/benchmarks/finetune.py has trained and kept in the folder `trained`."""
     base = name.removesuffix(FINE_TUNED)
     recipe = RECIPES[base]
     model = HcalForSequenceClassification.from_pretrained(trained)
@@ -175,13 +178,13 @@ def make_finetuned(name: str, trained: Path, folder: Path, output: Path) -> None
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
     trainer.state = TrainerState.load_from_json(str(trained / "trainer_state.json"))
     if recipe["label_mode"] == "multi_path":
-        # As in the tables of recipes/benchmarks.
+        # The same way as in the tables of recipes/benchmarks.
         trainer.tune_thresholds(table["validation"], metric="macro_f1", granularity="label", resamples=8)
     finish(trainer, name, recipe, table, output)
 
 
 def finish(trainer: HcalTrainer, name: str, recipe: dict[str, Any], table: DatasetDict, output: Path) -> None:
-    """Evaluates the test split, saves the model, and copies its card."""
+    """Evaluates the test split, saves the model and copies its card."""
     trainer.create_model_card(model_name=name, finetuned_from=ENCODER, **recipe["details"])
     trainer.evaluate(table["test"], metric_key_prefix="test")
     trainer.save_model()
@@ -199,12 +202,14 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--names", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
-    parser.add_argument("--finetuned", nargs="*", default=[], metavar="SET=FOLDER", help="models to make the card of")
+    parser.add_argument(
+        "--finetuned", nargs="*", default=[], metavar="SET=FOLDER", help="fine-tuned models to write the card of"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/model_cards"))
-    parser.add_argument("--cache", type=Path, default=None, help="features of the texts; OUTPUT/features by default")
+    parser.add_argument("--cache", type=Path, default=None, help="folder for features, by default OUTPUT/features")
     options = parser.parse_args()
-    for given in options.finetuned:
-        name, trained = given.split("=", 1)
+    for pair in options.finetuned:
+        name, trained = pair.split("=", 1)
         make_finetuned(name + FINE_TUNED, Path(trained), options.data_dir / name, options.output)
     for name in options.names if not options.finetuned else ():
         folder = Path("outputs/quickstart/data") if name == "quickstart" else options.data_dir / name

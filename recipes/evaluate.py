@@ -1,8 +1,8 @@
-"""Evaluate a saved model on a split, and fit what follows training on the validation split first, for example
+"""Evaluates a saved model on a split, after fitting temperature, thresholds or risk on the validation split, for example
 
     python recipes/evaluate.py outputs/quickstart/model --data_dir outputs/quickstart/data --temperature --tune macro_f1
 
-The command line takes every argument of EvaluationArguments and TableArguments; --help lists them.
+The command line accepts every argument of EvaluationArguments and TableArguments. --help lists them.
 """
 
 from hcal_hf import evaluate_model

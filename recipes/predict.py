@@ -1,9 +1,9 @@
-"""Predict every row of a file with a saved model, for example
+"""Predicts every row of a file with a saved model, for example
 
     python recipes/predict.py outputs/quickstart/model tickets.jsonl --out predictions.parquet
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/predict.py MODEL FILE --out OUT.parquet
 
-the second with the rows shared out over the processes. The arguments are those of `hcal predict`; --help lists them.
+The second command divides the rows among the processes. The arguments are those of `hcal predict`. --help lists them.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Train a hierarchical classifier from a configuration file, for example
+"""Trains a hierarchical classifier from a configuration file, for example
 
     accelerate launch recipes/train.py recipes/quickstart/config.yaml --learning_rate 1e-3
 
-Every argument of ModelArguments, DataArguments and HcalTrainingArguments can stand in the file or on the command line. The
-command line wins.
+Every argument of ModelArguments, DataArguments and HcalTrainingArguments can be in the file or on the command line.
+The command line takes precedence.
 """
 
 from hcal_hf import run_training

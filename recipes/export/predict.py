@@ -1,4 +1,4 @@
-"""Texts in, labels and paths out, with onnxruntime, tokenizers and numpy alone: python predict.py FOLDER TEXT [TEXT ...]"""
+"""Predicts labels and paths with onnxruntime, tokenizers and numpy alone: python predict.py FOLDER TEXT [TEXT ...]"""
 
 import json
 import sys
@@ -18,9 +18,9 @@ inputs = {i.name: np.array([getattr(t, columns[i.name]) for t in tokens]) for i 
 p = session.run(["probabilities"], inputs)[0]  # [texts, labels]
 
 single, parents, children = spec["label_mode"] == "single_path", *np.array(spec["edges"], int).reshape(-1, 2).T
-if spec["head"] == "independent":  # the path of the best mean
+if spec["head"] == "independent":  # the path with the best mean
     value = np.stack([np.log(p[:, nodes] + 1e-38).mean(axis=1) for nodes in spec["ancestors"]], axis=1)
-else:  # the path that most probably ends there: what a node has beyond its children
+else:  # the probability that the path ends at a node: its own minus that of its children
     value = p.copy()
     np.subtract.at(value.T, parents, p.T[children] * spec["partial_paths"])
 if not spec["partial_paths"]:

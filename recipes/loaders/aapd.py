@@ -1,8 +1,11 @@
-"""arXiv Academic Paper Dataset: python recipes/loaders/aapd.py SOURCE_DIR OUT_DIR
+"""Converts the arXiv Academic Paper Dataset.
 
-Reads `text_{train,val,test}` and `label_{train,val,test}` as published with SGM: a line of each is an abstract and its
-subjects ("cs.it math.it"). Split as published: 53,840 / 1,000 / 1,000. The hierarchy is in the subjects: the archive before
-the first dot, then the subject ("cs" > "cs.it"); a subject without a dot ("quant-ph") is an archive by itself.
+    python recipes/loaders/aapd.py SOURCE_DIR OUT_DIR
+
+Reads `text_{train,val,test}` and `label_{train,val,test}` as published with SGM. Each line is an abstract, or its
+subjects ("cs.it math.it"). The split is the published one: 53,840 / 1,000 / 1,000. The subjects contain the
+hierarchy: the archive is before the first dot, and the subject is below it ("cs" > "cs.it"). A subject without a dot
+("quant-ph") is an archive.
 """
 
 from itertools import zip_longest
@@ -17,13 +20,13 @@ PUBLISHED = {"train": 53_840, "validation": 1_000, "test": 1_000}
 
 
 def path_of(subject: str) -> tuple[str, ...]:
-    """("cs", "cs.it") of "cs.it", ("quant-ph",) of "quant-ph"."""
+    """Returns the path of a subject: ("cs", "cs.it") for "cs.it", ("quant-ph",) for "quant-ph"."""
     archive = subject.partition(".")[0]
     return (subject,) if archive == subject else (archive, subject)
 
 
 def read(texts: Path, labels: Path) -> list[tuple[str, list[str]]]:
-    """Text and subjects of the documents of a split."""
+    """Reads the texts and subjects of a split."""
     documents: list[tuple[str, list[str]]] = []
     for text, label in zip_longest(read_lines(texts), read_lines(labels)):
         if text is None or label is None:
@@ -38,7 +41,7 @@ def read(texts: Path, labels: Path) -> list[tuple[str, list[str]]]:
 
 
 def load(source: Path, output: Path) -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: for a missing file.

@@ -1,9 +1,11 @@
-"""Blurb Genre Collection, English: python recipes/loaders/bgc.py SOURCE_DIR OUT_DIR
+"""Converts the Blurb Genre Collection, English.
 
-Reads `BlurbGenreCollection_EN_{train,dev,test}.txt` and `hierarchy.txt` of BlurbGenreCollection-EN. The first hold one
-<book> after the other, with <body> and, within <topics>, the genres of level n as <dn>; they are no well-formed XML (bare
-"&"). hierarchy.txt has a line "parent<tab>child" for each edge and a line with one name for a genre without children or
-parents. Split as published: 58,715 / 14,785 / 18,394. The text is the blurb, <body>.
+    python recipes/loaders/bgc.py SOURCE_DIR OUT_DIR
+
+Reads `BlurbGenreCollection_EN_{train,dev,test}.txt` and `hierarchy.txt` of BlurbGenreCollection-EN. The text files
+are lists of <book> elements with <body> and, within <topics>, the genres of level n as <dn>. They are not well-formed
+XML (bare "&"). hierarchy.txt has a line "parent<tab>child" for each edge, and a line with one name for a genre
+without children or parents. The split is the published one: 58,715 / 14,785 / 18,394. The text is the blurb, <body>.
 """
 
 import re
@@ -21,13 +23,15 @@ PUBLISHED = {"train": 58_715, "validation": 14_785, "test": 18_394}
 
 
 class Book(NamedTuple):
+    """A book, with the line that it starts in."""
+
     line: int
     text: str
     genres: list[tuple[int, str]]  # (level, name)
 
 
 class _Reader(HTMLParser):
-    """Collects the books of what it is fed: HTMLParser takes bare "&" and "<" as text."""
+    """Collects the books from the text that it is fed. HTMLParser accepts bare "&" and "<" as text."""
 
     def __init__(self, path: Path):
         super().__init__(convert_charrefs=True)
@@ -79,14 +83,14 @@ class _Reader(HTMLParser):
         self._start = None
 
     def end(self) -> None:
-        """Raises for a book that the end of the file cuts off."""
+        """Raises ValueError if the last book is not closed."""
         self.close()
         if self._start is not None:
             raise bad_line(self.path, self._start, "<book> is not closed before the end of the file.")
 
 
 def read_books(path: Path) -> Iterator[Book]:
-    """The books of one file in its order."""
+    """Reads the books of a file in order."""
     reader = _Reader(path)
     for _, line in read_lines(path):
         reader.feed(line + "\n")
@@ -97,7 +101,7 @@ def read_books(path: Path) -> Iterator[Book]:
 
 
 def read_hierarchy(path: Path) -> Taxonomy:
-    """The genres and their edges."""
+    """Reads the hierarchy of genres."""
     edges, single = [], []
     for number, line in read_lines(path):
         names = [name.strip() for name in line.split("\t") if name.strip()]
@@ -113,7 +117,7 @@ def read_hierarchy(path: Path) -> Taxonomy:
 
 
 def load(source: Path, output: Path) -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: for a missing file.

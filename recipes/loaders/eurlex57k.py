@@ -1,11 +1,14 @@
-"""EURLEX57K: python recipes/loaders/eurlex57k.py SOURCE_DIR OUT_DIR
+"""Converts EURLEX57K.
 
-Reads `train`, `dev` and `test`, folders with one JSON file a law, {"concepts": [ids], "header", "recitals", "main_body":
-[...], ...}, and the descriptors of EUROVOC, `EURLEX57K.json` or `eurovoc_en.json`, {id: {"label", "parents": [ids], ...}}.
-Split as published: 45,000 / 6,000 / 6,000. The text is header, recitals and main body.
+    python recipes/loaders/eurlex57k.py SOURCE_DIR OUT_DIR
 
-A concept can have several parents: the taxonomy is a DAG, of the concepts that occur and those above them. Labels are
-named by their descriptors; "codes" in taxonomy.json has their ids.
+Reads the folders `train`, `dev` and `test` with one JSON file per law, {"concepts": [ids], "header", "recitals",
+"main_body": [...], ...}, and the descriptors of EUROVOC, `EURLEX57K.json` or `eurovoc_en.json`, {id: {"label",
+"parents": [ids], ...}}. The split is the published one: 45,000 / 6,000 / 6,000. The text is header, recitals and main
+body.
+
+A concept can have several parents, so the taxonomy is a DAG. It contains the concepts that occur and those above
+them. Labels are named by their descriptors. "codes" in taxonomy.json has their ids.
 """
 
 import json
@@ -21,7 +24,7 @@ PUBLISHED = {"train": 45_000, "validation": 6_000, "test": 6_000}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Reads the object in a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as problem:
@@ -34,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_descriptors(path: Path) -> tuple[dict[str, str], list[tuple[str, str]], int]:
-    """The title of each concept, (parent, child) of each edge, and how many parents have no descriptor."""
+    """Returns the title of each concept, the (parent, child) edges, and the number of parents without a descriptor."""
     titles: dict[str, str] = {}
     parents: dict[str, list[str]] = {}
     for concept, entry in read_json(path).items():
@@ -43,23 +46,23 @@ def read_descriptors(path: Path) -> tuple[dict[str, str], list[tuple[str, str]],
         except (KeyError, TypeError) as problem:
             raise ValueError(f'{path}: concept {concept!r} needs "label" and "parents", got {entry!r}.') from problem
     edges = [(parent, child) for child, above in parents.items() for parent in dict.fromkeys(above)]
-    known = [edge for edge in edges if edge[0] in titles]
-    return titles, known, len(edges) - len(known)
+    described = [edge for edge in edges if edge[0] in titles]
+    return titles, described, len(edges) - len(described)
 
 
 def read_law(path: Path) -> tuple[str, list[str]]:
-    """Text and concepts of a law."""
+    """Reads the text and the concepts of a law."""
     law = read_json(path)
     missing = [key for key in ("concepts", "header", "recitals", "main_body") if key not in law]
     if missing:
         raise ValueError(f"{path} has no {missing[0]!r}, only {sorted(law)}.")
     body = law["main_body"]
-    parts = [law["header"], law["recitals"], *([body] if isinstance(body, str) else body or [])]
-    return "\n".join(part.strip() for part in parts if part), [str(concept) for concept in law["concepts"]]
+    sections = [law["header"], law["recitals"], *([body] if isinstance(body, str) else body or [])]
+    return "\n".join(section.strip() for section in sections if section), [str(concept) for concept in law["concepts"]]
 
 
 def load(source: Path, output: Path) -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: for a missing folder or file.
@@ -84,9 +87,9 @@ def load(source: Path, output: Path) -> None:
         for split, paths in laws.items():
             for path in paths:
                 text, concepts = read_law(path)
-                known = [nodes[concept] for concept in concepts if concept in nodes]
-                writer.note("concepts of laws without a descriptor, left out", len(concepts) - len(known))
-                writer.add(split, text, known)
+                labels = [nodes[concept] for concept in concepts if concept in nodes]
+                writer.note("concepts of laws without a descriptor, left out", len(concepts) - len(labels))
+                writer.add(split, text, labels)
 
 
 if __name__ == "__main__":

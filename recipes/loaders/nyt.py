@@ -1,15 +1,17 @@
-"""New York Times Annotated Corpus: python recipes/loaders/nyt.py SOURCE_DIR OUT_DIR --lists DIR
+"""Converts the New York Times Annotated Corpus.
 
-Reads the corpus (LDC2008T19) as it is distributed, `data/<year>/<month>.tgz`, or unpacked in any layout: articles are found
-by their file names, `<id>.xml`. The split and the labels that the field uses are lists of HiAGM's repository, to be put in
---lists (SOURCE_DIR by default):
+    python recipes/loaders/nyt.py SOURCE_DIR OUT_DIR --lists DIR
 
-    idnewnyt_train.json, idnewnyt_val.json, idnewnyt_test.json    "Nytimes/<year>/<id>.xml" a line
-    nyt_label.vocab                                               "Top/News/Sports" a line, and "Root"
+Reads the corpus (LDC2008T19) as it is distributed, `data/<year>/<month>.tgz`, or unpacked in any layout. Articles are
+found by their file names, `<id>.xml`. The split and the labels that the field uses are lists in HiAGM's repository.
+Put them into --lists (SOURCE_DIR by default):
 
-Labels are the taxonomic classifiers of an article ("Top/News/Sports/Hockey") as far as the list has them, without "Top";
-classifiers of fewer than three steps count for nothing, as in HiAGM. The text is the paragraphs of the full text, or, where
-there is none, all paragraphs.
+    idnewnyt_train.json, idnewnyt_val.json, idnewnyt_test.json    one "Nytimes/<year>/<id>.xml" per line
+    nyt_label.vocab                                               one "Top/News/Sports" per line, and "Root"
+
+Labels are the taxonomic classifiers of an article ("Top/News/Sports/Hockey") that are in the list, without "Top".
+Classifiers of fewer than three steps are ignored, as in HiAGM. The text is the paragraphs of the full text, or all
+paragraphs if an article has no full text.
 """
 
 import re
@@ -25,12 +27,12 @@ FILES = {"train": "train", "validation": "val", "test": "test"}
 PUBLISHED = {"train": 23_345, "validation": 5_834, "test": 7_292}
 _LISTED = re.compile(r"(?:.*/)?\d{4}/(\d+\.xml)")
 _TOP = "Top"
-# Classifiers that are shorter name a section and no topic ("Top/News").
+# Shorter classifiers name a section and not a topic ("Top/News").
 _MIN_STEPS = 3
 
 
 def read_list(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, file name) of the articles of one split."""
+    """Yields the (line number, file name) of each article of a split."""
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -41,7 +43,7 @@ def read_list(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_labels(path: Path) -> Taxonomy:
-    """The labels of the list, whose parents must be in it."""
+    """Reads the labels of the list. Their parents must be in it."""
     paths: dict[tuple[str, ...], int] = {}
     for number, line in read_lines(path):
         steps = tuple(line.strip().split("/"))
@@ -57,30 +59,30 @@ def read_labels(path: Path) -> Taxonomy:
 
 
 def read_article(content: bytes, where: str) -> tuple[str, list[str]]:
-    """The text and the taxonomic classifiers of an article."""
+    """Reads the text and the taxonomic classifiers of an article."""
     try:
         article = ElementTree.fromstring(content)
     except ElementTree.ParseError as problem:
         raise ValueError(f"{where}, line {problem.position[0]}: no XML, {problem}.") from problem
     paragraphs = article.findall(".//block[@class='full_text']//p") or article.findall(".//p")
     text = "\n".join(" ".join("".join(paragraph.itertext()).split()) for paragraph in paragraphs)
-    found = article.findall(".//classifier[@type='taxonomic_classifier']")
-    return text, ["".join(classifier.itertext()).strip() for classifier in found]
+    classifiers = article.findall(".//classifier[@type='taxonomic_classifier']")
+    return text, ["".join(classifier.itertext()).strip() for classifier in classifiers]
 
 
 def nodes_of(classifiers: list[str], nodes: dict[tuple[str, ...], int]) -> set[int]:
-    """The labels of the list that the classifiers name, themselves or as the start of a longer one."""
-    found: set[int] = set()
+    """Returns the labels of the list that the classifiers or their prefixes name."""
+    labels: set[int] = set()
     for classifier in classifiers:
         steps = tuple(classifier.split("/"))
         if len(steps) >= _MIN_STEPS and steps[0] == _TOP:
             starts = (steps[1:end] for end in range(2, len(steps) + 1))
-            found.update(nodes[start] for start in starts if start in nodes)
-    return found
+            labels.update(nodes[start] for start in starts if start in nodes)
+    return labels
 
 
 def load(source: Path, output: Path, lists: Path | None = None) -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: for a missing list.
@@ -111,4 +113,4 @@ def load(source: Path, output: Path, lists: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(load, __doc__, options={"lists": {"type": Path, "help": "folder of the four lists; SOURCE_DIR by default"}})
+    main(load, __doc__, options={"lists": {"type": Path, "help": "folder of the four lists, by default SOURCE_DIR"}})

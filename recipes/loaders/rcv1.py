@@ -1,15 +1,17 @@
-"""RCV1-v2, topics: python recipes/loaders/rcv1.py SOURCE_DIR OUT_DIR
+"""Converts RCV1-v2, topics.
 
-Reads the stories of Reuters Corpus Volume 1 (`<id>newsML.xml`, in folders, zip or tar files anywhere below SOURCE_DIR) and
-two files of the RCV1-v2 appendices, each also with .gz:
+    python recipes/loaders/rcv1.py SOURCE_DIR OUT_DIR
 
-    rcv1-v2.topics.qrels     "<topic> <story id> 1" a line                                      (appendix 8)
+Reads the stories of Reuters Corpus Volume 1 (`<id>newsML.xml`, in folders, zip or tar files anywhere below
+SOURCE_DIR) and two files of the RCV1-v2 appendices, which may end in .gz:
+
+    rcv1-v2.topics.qrels     one "<topic> <story id> 1" per line                                (appendix 8)
     rcv1.topics.hier.orig    "parent: <topic>  child: <topic>  child-description: <words>"      (appendix 2)
 
-Split LYRL2004: stories up to id 26150 are for training (23,149), later ones for the test (781,265). It has no validation
-split; as in the field's preprocessing, a tenth of the training stories is taken by scikit-learn's `train_test_split` with
-random_state 0. The text is headline and paragraphs. Labels are named by their descriptions; "codes" in taxonomy.json has
-their topic codes.
+The split is LYRL2004: stories up to id 26150 are for training (23,149), later ones for testing (781,265). It has no
+validation split. As in the field's preprocessing, scikit-learn's `train_test_split` with random_state 0 takes a tenth
+of the training stories. The text is headline and paragraphs. Labels are named by their descriptions. "codes" in
+taxonomy.json has their topic codes.
 """
 
 import re
@@ -24,12 +26,12 @@ from hcal_hf import Taxonomy
 LAST_TRAINING_ID = 26_150
 PUBLISHED = {"train": 20_834, "validation": 2_315, "test": 781_265}
 _EDGE = re.compile(r"parent:\s*(\S+)\s+child:\s*(\S+)\s+child-description:\s*(.*\S)\s*")
-# What the hierarchy starts with, and what is above that: no topics.
+# The root of the hierarchy and its parent, which are not topics.
 _ABOVE = {"Root", "None"}
 
 
 def read_hierarchy(path: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(parent code, child code) of each edge, with "Root" above the uppermost topics, and the title of each code."""
+    """Reads the (parent code, child code) edges, with "Root" above the top topics, and the title of each code."""
     edges, titles = [], {}
     for number, line in read_lines(path):
         if not line.strip():
@@ -49,8 +51,8 @@ def read_hierarchy(path: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
     return edges, titles
 
 
-def read_topics(path: Path, known: dict[str, str]) -> dict[int, list[str]]:
-    """The topic codes of each story id, in the order of the ids."""
+def read_topics(path: Path, titles: dict[str, str]) -> dict[int, list[str]]:
+    """Reads the topic codes of each story id, in the order of the ids."""
     topics: dict[int, list[str]] = {}
     for number, line in read_lines(path):
         cells = line.split()
@@ -58,36 +60,36 @@ def read_topics(path: Path, known: dict[str, str]) -> dict[int, list[str]]:
             continue
         if len(cells) != 3 or not cells[1].isdigit():
             raise bad_line(path, number, f'"<topic> <story id> 1" is needed, got {line!r}.')
-        if cells[0] not in known:
+        if cells[0] not in titles:
             raise bad_line(path, number, f"topic {cells[0]!r} is not in the hierarchy of topics.")
         topics.setdefault(int(cells[1]), []).append(cells[0])
     return dict(sorted(topics.items()))
 
 
 def split_of(ids: list[int]) -> dict[int, str]:
-    """The split of each story of the ascending ids."""
+    """Returns the split of each story. `ids` must be ascending."""
     training = [story for story in ids if story <= LAST_TRAINING_ID]
     if len(training) < 2 or len(training) == len(ids):
         raise ValueError(
-            f"{len(training)} of {len(ids)} stories have ids up to {LAST_TRAINING_ID}, which are for training: the file of "
-            "topics is not whole."
+            f"{len(training)} of {len(ids)} stories have ids up to {LAST_TRAINING_ID}, which are for training. The file of "
+            "topics is incomplete."
         )
     train, validation = train_test_split(training, test_size=0.1, random_state=0)
     return {**dict.fromkeys(ids, "test"), **dict.fromkeys(train, "train"), **dict.fromkeys(validation, "validation")}
 
 
 def read_story(content: bytes, where: str) -> str:
-    """Headline and paragraphs of a story."""
+    """Reads the headline and paragraphs of a story."""
     try:
         story = ElementTree.fromstring(content)
     except ElementTree.ParseError as problem:
         raise ValueError(f"{where}, line {problem.position[0]}: no XML, {problem}.") from problem
-    parts = [story.find("headline"), *story.findall("text/p")]
-    return "\n".join(" ".join("".join(part.itertext()).split()) for part in parts if part is not None)
+    elements = [story.find("headline"), *story.findall("text/p")]
+    return "\n".join(" ".join("".join(element.itertext()).split()) for element in elements if element is not None)
 
 
 def load(source: Path, output: Path) -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: for a missing file.

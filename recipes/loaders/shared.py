@@ -1,7 +1,7 @@
-"""What the loaders share: reading files with errors that name file and line, and writing the format of the recipes.
+"""Reads files with errors that name file and line, and writes the format of the recipes.
 
-A loader writes `train`, `validation` and `test.jsonl.gz`, rows {"text": str, "labels": [[root, ..., node], ...]}, and
-`taxonomy.json`, {"edges": [[parent, child], ...], "roots": [label, ...]}.
+A loader writes `train`, `validation` and `test.jsonl.gz` with rows {"text": str, "labels": [[root, ..., node], ...]},
+and `taxonomy.json`, {"edges": [[parent, child], ...], "roots": [label, ...]}.
 """
 
 import argparse
@@ -27,15 +27,15 @@ _ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.xz", ".tar")
 
 
 def bad_line(path: Path | str, line: int, problem: str) -> ValueError:
-    """The error for one line of a file, to be raised."""
+    """Builds the error for one line of a file."""
     return ValueError(f"{path}, line {line}: {problem}")
 
 
 def find_file(folder: Path, names: Iterable[str], what: str) -> Path:
-    """The first of `names` that is a file in the folder, itself or with .gz.
+    """Returns the first of `names` that is a file in the folder, with or without .gz.
 
     Raises:
-        FileNotFoundError: that says what the file is and where it was looked for.
+        FileNotFoundError: if there is none. The message describes the file.
     """
     names = list(names)
     for name in names:
@@ -46,10 +46,10 @@ def find_file(folder: Path, names: Iterable[str], what: str) -> Path:
 
 
 def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a text file, gzipped or not.
+    """Yields the (line number from 1, line without its end) of a text file, gzipped or not.
 
     Raises:
-        ValueError: for bytes that are not of the encoding.
+        ValueError: if the file does not have the encoding.
     """
     number = 0
     opened: Any = gzip.open if path.suffix == ".gz" else open
@@ -63,47 +63,47 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, s
             ) from problem
 
 
-def documents_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, bytes, str]]:
-    """(file name, content, where it was) of the files with a wanted name below a folder, also within zip and tar files.
+def documents_in(folder: Path, names: Container[str]) -> Iterator[tuple[str, bytes, str]]:
+    """Yields the (file name, content, location) of the files with given names below a folder, also in zip and tar files.
 
-    In the order of the names, those in a folder before those in its sub-folders.
+    The files are in the order of their names. Files in a folder come before those in its sub-folders.
     """
     for place, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             path = Path(place, name)
-            if name in wanted:
+            if name in names:
                 yield name, path.read_bytes(), str(path)
             elif name.endswith(".zip"):
                 with zipfile.ZipFile(path) as zipped:
                     for member in zipped.namelist():
-                        if (inner := PurePosixPath(member).name) in wanted:
+                        if (inner := PurePosixPath(member).name) in names:
                             yield inner, zipped.read(member), f"{path}/{member}"
             elif name.endswith(_ARCHIVES):
                 with tarfile.open(path) as tarred:
                     for entry in tarred:
                         inner = PurePosixPath(entry.name).name
-                        if inner in wanted and (content := tarred.extractfile(entry)) is not None:
+                        if inner in names and (content := tarred.extractfile(entry)) is not None:
                             yield inner, content.read(), f"{path}/{entry.name}"
 
 
 def unique_names(titles: Mapping[str, str]) -> dict[str, str]:
-    """A name for each code: its title, and the code behind it where several codes have one title."""
+    """Returns a name for each code: its title, followed by the code if several codes share the title."""
     times = Counter(titles.values())
     return {code: title if times[title] == 1 else f"{title} ({code})" for code, title in titles.items()}
 
 
 class Writer(AbstractContextManager["Writer"]):
-    """Writes the splits and the taxonomy; counts what is written, added and dropped.
+    """Writes the splits and the taxonomy, and counts the documents and labels that are written, added or dropped.
 
-    The files appear when the `with` block ends without an error, so that a failed run leaves none behind.
+    The files appear when the `with` block ends without an error, so a failed run leaves none behind.
 
     Args:
-        output: the folder, made where it is missing.
+        output: the folder. It is created if it is missing.
         taxonomy ([`hcal_hf.Taxonomy`]): the hierarchy of all labels.
-        published: documents of each split as published; a difference is told.
-        only_used: leave labels out of `taxonomy.json` that no document has, neither itself nor below it.
-        extra: more entries of `taxonomy.json`, such as the codes behind the names.
+        published: the published number of documents of each split. A difference is reported.
+        only_used: leave out labels from `taxonomy.json` if no document has them or a label below them.
+        extra: more entries of `taxonomy.json`, such as the codes of the names.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Writer(AbstractContextManager["Writer"]):
             if others:
                 raise ValueError(f"{output} already has {others[0]}: give a folder of its own for {split}.jsonl.gz.")
         for split in SPLITS:
-            # Without a time, so that the same data gives the same bytes.
+            # Without a timestamp the same data gives the same bytes.
             zipped = gzip.GzipFile(self._part(split), "wb", compresslevel=6, mtime=0)
             self._files[split] = io.TextIOWrapper(zipped, encoding="utf-8")
 
@@ -136,31 +136,31 @@ class Writer(AbstractContextManager["Writer"]):
         return self.output / f"{split}.jsonl.gz.part"
 
     def add(self, split: str, text: str, nodes: Iterable[int]) -> None:
-        """Writes one document with its labels and their ancestors; drops and counts it if it has no text or no label.
+        """Writes a document with its labels and their ancestors. Drops and counts it if it has no text or no label.
 
         Args:
-            split: of `SPLITS`.
-            text: surrounding white space does not count.
-            nodes: indices of its labels.
+            split: one of `SPLITS`.
+            text: the text. Surrounding white space is removed.
+            nodes: the indices of its labels.
         """
-        given = set(nodes)
+        labels = set(nodes)
         text = text.strip()
-        if not text or not given:
+        if not text or not labels:
             self.drop(split, "no text" if not text else "no label")
             return
-        complete = self.taxonomy.complete(given)
-        self.notes["labels added as ancestors of others"] += len(complete) - len(given)
+        complete = self.taxonomy.complete(labels)
+        self.notes["labels added as ancestors of others"] += len(complete) - len(labels)
         self._times[complete] += 1
         row = {"text": text, "labels": self.taxonomy.decode(complete)}
         self._files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
         self.written[split] += 1
 
     def drop(self, split: str, reason: str) -> None:
-        """Counts a document that is left out."""
+        """Counts a dropped document."""
         self.dropped[split, reason] += 1
 
     def note(self, what: str, times: int = 1) -> None:
-        """Counts something else worth telling."""
+        """Counts something else that the summary reports."""
         self.notes[what] += times
 
     def __exit__(
@@ -192,7 +192,7 @@ class Writer(AbstractContextManager["Writer"]):
         print(self.summary())
 
     def summary(self) -> str:
-        """What was written, and what was not."""
+        """Returns a report of the documents and labels that were written and dropped."""
         lines = []
         for split in SPLITS:
             line = f"{split}: {self.written[split]:,} documents"
@@ -220,17 +220,17 @@ def main(
     argv: list[str] | None = None,
     options: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """The command line of a loader: SOURCE_DIR OUT_DIR and its own options; an error ends it with its message alone."""
+    """Runs a loader from the command line: SOURCE_DIR OUT_DIR and its own options. Prints only the message of an error."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source_dir", type=Path, help="the data set as published")
-    parser.add_argument("out_dir", type=Path, help="where train, validation, test and taxonomy are written")
+    parser.add_argument("source_dir", type=Path, help="folder of the data set as published")
+    parser.add_argument("out_dir", type=Path, help="folder for train, validation, test and taxonomy")
     for name, settings in (options or {}).items():
         parser.add_argument(f"--{name}", **settings)
-    given = vars(parser.parse_args(argv))
-    source, output = given.pop("source_dir"), given.pop("out_dir")
+    arguments = vars(parser.parse_args(argv))
+    source, output = arguments.pop("source_dir"), arguments.pop("out_dir")
     try:
         if not source.is_dir():
             raise FileNotFoundError(f"{source} is no folder.")
-        load(source, output, **given)
+        load(source, output, **arguments)
     except (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile) as problem:
         raise SystemExit(f"error: {problem}") from problem

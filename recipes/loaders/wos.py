@@ -1,13 +1,15 @@
-"""Web of Science, WOS-46985: python recipes/loaders/wos.py SOURCE_DIR OUT_DIR
+"""Converts Web of Science, WOS-46985.
 
-Reads `Meta-data/Data.txt` (or `Data.txt`) of the Web of Science Dataset of HDLTex: a header and one tab-separated line a
-document, Y1, Y2, Y, Domain, area, keywords, Abstract. Where the copy has Data.xlsx instead, save it as tab-separated text
-in UTF-8.
+    python recipes/loaders/wos.py SOURCE_DIR OUT_DIR
 
-Labels (domain > area) and split are those of HiAGM's preprocessing, which the field follows: numpy's shuffle with seed 7,
-then scikit-learn's `train_test_split` twice with random_state 0: 30,070 / 7,518 / 9,397. An area that has one code
-(Y1, Y2) with a more frequent area of its domain before it in the file counts as that one, which mends a few misspelt
-areas. The text is the abstract as it stands; HiAGM removes stop words and punctuation.
+Reads `Meta-data/Data.txt` (or `Data.txt`) of the Web of Science Dataset of HDLTex: a header, and one tab-separated
+line per document with Y1, Y2, Y, Domain, area, keywords, Abstract. If your copy has Data.xlsx instead, save it as
+tab-separated text in UTF-8.
+
+Labels (domain > area) and split are those of HiAGM's preprocessing, which the field follows: numpy's shuffle with
+seed 7, then scikit-learn's `train_test_split` twice with random_state 0: 30,070 / 7,518 / 9,397. If an area shares
+its code (Y1, Y2) with a more frequent area of its domain that is earlier in the file, it is replaced by that area,
+which fixes a few misspelt areas. The text is the unchanged abstract. HiAGM removes stop words and punctuation.
 """
 
 from collections import Counter
@@ -26,6 +28,8 @@ PUBLISHED = {"train": 30_070, "validation": 7_518, "test": 9_397}
 
 
 class Document(NamedTuple):
+    """A row of Data.txt. The code is (Y1, Y2)."""
+
     code: tuple[str, str]
     domain: str
     area: str
@@ -33,7 +37,7 @@ class Document(NamedTuple):
 
 
 def read(path: Path, encoding: str) -> list[Document]:
-    """The documents of Data.txt in its order."""
+    """Reads the documents of Data.txt in order."""
     documents = []
     for number, line in read_lines(path, encoding):
         cells = [cell.strip() for cell in line.split("\t")]
@@ -47,14 +51,14 @@ def read(path: Path, encoding: str) -> list[Document]:
         if not domain or not area:
             raise bad_line(path, number, f"domain and area must be given, got {domain!r} and {area!r}.")
         inner = abstract[1:-1]
-        if abstract == f'"{inner}"' and '"' not in inner.replace('""', ""):  # as spreadsheets quote a cell
+        if abstract == f'"{inner}"' and '"' not in inner.replace('""', ""):  # quoted by a spreadsheet
             abstract = inner.replace('""', '"')
         documents.append(Document((first, second), domain, area, abstract))
     return documents
 
 
 def areas_of(documents: list[Document]) -> list[str]:
-    """The area of each document, after HiAGM's rule for areas that share a code."""
+    """Returns the area of each document, after HiAGM's rule for areas that share a code."""
     times = Counter((document.domain, document.area) for document in documents)
     seen: dict[tuple[str, str], list[str]] = {}
     areas = []
@@ -69,7 +73,7 @@ def areas_of(documents: list[Document]) -> list[str]:
 
 
 def split_of(documents: int) -> list[str]:
-    """The split of each document by its place in the file."""
+    """Returns the split of each document by its position in the file."""
     order = list(range(documents))
     np.random.RandomState(7).shuffle(order)  # numpy's old generator, which made the published split
     rest, test = train_test_split(order, test_size=0.2, random_state=0)
@@ -82,11 +86,11 @@ def split_of(documents: int) -> list[str]:
 
 
 def load(source: Path, output: Path, encoding: str = "utf-8-sig") -> None:
-    """Writes OUT_DIR.
+    """Converts the data set in SOURCE_DIR and writes it to OUT_DIR.
 
     Raises:
         FileNotFoundError: without Data.txt.
-        ValueError: for a malformed line, or another number of documents, to which the published split does not apply.
+        ValueError: for a malformed line, or if the number of documents differs from the published split.
     """
     path = find_file(source, ("Meta-data/Data.txt", "Data.txt"), "the documents of the Web of Science Dataset")
     documents = read(path, encoding)
@@ -105,4 +109,6 @@ def load(source: Path, output: Path, encoding: str = "utf-8-sig") -> None:
 
 
 if __name__ == "__main__":
-    main(load, __doc__, options={"encoding": {"default": "utf-8-sig", "help": "of Data.txt; UTF-8 by default"}})
+    main(
+        load, __doc__, options={"encoding": {"default": "utf-8-sig", "help": "encoding of Data.txt, by default UTF-8"}}
+    )

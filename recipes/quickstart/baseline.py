@@ -1,10 +1,10 @@
-"""Logistic regression on frozen sentence embeddings: the baseline that the quickstart's models are compared with.
+"""Fits the quickstart's baseline: logistic regression on the same frozen sentence embeddings.
 
     python recipes/quickstart/baseline.py
 
-It runs after the quickstart's training and takes the same features. Every leaf is a class of its own; a predicted leaf
-predicts its ancestors. The penalty is tuned on the validation split, and the test split only scores the choice made
-there.
+Run it after the quickstart's training. It reads the same features. Every leaf is a class of its own, and a predicted
+leaf predicts its ancestors. The penalty is tuned on the validation split. The test split is only used for the chosen
+penalty.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ Classes = NDArray[np.int64]
 CACHE_FOLDER = "_features"
 SPLITS = ("train", "validation", "test")
 
-# Inverse strength of the L2 penalty, for features of unit length. Validation accuracy rises up to about 30 and then
-# stays level within the noise of the split, while the fits get slower.
+# Inverse strength of the L2 penalty, for features of unit length. Validation accuracy rises up to about 30. After that it
+# stays the same within the noise of the split, and the fits get slower.
 PENALTIES = (10.0, 30.0, 100.0)
 
-# Of the gradient of the mean loss. scikit-learn's 1e-4 stops a fit that starts from its neighbour's solution before
-# its first step.
+# Tolerance of the gradient. scikit-learn's 1e-4 would stop a warm start before its first step.
 TOLERANCE = 1e-6
 
 
@@ -54,17 +53,17 @@ def leaf_accuracy_of_logistic_regression(
 ) -> dict[str, Any]:
     """Tunes multinomial logistic regression on the validation split and scores the best on the test split.
 
-    The features are float arrays (documents, dimensions), which are scaled to unit length here, the classes int arrays
-    (documents,). `penalties` are the values of C to try, of which the first with the highest validation accuracy is
-    taken. The model is not refitted on train and validation together, so that it has seen what a model with early
-    stopping has seen.
+    The features are float arrays (documents, dimensions) and are scaled to unit length here. The classes are int arrays
+    (documents,). `penalties` are the values of C to try, and the first one with the highest validation accuracy is
+    chosen. The model is not refitted on train and validation together, so it uses the same documents as a model with
+    early stopping.
 
     Returns `C`, `validation_accuracy` and `test_accuracy` (shares of documents) of the best model, its
     `test_prediction` (int array), whether it `converged` within `max_iterations` steps of L-BFGS, whether its C is at
     the `edge_of_grid`, and `grid`, a list with the validation accuracy, steps and wall-clock seconds of each C.
     """
     train, validation, test = _unit_length(train_x), _unit_length(validation_x), _unit_length(test_x)
-    # From strong to weak penalty, each fit starts where the last one ended.
+    # From strong to weak penalty, so that each fit is a warm start of the next.
     penalties = sorted(penalties)
     model = LogisticRegression(max_iter=max_iterations, tol=TOLERANCE, warm_start=True)
     best: dict[str, Any] = {"validation_accuracy": -1.0}
@@ -73,7 +72,7 @@ def leaf_accuracy_of_logistic_regression(
         start = time.perf_counter()
         model.set_params(C=c)
         with warnings.catch_warnings():
-            # The caller is told by `converged`, about the model that counts.
+            # The result reports `converged` for the chosen model.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(train, train_y)
         steps = int(np.max(model.n_iter_))
@@ -94,14 +93,14 @@ def leaf_accuracy_of_logistic_regression(
 
 
 def _unit_length(features: Features) -> NDArray[np.float64]:
-    """The rows of `features` scaled to a Euclidean norm of 1."""
+    """Scales the rows of `features` to a Euclidean norm of 1."""
     rows = features.astype(np.float64)
     scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return scaled
 
 
 def accuracy_per_level(predicted: Sequence[LabelPath], true: Sequence[LabelPath]) -> list[float]:
-    """Share of documents whose predicted path begins like the true one, for each level from the root (0) down.
+    """Returns the share of documents with a correct predicted path down to each level, from the root (0).
 
     A level counts the documents whose true path reaches it.
     """
@@ -113,16 +112,16 @@ def accuracy_per_level(predicted: Sequence[LabelPath], true: Sequence[LabelPath]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Logistic regression on the features that the quickstart trained on.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="folder of the quickstart")
-    parser.add_argument("--max_length", type=int, default=128, help="tokens of a text that the encoder sees")
+    parser.add_argument("--max_length", type=int, default=128, help="number of tokens that the encoder reads")
     options = parser.parse_args(arguments)
     folder = options.output_dir / "model"
     if not (folder / "config.json").is_file():
         parser.exit(1, f"{folder} holds no model: train the quickstart first (see its config.yaml).\n")
 
-    # The very features of the trained model, from its cache.
+    # The features of the trained model, from its cache.
     model = HcalForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     files = {name: str(options.output_dir / "data" / f"{name}.jsonl") for name in SPLITS}
@@ -143,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         features["test"],
         leaves["test"],
     )
-    print("\nLogistic regression on the same features, one class a leaf:")
+    print("\nLogistic regression on the same features, one class per leaf:")
     for row in result["grid"]:
         print(
             f"  C {row['C']:<5g} validation accuracy {row['validation_accuracy']:.4f}  "

@@ -1,10 +1,10 @@
-"""Bulk prediction on a Ray cluster, or on all cores of one machine:
+"""Predicts in bulk on a Ray cluster, or on all cores of one machine.
 
     python recipes/ray/predict.py MODEL TEXTS.parquet OUT_DIR --workers 4 [--gpus_per_worker 1] [--address auto]
 
-TEXTS is a Parquet, CSV or JSON lines file, or a folder of them, with a column of texts; OUT_DIR gets Parquet files with its
-columns and what `hcal predict` writes: labels, scores, paths, problem. Each worker holds the model once. Rows keep their
-order. For one machine, `hcal predict` does the same without Ray, and takes up an interrupted run.
+TEXTS is a Parquet, CSV or JSON lines file, or a folder of them, with a column of texts. OUT_DIR gets Parquet files
+with its columns and those of `hcal predict`: labels, scores, paths, problem. Each worker holds the model once. Rows
+keep their order. On one machine, `hcal predict` does the same without Ray, and it resumes an interrupted run.
 """
 
 import argparse
@@ -27,13 +27,14 @@ class Labels:
         self.predictor, self.column = Predictor(model.to(device), tokenizer, args), args.text_column
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        found = self.predictor.predict(batch[self.column].to_pylist())
-        for name in found.column_names:
-            batch = batch.append_column(name, found[name])
+        predictions = self.predictor.predict(batch[self.column].to_pylist())
+        for name in predictions.column_names:
+            batch = batch.append_column(name, predictions[name])
         return batch
 
 
 def files_of(path: Path) -> list[Path]:
+    """Lists the files of a folder, or the file itself. They must be of one kind."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     kinds = {file.suffix for file in files}
     if len(kinds) != 1 or not kinds <= set(READERS):
@@ -51,15 +52,15 @@ def main() -> None:
     parser.add_argument("--text", default="text", help="column of the texts")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--gpus_per_worker", type=float, default=0)
-    parser.add_argument("--window", type=int, default=4096, help="rows that are sorted by length together")
+    parser.add_argument("--window", type=int, default=4096, help="number of rows that are sorted by length together")
     parser.add_argument("--max_length", type=int, default=None)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--address", default=None, help="of a cluster; a Ray of this machine by default")
+    parser.add_argument("--address", default=None, help="address of a cluster, by default a new Ray on this machine")
     options = parser.parse_args()
     files = files_of(options.texts)
     if options.out.exists() and any(options.out.iterdir()):
-        raise SystemExit(f"{options.out} is not empty: give another folder, or remove what is in it.")
-    # Reading and writing need a place beside the workers, also on a machine of few cores.
+        raise SystemExit(f"{options.out} is not empty: give another folder, or remove its files.")
+    # Reading and writing need CPUs in addition to the workers, also on a machine with few cores.
     local = {} if options.address else {"num_cpus": options.workers + 2}
     ray.init(address=options.address, include_dashboard=False, **local)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -69,8 +70,8 @@ def main() -> None:
     if options.text not in names:
         raise SystemExit(f"{options.texts} has no column {options.text!r}, only {names}: give --text.")
     if taken := sorted(COLUMNS & set(names)):
-        raise SystemExit(f"{options.texts} has columns {taken} already, which the labels go to: rename them.")
-    found = rows.map_batches(
+        raise SystemExit(f"{options.texts} already has columns {taken}, which predictions need: rename them.")
+    predictions = rows.map_batches(
         Labels,
         fn_constructor_args=(options.model, args, "cuda" if options.gpus_per_worker else "cpu"),
         batch_format="pyarrow",
@@ -78,7 +79,7 @@ def main() -> None:
         compute=ray.data.ActorPoolStrategy(size=options.workers),
         num_gpus=options.gpus_per_worker,
     )
-    found.write_parquet(str(options.out.resolve()))
+    predictions.write_parquet(str(options.out.resolve()))
 
 
 if __name__ == "__main__":
