@@ -15,8 +15,12 @@ from transformers.configuration_utils import SubConfigSpec
 from .hub import CustomPipelines
 from .taxonomy import Taxonomy
 
-# What an encoder's configuration must not carry: a nested dictionary from a repository could otherwise switch on code
-# or kernels that the one who loads the model never agreed to.
+# The format of config.json and weights that this library writes. Formats up to this one can be read.
+# A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only.
+FORMAT_VERSION = 1
+
+# Fields that are removed from an encoder's configuration. A nested dictionary from a repository could otherwise enable
+# code or kernels that the user who loads the model never agreed to.
 _LOADER_KEYS = (
     "trust_remote_code",
     "auto_map",
@@ -30,16 +34,16 @@ _LOADER_KEYS = (
     "token",
 )
 
-# A risk_threshold above every probability (`hcal_hf.training.risk.NEVER`).
+# A risk_threshold above every probability, with the same value as `hcal_hf.training.risk.NEVER`.
 _NEVER = 2.0
 
-# The coherent heads that are best on the validation splits of recipes/benchmarks.
+# The coherent heads with the best results on the validation splits of recipes/benchmarks.
 DEFAULT_HEADS: dict[str, Literal["lookahead_softmax", "lookahead_sigmoid"]] = {
     "single_path": "lookahead_softmax",
     "multi_path": "lookahead_sigmoid",
 }
 
-# The label mode that each head is for; None: both.
+# The label mode of each head. None means both.
 _HEAD_MODES = {
     "independent": None,
     "path_softmax": "single_path",
@@ -51,8 +55,7 @@ _HEAD_MODES = {
 
 
 def _as_value_errors(cls: type) -> type:
-    """Lets construction and validation raise ValueError, as everywhere in transformers, where @strict has classes of its
-    own that are none."""
+    """Makes construction and validation raise ValueError, as transformers does, instead of the errors of @strict."""
 
     def translated(method: Callable) -> Callable:
         @functools.wraps(method)
@@ -74,8 +77,10 @@ def _as_value_errors(cls: type) -> type:
 @strict
 class HcalConfig(PreTrainedConfig):
     r"""
-    Configuration of [`HcalForSequenceClassification`]. The hierarchy lives here and nowhere else: `labels` is the one
-    source of label order, `id2label` and `label2id` are derived from it.
+    Configuration of [`HcalForSequenceClassification`].
+
+    The configuration is the only place that stores the hierarchy. `labels` defines the order of labels, and `id2label`
+    and `label2id` are derived from it.
 
     Args:
         encoder_config (`dict` or `PreTrainedConfig`):
@@ -85,59 +90,62 @@ class HcalConfig(PreTrainedConfig):
         edges (`list[list[int]]`):
             The E hierarchy edges as [parent, child] indices into `labels`.
         label_mode (`"single_path"` or `"multi_path"`, defaults to `"single_path"`):
-            Whether a document carries one path from a root (needs a forest), or any ancestor-closed set of nodes, also
-            the empty one.
+            Whether a document has one path from a root (needs a forest), or any ancestor-complete set of nodes, which may
+            be empty.
         partial_paths (`bool`, defaults to `False`):
             Whether a document's path may end at an inner node.
         head (`str`, defaults to `"auto"`):
-            How scores become node probabilities. Coherent, P(child) <= P(each parent): `lookahead_softmax`,
-            `path_softmax` and `conditional_softmax` (single_path), `lookahead_sigmoid` and `conditional_sigmoid`
-            (multi_path). `independent`, as HCAL has it: one softmax a level (single_path), one sigmoid a label
-            (multi_path). `auto` is replaced by `lookahead_softmax` or `lookahead_sigmoid`, by label_mode (`independent`
-            under `objective="aggregate"`).
+            How scores become node probabilities. Coherent heads, with P(child) <= P(each parent), are
+            `lookahead_softmax`, `path_softmax` and `conditional_softmax` (single_path), `lookahead_sigmoid` and
+            `conditional_sigmoid` (multi_path). `independent` is the head of HCAL: one softmax per level (single_path) or
+            one sigmoid per label (multi_path). `auto` selects `independent` with `objective="aggregate"`, otherwise
+            `lookahead_softmax` (single_path) or `lookahead_sigmoid` (multi_path).
         objective (`"document"` or `"aggregate"`, defaults to `"document"`):
-            What the levels above the leaves are trained on: each document's own feature, or the mean feature of each
+            Whether the levels above the leaves are trained on the feature of each document, or on the mean feature of each
             class in the batch (child-to-parent aggregation, HCAL). `aggregate` needs the `independent` head,
-            single_path, and leaves that all lie at one depth.
+            single_path, and leaves at one depth.
         pooling (`"mean"`, `"cls"` or `"last"`, defaults to `"mean"`):
-            Which token states make the document's vector: the mean over the tokens, the first, or the last one (for
-            decoder-only encoders).
+            How token states become the document vector: their mean, the first state, or the last one (for decoder-only
+            encoders).
         projection_dim (`int`, *optional*):
-            Size d of features and prototypes; the encoder's hidden size by default (HCAL: 256).
+            Size d of features and prototypes. Defaults to the hidden size of the encoder (HCAL: 256).
         score_function (`"cosine"` or `"linear"`, defaults to `"cosine"`):
             `cosine`: unit prototypes, score = cosine / tau (softmax heads) or a * cosine + b with learned a and b (sigmoid
-            heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias a label in
-            the sigmoid heads, as in logistic regression; anchors have a learned weight a level.
+            heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias per label
+            in the sigmoid heads, as in logistic regression. Anchors have a learned weight per level.
         prototype_temperature (`float`, defaults to 0.1):
-            tau in score = cosine / tau; 1 / tau is the initial scale of the sigmoid heads.
+            tau in score = cosine / tau. 1 / tau is the initial scale of the sigmoid heads.
         perturbation (`float`, defaults to 0.01):
-            Half-width eps of the uniform noise on the unit prototypes in the training loss, given as at d = 256: the
-            width used is eps * sqrt(256 / d). 0 switches it off.
+            Half-width eps of the uniform noise on the unit prototypes in the training loss, at d = 256. The noise that is
+            drawn has half-width eps * sqrt(256 / d). 0 disables it.
         contrast (`"aggregate"`, *optional*):
-            Adds one task a level: the mean feature of each class in the batch against the perturbed prototypes of its
-            level ([`hcal_hf.objectives.aggregate_losses`]). Defined for single_path and multi_path.
+            Adds one task per level, which compares the mean feature of each class in the batch with the perturbed
+            prototypes of its level ([`hcal_hf.objectives.aggregate_losses`]). Defined for single_path and multi_path.
         contrast_alpha (`float`, defaults to 0.5):
             Weight of a level's contrast task relative to the level's own weight.
         prototype_anchor (`"label_text"`, *optional*):
-            Prototypes start from the encoder's embedding of the labels' own words: P = normalize(normalize(g(e)) + delta)
-            with the documents' projection g and a learned delta, initially 0.
+            Initialises prototypes from the encoder's embeddings e of the label texts: P = normalize(normalize(g(e)) +
+            delta), with the projection g of the documents and a learned delta that starts at 0.
         label_texts (`list[str]`, *optional*):
-            The words of each of the L labels, for `prototype_anchor`; made from the names by default.
+            The text of each of the L labels, for `prototype_anchor`. Built from the names by default.
         thresholds (`list[float]`, *optional*):
-            Lowest probability of a predicted label for each of the L labels ([`HcalTrainer.tune_thresholds`] sets them);
-            no label's may be below those of its parents. Used where no threshold is given.
+            Lowest probability of a predicted label for each of the L labels ([`HcalTrainer.tune_thresholds`] sets them).
+            The threshold of a label must not be below those of its parents. Used if a call passes no threshold.
         risk_alpha, risk_threshold (`float`, *optional*):
-            The risk level of `decode="risk"`, above 0 and below 1, and the probability it calls for, from 0 to 1, or 2 for
-            no answers at all ([`HcalTrainer.calibrate_risk`] sets both).
+            The risk level of `decode="risk"`, above 0 and below 1, and the probability that it needs, from 0 to 1, or 2 to
+            always abstain ([`HcalTrainer.calibrate_risk`] sets both).
         score_temperature (`float`, defaults to 1.0):
-            T of temperature scaling ([`HcalTrainer.calibrate_temperature`] sets it): the probabilities are made from all
-            scores divided by T, biases and stop scores with them. Losses are of the scores as they are, so that training
-            does not depend on T.
+            T of temperature scaling ([`HcalTrainer.calibrate_temperature`] sets it). Probabilities are computed from all
+            scores divided by T, biases and stop scores included. Losses use the undivided scores, so training does not
+            depend on T.
+        hcal_format_version (`int`):
+            Format of config.json and weights. Do not set it: [`from_dict`] checks the number that was read and replaces
+            it by the format that this library writes.
 
     Raises:
-        ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG
-            with single_path, `objective="aggregate"` where it is not defined, or an `id2label`, `label2id`,
-            `num_labels` or `problem_type` that contradicts `labels`.
+        ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG with single_path,
+            `objective="aggregate"` with fields for which it is not defined, an `id2label`, `label2id`, `num_labels` or
+            `problem_type` that contradicts `labels`, or a format that this library cannot read.
 
     Source: Jiang et al., "Hierarchy-Consistent Learning and Adaptive Loss Balancing for Hierarchical Multi-Label
     Classification", CIKM 2025 (arXiv 2508.13452).
@@ -145,7 +153,7 @@ class HcalConfig(PreTrainedConfig):
 
     model_type = "hcal"
     sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
-    # Per-task and per-document fields of the output that an evaluation must not gather.
+    # Per-task and per-document fields of the output, which evaluation must not gather.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "task_losses",
         "task_counts",
@@ -182,10 +190,22 @@ class HcalConfig(PreTrainedConfig):
     risk_alpha: float | None = None
     risk_threshold: float | None = None
     score_temperature: float | int = 1.0
+    hcal_format_version: int = FORMAT_VERSION
 
     id2label: dict[int, str] | dict[str, str] | None = None
     label2id: dict[str, int] | dict[str, str] | None = None
     problem_type: str | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from the content of a config.json of this or an earlier format.
+
+        Raises:
+            ValueError: if a newer library wrote it in a format that this one does not know, or a field is invalid.
+        """
+        # Checked before all other fields, because a newer format may hold values that this library does not know.
+        _check_format_version(config_dict.get("hcal_format_version", 0))
+        return super().from_dict({**config_dict, "hcal_format_version": FORMAT_VERSION}, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):
@@ -206,16 +226,16 @@ class HcalConfig(PreTrainedConfig):
             self.label_texts = self.to_taxonomy().texts()
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
-        kwargs.setdefault("custom_pipelines", None)  # as auto_map, for what loads the model from its repository
+        kwargs.setdefault("custom_pipelines", None)  # like auto_map, for pipeline() with the code of a repository
         super().__post_init__(**kwargs)
         encoder_config: Any = self.encoder_config
         if getattr(encoder_config, "use_cache", False):
-            encoder_config.use_cache = False  # a text is read once, as a whole
+            encoder_config.use_cache = False  # nothing is generated, so no past states are needed
         if os.path.isdir(getattr(encoder_config, "_name_or_path", "")):
-            encoder_config._name_or_path = ""  # a folder of this machine means nothing to others
+            encoder_config._name_or_path = ""  # a local folder means nothing to other users
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # From a config.json, or from Pipeline.save_pretrained.
+        # Set by a config.json or by Pipeline.save_pretrained.
         super().__setattr__(name, CustomPipelines(value) if name == "custom_pipelines" else value)
 
     def _derived_label_maps(self) -> tuple[dict[int, str], dict[str, int]]:
@@ -223,23 +243,27 @@ class HcalConfig(PreTrainedConfig):
 
     # ---- Validation, run by @strict after construction and before saving ----
 
+    def validate_format_version(self) -> None:
+        """Checks that this library can read the format."""
+        _check_format_version(self.hcal_format_version)
+
     def validate_label_maps(self) -> None:
-        """id2label and label2id must say what `labels` says."""
+        """Checks that id2label, label2id and problem_type agree with `labels`."""
         id2label, label2id = self._derived_label_maps()
         if self.id2label != id2label or self.label2id != label2id:
             raise ValueError(
-                "id2label / label2id contradict `labels`, the one source of label order: leave both out, they are "
-                "derived. To rename labels, change `labels`."
+                "id2label / label2id contradict `labels`, which defines the order of labels. Leave both out, because they "
+                "are derived. To rename labels, change `labels`."
             )
         if self.problem_type != "multi_label_classification":
             raise ValueError(
-                f"problem_type={self.problem_type!r} does not fit: every node has a probability of its own "
-                "(sigmoid(logits)), so it is always 'multi_label_classification'. Leave it out; whether a document has "
-                "one path or several is label_mode."
+                f"problem_type={self.problem_type!r} is not supported. Every node has its own probability, "
+                "sigmoid(logits), so problem_type is always 'multi_label_classification'. Leave it out and choose between "
+                "one and several paths per document with label_mode."
             )
 
     def validate_numbers(self) -> None:
-        """Sizes and widths must be in range."""
+        """Checks the ranges of sizes, widths and temperatures, and the number of label texts."""
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}.")
         if not self.prototype_temperature > 0:
@@ -259,7 +283,7 @@ class HcalConfig(PreTrainedConfig):
             )
 
     def validate_risk(self) -> None:
-        """The risk level and its threshold must be in range, and come together."""
+        """Checks that risk level and threshold are both set or both None, and in range."""
         if (self.risk_alpha is None) != (self.risk_threshold is None):
             raise ValueError("risk_alpha and risk_threshold belong together: trainer.calibrate_risk sets both.")
         if self.risk_alpha is not None and not 0 < self.risk_alpha < 1:
@@ -273,7 +297,7 @@ class HcalConfig(PreTrainedConfig):
             )
 
     def validate_thresholds(self) -> None:
-        """Thresholds must be probabilities, one a label, that do not fall along edges."""
+        """Checks that thresholds are one probability per label and do not decrease along edges."""
         if self.thresholds is None:
             return
         if len(self.thresholds) != len(self.labels):
@@ -289,12 +313,12 @@ class HcalConfig(PreTrainedConfig):
         for parent, child in self.edges:
             if self.thresholds[child] < self.thresholds[parent]:
                 raise ValueError(
-                    f"The threshold of {self.labels[child]!r} is below that of its parent {self.labels[parent]!r}: it must "
-                    "not be."
+                    f"The threshold of {self.labels[child]!r} is below that of its parent {self.labels[parent]!r}. Raise "
+                    "it to at least the parent's."
                 )
 
     def validate_hierarchy(self) -> None:
-        """The hierarchy must be valid and fit label_mode, head and objective."""
+        """Checks the hierarchy, and that it fits label_mode, head and objective."""
         fitting = [name for name, mode in _HEAD_MODES.items() if mode in (None, self.label_mode)]
         if self.head not in fitting:
             raise ValueError(f"head={self.head!r} does not fit label_mode={self.label_mode!r}: use one of {fitting}.")
@@ -305,7 +329,7 @@ class HcalConfig(PreTrainedConfig):
             self._check_aggregate(taxonomy)
 
     def _check_aggregate(self, taxonomy: Taxonomy) -> None:
-        """Child-to-parent aggregation as published needs a full path from root to leaf for every document."""
+        """Checks that every document has a full path to a leaf, which child-to-parent aggregation needs."""
         instead = 'use objective="document", which trains every level on each document\'s own feature'
         if self.label_mode != "single_path":
             raise ValueError(
@@ -319,31 +343,33 @@ class HcalConfig(PreTrainedConfig):
         if len(leaf_depths) and leaf_depths.min() < leaf_depths.max():
             shallow = taxonomy.labels[taxonomy.is_leaf.nonzero()[0][leaf_depths.argmin()]]
             raise ValueError(
-                'objective="aggregate" needs leaves that all lie at one depth, but they lie at depths '
+                'objective="aggregate" needs all leaves at one depth, but they are at depths '
                 f"{leaf_depths.min()} ({shallow!r}) to {leaf_depths.max()}: {instead}."
             )
 
     # ---- Taxonomies and presets ----
 
     def to_taxonomy(self) -> Taxonomy:
-        """The hierarchy as a new [`Taxonomy`]."""
+        """Returns the hierarchy as a new [`Taxonomy`]."""
         return Taxonomy(self.labels, self.edges)
 
     @classmethod
     def from_taxonomy(cls, taxonomy: Taxonomy, encoder_config: Any = None, **kwargs: Any) -> "HcalConfig":
-        """A configuration for a taxonomy; `kwargs` are the other fields."""
+        """Builds a configuration for a taxonomy. `kwargs` are the other fields."""
         return cls(
             encoder_config=encoder_config, labels=list(taxonomy.labels), edges=taxonomy.edges.tolist(), **kwargs
         )
 
     @classmethod
     def paper(cls, taxonomy: Taxonomy, encoder_config: Any = None, **kwargs: Any) -> "HcalConfig":
-        """HCAL as its authors released it: per-document cross-entropy at the leaves, class-mean aggregation above,
-        perturbed prototypes of size 256 at temperature 0.1. Train it with [`HcalTrainingArguments.paper`].
+        """Builds the configuration of HCAL as its authors released it.
+
+        Leaves are trained with cross-entropy per document, upper levels with class-mean aggregation. Perturbed prototypes
+        have size 256 and temperature 0.1. Train the model with [`HcalTrainingArguments.paper`].
 
         Raises:
-            ValueError: for a ragged taxonomy, partial paths or multi_path, where the published method is not defined;
-                the message names what to use instead.
+            ValueError: for a ragged taxonomy, partial paths or multi_path, for which the published method is not defined.
+                The message names the alternative.
         """
         preset: dict[str, Any] = {
             "label_mode": "single_path",
@@ -357,7 +383,17 @@ class HcalConfig(PreTrainedConfig):
         return cls.from_taxonomy(taxonomy, encoder_config, **{**preset, **kwargs})
 
 
-# What is saved then carries its code: this file, and those that it imports.
+def _check_format_version(number: Any) -> None:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"hcal_format_version must be a whole number of at least 0, got {number!r}.")
+    if number > FORMAT_VERSION:
+        raise ValueError(
+            f"The model has hcal_format_version {number}, but this hcal_hf reads versions up to {FORMAT_VERSION}. A newer "
+            "hcal_hf wrote the model: update hcal_hf, for example with pip install --upgrade hcal-hf."
+        )
+
+
+# Makes save_pretrained write this file and those that it imports next to the model.
 HcalConfig.register_for_auto_class()
 
-__all__ = ["HcalConfig"]
+__all__ = ["FORMAT_VERSION", "HcalConfig"]

@@ -215,7 +215,8 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             ValueError: if the encoder's architecture is not part of transformers, or a field of the configuration is
                 invalid.
         """
-        fields = set(HcalConfig.__dataclass_fields__) - {"encoder_config", "labels", "edges", "id2label", "label2id"}
+        derived = {"encoder_config", "labels", "edges", "id2label", "label2id", "hcal_format_version"}
+        fields = set(HcalConfig.__dataclass_fields__) - derived
         for name in kwargs:
             if name not in fields and name not in _LOADER_ARGUMENTS:
                 close = difflib.get_close_matches(name, [*fields, *_LOADER_ARGUMENTS], n=3)

@@ -1,9 +1,11 @@
+import json
 import re
 
 import pytest
 from transformers import AutoConfig, BertConfig
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
+from hcal_hf.configuration_hcal import FORMAT_VERSION
 from hcal_hf.training.risk import NEVER
 from tests.builders import tiny_bert
 
@@ -39,7 +41,7 @@ def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):
         ("thresholds", [-0.01] + [0.5] * 12, "from 0 to 1, got -0.01 for 'science'"),
         ("thresholds", [float("nan")] * 13, "from 0 to 1, got nan for 'science'"),
         ("thresholds", [0.5] * 12, "one number for each of 13 labels, got 12"),
-        ("thresholds", [0.5, 0.2] + [0.4] * 11, "is below that of its parent 'science': it must not be"),
+        ("thresholds", [0.5, 0.2] + [0.4] * 11, "is below that of its parent 'science'. Raise it to at least"),
         ("risk_alpha", 0.1, "risk_alpha and risk_threshold belong together"),
         ("score_temperature", 0.0, "a finite number above 0 (1: scores as they are), got 0.0"),
         (
@@ -151,3 +153,58 @@ def test_a_folder_of_this_machine_is_not_written_down(taxonomy, encoder_dir, tmp
     model.save_pretrained(tmp_path / "saved")
     for file in (tmp_path / "saved").iterdir():
         assert str(encoder_dir).encode() not in file.read_bytes(), file.name
+
+
+def rewrite_format_version(folder, version):
+    """Sets the field in a saved config.json, or removes it."""
+    file = folder / "config.json"
+    fields = json.loads(file.read_text())
+    fields.pop("hcal_format_version")
+    file.write_text(json.dumps(fields if version is None else {**fields, "hcal_format_version": version}))
+
+
+@pytest.fixture
+def saved_model(tmp_path, make_model, taxonomy):
+    make_model(taxonomy).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_configuration_holds_the_format_version(saved_model):
+    assert json.loads((saved_model / "config.json").read_text())["hcal_format_version"] == FORMAT_VERSION == 1
+
+
+@pytest.mark.parametrize("version", [None, 0])
+def test_a_configuration_of_an_older_format_loads_silently_and_is_saved_in_the_current_one(
+    saved_model, tmp_path_factory, caplog, version
+):
+    rewrite_format_version(saved_model, version)
+    with caplog.at_level("WARNING"):
+        config = AutoConfig.from_pretrained(saved_model)
+        model = HcalForSequenceClassification.from_pretrained(saved_model)
+    assert caplog.text == ""
+    assert config.hcal_format_version == model.config.hcal_format_version == FORMAT_VERSION
+    again = tmp_path_factory.mktemp("again")
+    config.save_pretrained(again)
+    assert json.loads((again / "config.json").read_text())["hcal_format_version"] == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("load", [AutoConfig, HcalConfig, HcalForSequenceClassification])
+def test_a_newer_format_is_refused_before_its_unknown_values(saved_model, load):
+    rewrite_format_version(saved_model, FORMAT_VERSION + 1)
+    file = saved_model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "head": "a_head_of_the_future"}))
+    message = "has hcal_format_version 2, but this hcal_hf reads versions up to 1. .*update hcal_hf"
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(saved_model)
+
+
+@pytest.mark.parametrize("version", ["1", -1, 1.5])
+def test_a_format_version_that_is_no_number_of_a_format_is_refused(saved_model, version):
+    rewrite_format_version(saved_model, version)
+    with pytest.raises(ValueError, match=f"hcal_format_version must be a whole number of at least 0, got {version!r}"):
+        HcalConfig.from_pretrained(saved_model)
+
+
+def test_from_encoder_takes_no_format_version(taxonomy, encoder_dir):
+    with pytest.raises(TypeError, match="no argument 'hcal_format_version'"):
+        HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, hcal_format_version=1)
