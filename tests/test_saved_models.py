@@ -1,4 +1,4 @@
-"""Models that earlier versions saved load and give the numbers that they gave then."""
+"""Models that earlier versions saved load and return the same numbers as before."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hcal_hf import HcalForSequenceClassification
+from hcal_hf.configuration_hcal import FORMAT_VERSION
 
 FOLDERS = sorted(path.parent for path in Path(__file__).with_name("saved_models").rglob("expected.json"))
 
@@ -22,5 +23,12 @@ def test_a_model_of_an_earlier_version_answers_as_it_did(folder):
 
 
 def test_the_earlier_versions_are_there():
-    assert {folder.parent.name for folder in FOLDERS} >= {"without_format_version"}
-    assert len(FOLDERS) >= 4
+    formats = {f"format_{number}" for number in range(1, FORMAT_VERSION + 1)}
+    assert {folder.parent.name for folder in FOLDERS} >= {"without_format_version", *formats}
+    assert len(FOLDERS) >= 6
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_the_folder_names_the_format_that_its_configuration_holds(folder):
+    version = json.loads((folder / "config.json").read_text()).get("hcal_format_version")
+    assert folder.parent.name == ("without_format_version" if version is None else f"format_{version}")
