@@ -1,6 +1,6 @@
 # make quickstart   set up everything, train a hierarchical classifier, show what it predicts
 # make test         set up everything, run the tests
-# make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables (ARGS: more for frozen.py)
+# make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables (ARGS: options of frozen.py)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

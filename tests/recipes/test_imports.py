@@ -22,7 +22,7 @@ PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob
 
 
 def imports_of(code):
-    """(module, name) of every import from hcal_hf. The name is empty for `import hcal_hf`."""
+    """Yields the (module, name) of every import from hcal_hf. The name is empty for `import hcal_hf`."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "hcal_hf")
@@ -31,7 +31,7 @@ def imports_of(code):
 
 
 def inner_imports(path, code):
-    """The imports of names that are not public."""
+    """Returns the imports of names that are not public."""
     public = {("hcal_hf", ""), *(("hcal_hf", name) for name in hcal_hf.__all__)}
     name = str(path.relative_to(ROOT))
     return {(name, *imported) for imported in imports_of(code) if imported not in public}

@@ -1,4 +1,4 @@
-"""The loaders of recipes/loaders, on a few made-up rows in the format of each data set."""
+"""The loaders of recipes/loaders, on a few synthetic rows in the format of each data set."""
 
 import gzip
 import importlib
@@ -22,7 +22,7 @@ NAMES = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")
 
 @pytest.fixture(scope="module", autouse=True)
 def modules():
-    """The scripts as modules; they import each other by bare names, as when they are run."""
+    """Imports the scripts. They import each other by bare names, as when they are run."""
     sys.path.insert(0, str(LOADERS))
     yield {name: importlib.import_module(name) for name in (*NAMES, "shared")}
     sys.path.remove(str(LOADERS))
@@ -40,7 +40,7 @@ def labels(folder, split):
 
 
 def check_usable(folder, tokenizer, label_mode, partial_paths):
-    """The runner reads what a loader wrote, and every row encodes to the labels written."""
+    """Checks that the runner reads the files of a loader and encodes every row to its labels."""
     arguments = DataArguments(data_dir=str(folder), taxonomy=str(folder / "taxonomy.json"))
     raw = load_data(arguments)
     taxonomy = Taxonomy.from_json(arguments.taxonomy)
@@ -102,7 +102,7 @@ def test_wos(wos_dir, tmp_path, modules, tokenizer, capsys):
 
 
 def test_wos_is_split_as_published(modules):
-    """The sizes that papers give, and the same as a loop over the permutations that scikit-learn draws."""
+    """The sizes are those of the papers, and the split equals a loop over scikit-learn's permutations."""
     wos = modules["wos"]
     assert Counter(wos.split_of(46_985)) == Counter(wos.PUBLISHED)
     state = np.random.RandomState(7)

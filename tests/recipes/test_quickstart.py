@@ -1,4 +1,4 @@
-"""The quickstart's data preparation, on a made-up tree of source files."""
+"""The quickstart's data preparation, on a synthetic tree of source files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart"
 
 
 def load(name: str) -> ModuleType:
-    """The script `name` as a module."""
+    """Imports the script `name`."""
     spec = importlib.util.spec_from_file_location(f"quickstart_{name}", RECIPE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,7 +32,7 @@ prepare = load("prepare")
 
 
 def sentences(count: int, key: str) -> list[str]:
-    """`count` distinct texts of 25 made-up words, none of them near another."""
+    """Returns `count` distinct texts of 25 synthetic words. No two are similar."""
     draw = random.Random(key)
     return [
         " ".join("".join(draw.choices("abcdefghijklmnop", k=7)) for _ in range(25)).capitalize() + "."
@@ -41,7 +41,7 @@ def sentences(count: int, key: str) -> list[str]:
 
 
 def module_source(texts: list[str]) -> str:
-    """The source of a module with one documented function per text."""
+    """Returns the source of a module with one documented function per text."""
     return "\n\n".join(
         f"def function_{index}():\n    {json.dumps(text, ensure_ascii=True)}\n" for index, text in enumerate(texts)
     )
@@ -68,7 +68,7 @@ def run(site: Path, output: Path, **options: Any) -> Any:
 
 
 def read_rows(output: Path) -> dict[str, list[dict[str, object]]]:
-    """The rows of the three splits."""
+    """Reads the rows of the three splits."""
     return {
         name: [json.loads(line) for line in (output / "data" / f"{name}.jsonl").read_text("utf-8").splitlines()]
         for name in ("train", "validation", "test")
@@ -76,7 +76,7 @@ def read_rows(output: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def read_paths(output: Path) -> list[list[str]]:
-    """The leaves of the taxonomy."""
+    """Returns the leaves of the taxonomy."""
     return json.loads((output / "data" / "taxonomy.json").read_text("utf-8"))["paths"]
 
 
@@ -328,7 +328,7 @@ def test_few_texts_leave_fewer_leaves(site: Path, tmp_path: Path) -> None:
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    """The bytes of every file below `output`."""
+    """Returns the bytes of every file below `output`."""
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
@@ -358,7 +358,7 @@ def test_same_seed_same_bytes(site: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """A folder with the layout of the encoder's package."""
+    """Builds a folder with the layout of the encoder's package."""
     folder = tmp_path / "model"
     write(folder / "model.safetensors", b"abc")
     write(folder / "config.json", "{}")
@@ -409,7 +409,7 @@ def test_command_line_stops_at_a_wrong_checksum(
 
 @pytest.fixture(scope="module")
 def baseline() -> ModuleType:
-    """The baseline script, whose imports are slow."""
+    """Imports the baseline script, which is slow."""
     return load("baseline")
 
 

@@ -1,4 +1,4 @@
-"""Configurations and launch lines under recipes/: every key and flag is one that train.py knows."""
+"""Configurations and launch lines of recipes/: train.py accepts every key and flag."""
 
 import re
 import shlex
@@ -48,7 +48,7 @@ def test_both_configurations_of_a_set_are_about_one_task(name):
 
 
 def launch_lines():
-    """(page, arguments of train.py) of each launch line in the pages and configurations."""
+    """Returns the (page, arguments of train.py) of each launch line in the pages and configurations."""
     found = []
     pages = [*CONFIGS, *ROOT.glob("recipes/*/README.md"), ROOT / "recipes" / "README.md"]
     for page in sorted(pages):

@@ -1,4 +1,4 @@
-"""What the figures of recipes/benchmarks/pages/speed.md stand on."""
+"""The modules behind the figures of recipes/benchmarks/pages/speed.md."""
 
 import json
 

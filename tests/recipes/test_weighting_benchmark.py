@@ -1,4 +1,4 @@
-"""What the experiment on loss weighting stands on; its figures are in recipes/benchmarks/pages/weighting.md."""
+"""The experiment on loss weighting. Its figures are in recipes/benchmarks/pages/weighting.md."""
 
 import json
 
