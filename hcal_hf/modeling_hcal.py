@@ -32,7 +32,7 @@ from .taxonomy import Taxonomy
 
 logger = logging.get_logger(__name__)
 
-# Arguments of from_encoder that go to the encoder's from_pretrained; everything else belongs to HcalConfig.
+# Arguments of from_encoder for the encoder's from_pretrained. All others are fields of HcalConfig.
 _LOADER_ARGUMENTS = (
     "attn_implementation",
     "cache_dir",
@@ -54,19 +54,19 @@ class HcalOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
-            Uniform mean over the levels that are present in the batch, plus contrast_alpha times the contrast tasks'.
+            Mean loss of the levels that are present in the batch, plus contrast_alpha times that of the contrast tasks.
         logits (`torch.FloatTensor` of shape `[B, L]`, *optional*, returned with `return_logits=True`, the default):
-            logit(p) of each node's probability, always finite; sigmoid(logits) is the probability under every head.
+            logit(p) of each node's probability p, always finite. sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
-            Unweighted mean loss of each task (`model.task_names`); 0 for a task absent from the batch.
+            Unweighted mean loss of each task (`model.task_names`). 0 for a task absent from the batch.
         task_counts (`torch.LongTensor` of shape `[T]`, *optional*, returned with `labels`):
-            The denominator of each task's mean; 0 for a task absent from the batch.
+            The denominator of each task's mean. 0 for a task absent from the batch.
         task_gradient_norms (`torch.FloatTensor` of shape `[D]`, *optional*, returned with `gradient_norms=True`):
             The norm of the gradient of each level's task loss with respect to `features`.
         features (`torch.FloatTensor` of shape `[B, d]`):
             L2-normalised document features.
         hidden_states, attentions:
-            The encoder's, where asked for.
+            Those of the encoder, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -80,21 +80,21 @@ class HcalOutput(ModelOutput):
 
 
 class HcalPreTrainedModel(PreTrainedModel):
-    """Loading, saving and weight initialisation of HCAL models."""
+    """Loads, saves and initialises HCAL models."""
 
     config_class = HcalConfig
     config: HcalConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # Whatever the encoder has; the encoder itself refuses what it lacks.
+    # The encoder raises an error for implementations that it lacks.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # In half precision small steps would be lost on what is trained from scratch.
+    # These modules are trained from scratch, and half precision would lose small updates.
     _keep_in_fp32_modules_strict = {"projection", "prototypes", "head"}
-    # Our loss is a mean over the batch that forward sees; the Trainer must not count label cells for it.
+    # The loss is a mean over the batch, so the Trainer must not count items and pass them to forward.
     accepts_loss_kwargs = False
 
     @torch.no_grad()
@@ -117,18 +117,18 @@ class HcalPreTrainedModel(PreTrainedModel):
                 if getattr(module, name, None) is not None:
                     init.constant_(getattr(module, name), start)
         elif isinstance(module, nn.Linear):
-            # Keeps the encoder's geometry: cosines start as those of (a projection of) the pooled states.
+            # Orthogonal rows keep the cosines between pooled states, or between their projections if d is smaller.
             init.orthogonal_(module.weight)
         else:
             super()._init_weights(module)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Uploads the model with its code to the Hub; arguments and result as for any
-        [`~transformers.PreTrainedModel`] (`private`, `token`, `revision`, `commit_message`, ...). The tokenizer has a
-        `push_to_hub` of its own.
+        """Uploads the model and its code to the Hub.
+
+        Arguments and result are those of [`~transformers.PreTrainedModel.push_to_hub`]. The tokenizer is pushed separately.
 
         Raises:
-            ConnectionError: if the push is cut off; pushing again completes it.
+            ConnectionError: if the connection is lost. Pushing again completes the upload.
         """
         with clear_push_errors(repo_id):
             if kwargs.get("create_pr"):
@@ -137,8 +137,7 @@ class HcalPreTrainedModel(PreTrainedModel):
                 return super().push_to_hub(repo_id, *args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """[`~transformers.PreTrainedModel.save_pretrained`], with the model's code and a short model card, where there is
-        no README.md that somebody wrote or that says more of this model."""
+        """Saves the model with its code, and a short model card unless README.md was edited or describes this model."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             save_minimal_card(self, save_directory)
@@ -147,12 +146,12 @@ class HcalPreTrainedModel(PreTrainedModel):
 class HcalForSequenceClassification(HcalPreTrainedModel):
     """A transformer encoder with label prototypes and a hierarchical head.
 
-    Use [`from_encoder`] to put it on a pretrained encoder, and `from_pretrained` to load a trained model.
+    Use [`from_encoder`] to build it on a pretrained encoder, and `from_pretrained` to load a trained model.
 
     Args:
         config ([`HcalConfig`]): the configuration.
-        encoder (`PreTrainedModel`, *optional*): an encoder with its weights; made anew from `config.encoder_config` by
-            default.
+        encoder (`PreTrainedModel`, *optional*): an encoder with weights. By default, a new one is built from
+            `config.encoder_config`.
 
     Attributes:
         taxonomy ([`Taxonomy`]): the hierarchy of `config`.
@@ -165,12 +164,12 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         self.taxonomy: Taxonomy = config.to_taxonomy()
         if not self.taxonomy.num_labels:
             raise ValueError(
-                "The configuration has no labels: make it with HcalConfig.from_taxonomy(taxonomy, encoder_config), or the "
-                "model with HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
+                "The configuration has no labels. Build it with HcalConfig.from_taxonomy(taxonomy, encoder_config), or "
+                "build the model with HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
             )
         self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
         if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
-            self.encoder.pooler = None  # never used here; as a parameter without gradient it would break DDP
+            self.encoder.pooler = None  # unused, and DDP fails on parameters without gradient
         hidden_size = _hidden_size(config.encoder_config)
         size = hidden_size if config.projection_dim is None else config.projection_dim
         self.projection = nn.Linear(hidden_size, size, bias=False)
@@ -180,7 +179,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             config.perturbation,
             anchor_size=hidden_size if config.prototype_anchor else None,
             depths=torch.from_numpy(self.taxonomy.depths.copy()) if config.score_function == "linear" else None,
-            # A softmax gains nothing from biases, and they would tell labels with documents from those without.
+            # Under a softmax, biases do not help and would only separate labels with documents from those without.
             has_bias=config.label_mode == "multi_path",
         )
         self.head = build_head(config, self.taxonomy)
@@ -199,14 +198,14 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         descriptions: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> "HcalForSequenceClassification":
-        """A new model on a pretrained encoder, its head untrained.
+        """Builds a model with an untrained head on a pretrained encoder.
 
         Args:
             encoder (`str`): name on the Hub or folder of any model that `AutoModel` loads.
             taxonomy ([`Taxonomy`]): the label hierarchy.
-            preset (`"paper"`, *optional*): start from [`HcalConfig.paper`] instead of the defaults.
-            descriptions (`dict[str, str]`, *optional*): words for labels, with `prototype_anchor="label_text"`; a label
-                without any is read by its name after its parents' names.
+            preset (`"paper"`, *optional*): uses [`HcalConfig.paper`] instead of the defaults.
+            descriptions (`dict[str, str]`, *optional*): label texts, with `prototype_anchor="label_text"`. The text
+                of other labels is built from their names and their parents' names.
             kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), and arguments of the encoder's
                 `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
 
@@ -226,9 +225,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         if not isinstance(encoder, str | os.PathLike):
             raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
         if not isinstance(taxonomy, Taxonomy):
-            raise TypeError(
-                f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: Taxonomy.from_paths makes one."
-            )
+            raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
         loader = {name: kwargs.pop(name) for name in _LOADER_ARGUMENTS if name in kwargs}
         names = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
         files = {name: loader[name] for name in names if name in loader}
@@ -248,7 +245,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
                 "not be loaded without it. Use an architecture that is part of transformers."
             )
         make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
-        # A new configuration sets the attention of its sub-configurations too: keep what the encoder was loaded with.
+        # A new configuration overwrites the attention of its sub-configurations, so it gets that of the encoder.
         attention = model.config._attn_implementation
         config = make_config(taxonomy, model.config, attn_implementation=attention, **kwargs)
         hcal = cls(config, encoder=model).to(device=model.device)
@@ -256,17 +253,17 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             config.label_texts = label_texts(taxonomy, descriptions)
             hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
         elif descriptions:
-            raise ValueError('descriptions are read by prototype_anchor="label_text" alone: give that too.')
+            raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')
         return hcal
 
     def embed_labels(self, tokenizer: Any, batch_size: int = 64) -> None:
-        """Computes the anchors of the prototypes anew from `config.label_texts` with the encoder as it is now.
+        """Computes the anchors of the prototypes from `config.label_texts` with the current encoder.
 
         Raises:
             ValueError: if the model's prototypes are not anchored.
         """
         if not self.prototypes.is_anchored:
-            raise ValueError('The prototypes have no anchors: make the model with prototype_anchor="label_text".')
+            raise ValueError('The prototypes have no anchors: build the model with prototype_anchor="label_text".')
         assert self.config.label_texts is not None
         states = embed_texts(self, tokenizer, self.config.label_texts, batch_size)
         self.prototypes.anchors.copy_(states)
@@ -320,26 +317,25 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds:
-                The encoder's own inputs.
+                The inputs of the encoder.
             pooled_states (`torch.Tensor` of shape `[B, hidden_size]`, *optional*):
-                What the pooled encoder would return, computed before; given instead of the encoder's inputs.
+                Precomputed pooled encoder states, which replace the inputs of the encoder.
             labels (`torch.Tensor`, *optional*):
-                Ancestor-complete: multi-hot, floating, of shape `[B, L]`, or int64 node indices `[B, K]` padded with
-                -100.
+                Ancestor-complete labels: floating multi-hot `[B, L]`, or int64 node indices `[B, K]` padded with -100.
             noise (`torch.Tensor` of shape `[L, d]`, *optional*):
-                The perturbation U of the prototypes. Drawn anew in training mode by default, by each process its own
-                ([`HcalTrainer`] gives all the same); in evaluation mode there is none unless given.
+                The perturbation U of the prototypes. By default, each process draws its own in training mode
+                ([`HcalTrainer`] passes the same to all), and there is none in evaluation mode.
             gradient_norms (`bool`):
-                Also returns `task_gradient_norms`, at the cost of one backward pass through prototypes and head for each
-                level; needs `labels`.
+                Also returns `task_gradient_norms`, at the cost of one backward pass through prototypes and head per
+                level. Needs `labels`.
             return_logits (`bool`):
-                False leaves `logits` out: the losses do without them, and with many labels they cost more than the losses
-                ([`HcalTrainer`] trains so). Without `labels` too, only the features are computed, as [`PathSearch`] takes
-                them.
+                False omits `logits`. The losses do not need them, and with many labels they cost more than the losses
+                ([`HcalTrainer`] trains without them). If `labels` is missing too, only the features are computed, for
+                [`PathSearch`].
 
-        In training mode `logits` come from the same perturbed prototypes as the loss; in evaluation mode from the
-        clean ones. `config.score_temperature` divides the scores behind the logits, in both modes, and not those of the
-        losses, which stay comparable whatever was calibrated.
+        In training mode, `logits` are computed from the same perturbed prototypes as the loss, in evaluation mode from
+        the clean ones. In both modes, the scores are divided by `config.score_temperature` for the logits, but not for
+        the losses. Calibration therefore does not change the losses.
         """
         outputs = None
         if pooled_states is None:
@@ -355,10 +351,10 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             pooled_states = self.pool(outputs.last_hidden_state, attention_mask)
         elif input_ids is not None or inputs_embeds is not None:
             raise ValueError(
-                "Give either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both."
+                "Pass either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both."
             )
 
-        # Cosines and everything after them in at least float32, also under autocast.
+        # Cosines and all later steps need at least float32, also under autocast.
         with _without_autocast(pooled_states.device):
             projected = self.projection(pooled_states.to(self.projection.weight.dtype))
             features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
@@ -396,13 +392,13 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         if self.config.objective == "document" and not self.config.contrast:
             return losses, counts
         prototypes = self.prototypes(self.projection, noise).to(features)
-        # In evaluation a process may well be alone with its batch.
+        # In evaluation, other processes may have no batch left to gather.
         gather = self.training and num_processes() > 1
         means, classes = aggregate_losses(
             features, prototypes, targets, self.taxonomy, self.config.prototype_temperature, gather
         )
         if self.config.objective == "aggregate":
-            # The leaf level keeps its documents, every level above is trained on its class means (HCAL).
+            # HCAL trains the leaf level on documents and every level above on class means.
             losses = torch.cat([means[:-1], losses[-1:]])
             counts = torch.cat([classes[:-1], counts[-1:]])
         if self.config.contrast:
@@ -411,15 +407,16 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
 
     @property
     def num_levels(self) -> int:
-        """Number D of levels, each with one classification task; a weighter weighs these."""
+        """Number D of levels. Each has one classification task, which a loss weighter weighs."""
         return self.head.num_tasks
 
     def weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Weights of all T tasks from those of the D classification tasks: contrast_k gets contrast_alpha times the weight
-        of level k.
+        """Extends the weights of the D classification tasks to all T tasks.
+
+        The task contrast_k gets contrast_alpha times the weight of level k.
 
         Args:
-            weights (`torch.Tensor` of shape `[D]`).
+            weights (`torch.Tensor` of shape `[D]`): weights of the classification tasks.
             present (`torch.Tensor` of shape `[T]`, bool): the tasks that occur in the batch.
         """
         if not self.config.contrast:
@@ -428,8 +425,10 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
 
     @property
     def document_tasks(self) -> list[bool]:
-        """For each task whether its loss is a mean over documents, whose sums over batches add up; a mean over the
-        classes of a batch is not."""
+        """For each task, True if its loss is a mean over documents, False if it is a mean over the classes of a batch.
+
+        Only sums over documents can be added over batches.
+        """
         per_document = [True] * len(self.task_names)
         if self.config.objective == "aggregate":
             per_document[: self.num_levels - 1] = [False] * (self.num_levels - 1)
@@ -438,25 +437,24 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         return per_document
 
     def count_tasks(self, labels: torch.Tensor) -> torch.Tensor:
-        """The `task_counts` [T] of the document tasks, from `labels` (as for `forward`) alone; 0 for contrast tasks, which
-        count classes."""
+        """Computes `task_counts` [T] from `labels` (as in `forward`) alone. 0 for contrast tasks, which count classes."""
         counts = self.head.counts(Targets(labels, self.taxonomy.num_labels))
         return F.pad(counts, (0, len(self.task_names) - len(counts)))
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that the encoder has positions for; None where it has no such limit."""
+        """The largest number of tokens that the encoder has positions for, or None without such a limit."""
         config: Any = self.config.encoder_config
         limit = getattr(config, "max_position_embeddings", None)
         embeddings: Any = getattr(self.encoder, "embeddings", None)
         if limit and getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None) is not None:
-            limit -= embeddings.position_embeddings.padding_idx + 1  # RoBERTa counts positions from there
+            limit -= embeddings.position_embeddings.padding_idx + 1  # RoBERTa starts to count positions there
         return limit
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Document vectors [B, hidden_size] from token states [B, S, hidden_size] and a mask [B, S] (1 = a token).
+        """Pools token states [B, S, hidden_size] to document vectors [B, hidden_size].
 
-        Padding may be on either side. The mean is taken in at least float32.
+        The mask [B, S] is 1 for tokens. Padding may be on either side. The mean is computed in at least float32.
         """
         if attention_mask is None:
             attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
@@ -466,14 +464,14 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             return ((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).to(hidden_states)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         if self.config.pooling == "cls":
-            chosen = attention_mask.long().argmax(dim=1)
+            position = attention_mask.long().argmax(dim=1)
         else:
-            chosen = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
+            position = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)  # len() is a constant to torch.export
-        return hidden_states[rows, chosen]
+        return hidden_states[rows, position]
 
     def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
-        """The probability [B, L] of each node, in the order of `config.labels`."""
+        """Returns the probability [B, L] of each node, in the order of `config.labels`."""
         assert outputs.logits is not None
         return torch.sigmoid(outputs.logits)
 
@@ -483,8 +481,8 @@ def _hidden_size(encoder_config: Any) -> int:
         if isinstance(size := getattr(encoder_config, name, None), int):
             return size
     raise ValueError(
-        f"Cannot find the size of the hidden states in {type(encoder_config).__name__}: it has none of hidden_size, "
-        "d_model, dim, n_embd."
+        f"The size of the hidden states is unknown: {type(encoder_config).__name__} has none of hidden_size, d_model, dim "
+        "and n_embd. Use another encoder, or set hidden_size in its configuration."
     )
 
 
@@ -494,7 +492,7 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
     return contextlib.nullcontext()
 
 
-# What is saved then carries its code: this file, and those that it imports, the pipeline's among them.
+# Makes save_pretrained write this file and those that it imports, the pipeline included, next to the model.
 HcalForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = ["HcalForSequenceClassification", "HcalOutput", "HcalPreTrainedModel"]

@@ -167,7 +167,7 @@ def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_
         make_model(taxonomy).add_labels([["new"]], tokenizer)
     with pytest.raises(ValueError, match="have no anchors"):
         make_model(taxonomy).embed_labels(tokenizer)
-    with pytest.raises(ValueError, match="give that too"):
+    with pytest.raises(ValueError, match="descriptions need prototype_anchor"):
         HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, descriptions={"opera": "x"})
     with pytest.raises(ValueError, match="one text for each of 13 labels, got 1"):
         HcalConfig.from_taxonomy(taxonomy, tiny_bert(), prototype_anchor="label_text", label_texts=["x"])
