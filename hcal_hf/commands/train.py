@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 from transformers import AutoTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,6 +21,7 @@ from ..card_facts import Details
 from ..configuration_hcal import HcalConfig
 from ..data.encoding import encode_dataset
 from ..data.labels import LabelReader
+from ..data.tables import read_table
 from ..data.taxonomy_builder import build_taxonomy
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
@@ -285,48 +286,18 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
     Raises:
         ValueError: if neither or both are given, a split is missing, or the files differ in type.
     """
-    required = ("train",) if splits is None else tuple(splits)
     if (data_args.data_dir is None) == (data_args.dataset is None):
         raise ValueError(
             "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
         )
-    if data_args.dataset is not None:
-        loaded = load_dataset(data_args.dataset)
-        for split in required:
-            if split not in loaded:
-                raise ValueError(f"{data_args.dataset} has no split named {split}, only {sorted(loaded)}.")
-        chosen = loaded if splits is None else DatasetDict({split: loaded[split] for split in required})
-        return _leave_out(chosen, data_args)
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-    if os.path.isfile(data_args.data_dir):  # type: ignore[arg-type]
-        path = Path(data_args.data_dir)  # type: ignore[arg-type]
-        kind = kinds.get(Path(path.name.removesuffix(".gz")).suffix)
-        if splits is None or len(required) > 1 or kind is None:
-            raise ValueError(
-                f"{path} is one file, but there must be a folder with the files of {', '.join(required)}: give that folder."
-                if kind
-                else f"{path} is no file of documents: it must end in {', '.join(kinds)}, each also with .gz."
-            )
-        return _leave_out(load_dataset(kind, data_files={required[0]: str(path)}), data_args)
-    files: dict[str, str] = {}
-    found: set[str] = set()
-    for split in SPLITS if splits is None else required:
-        for path in sorted(Path(data_args.data_dir).glob(f"{split}.*")):  # type: ignore[arg-type]
-            kind = kinds.get(Path(path.name.removesuffix(".gz")).suffix)
-            if kind and split not in files:
-                files[split] = str(path)
-                found.add(kind)
-            elif kind:
-                raise ValueError(f"{data_args.data_dir} has two files for {split}: {files[split]} and {path}.")
-    for split in required:
-        if split not in files:
-            raise ValueError(
-                f"{data_args.data_dir} has no {'training' if split == 'train' else split} file: it must hold "
-                f"{split}.jsonl (or .csv, .parquet, .arrow, each also with .gz)."
-            )
-    if len(found) > 1:
-        raise ValueError(f"The files in {data_args.data_dir} must be of one type, found {sorted(found)}.")
-    return _leave_out(load_dataset(found.pop(), data_files=files), data_args)
+    source: Any = data_args.dataset or Path(data_args.data_dir)  # type: ignore[arg-type]
+    if isinstance(source, Path) and not source.is_dir() and (splits is None or len(splits) > 1):
+        raise ValueError(
+            f"{source} is not a folder, but there must be a folder with the files of "
+            f"{', '.join(splits or ('train', 'validation', 'test'))}: give that folder."
+        )
+    table = read_table(source, splits=splits)
+    return _leave_out(table if isinstance(table, DatasetDict) else DatasetDict({splits[0]: table}), data_args)  # type: ignore[index]
 
 
 def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
@@ -335,11 +306,11 @@ def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
         return raw
     names = set(data_args.leave_out)
     reading = data_args.reading
-    reader = LabelReader(reading.pop("labels"), **reading, missing_is_empty=True)
+    reader = LabelReader(reading.pop("labels"), **reading)
 
     def is_kept(*cells: Any) -> bool:
         try:
-            labels = reader(cells, known=names)
+            labels = reader(cells, known=names) or []
         except ValueError:  # a bad row, which encode_dataset names
             return True
         return names.isdisjoint(step for label in labels for step in ([label] if isinstance(label, str) else label))

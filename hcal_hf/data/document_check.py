@@ -113,7 +113,7 @@ class DocumentCheck:
 
     def _count_labels(self, cells: Sequence[Any], number: int) -> None:
         try:
-            labels = self.reader(cells, known=self.taxonomy.label_index if self.taxonomy else ())
+            labels = self.reader(cells, known=self.taxonomy.label_index if self.taxonomy else ()) or []
             if self.taxonomy is not None:
                 nodes: list[Any] = self.taxonomy.encode(labels).tolist()
                 inner = {parent for node in nodes for parent in self.taxonomy.parents(node).tolist()}

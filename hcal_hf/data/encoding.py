@@ -14,24 +14,27 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from .label_checks import describe_misfit, find_misfits
 from .labels import LabelReader
 from .rows import AnyDataset, BadRow, BadRowsError, check_columns, class_names, iterate_splits
+from .tables import UNREADABLE, read_table
+from .texts import join_texts, text_problem
 
 logger = logging.get_logger(__name__)
 
 # The number of different label sets that an encoder caches. Most documents share theirs with others.
 MAX_CACHED_LABEL_SETS = 2**16
 # Columns that carry what happened to a row through `datasets.map`.
-_PROBLEM, _COMPLETED, _TRUNCATED = _ROW_REPORT = ("_problem", "_completed", "_truncated")
+_PROBLEM, _COMPLETED, _TRUNCATED, _UNLABELLED = _ROW_REPORT = ("_problem", "_completed", "_truncated", "_unlabelled")
 
 
 def encode_dataset(
     dataset: AnyDataset,
     taxonomy: Taxonomy,
     tokenizer: PreTrainedTokenizerBase,
-    text: str = "text",
+    text: str | Sequence[str] = "text",
     labels: str | Sequence[str] | None = "labels",
     *,
     separator: str = SEPARATOR,
     delimiter: str | None = None,
+    empty_means_none: bool = False,
     label_mode: Literal["single_path", "multi_path"] | None = None,
     partial_paths: bool = True,
     max_length: int | None = None,
@@ -41,14 +44,18 @@ def encode_dataset(
     """Tokenises the texts and turns the labels into ancestor-complete node indices.
 
     Args:
-        dataset: a `datasets` table or dictionary of tables, in memory or streaming.
+        dataset: a `datasets` table or dictionary of tables, in memory or streaming; or what [`read_table`] reads: a file, a
+            folder of split files, a name on the Hub, or a DataFrame.
         taxonomy ([`Taxonomy`]): the hierarchy.
         tokenizer: the encoder's tokenizer.
-        text: the column of texts.
+        text: the column of texts, or several columns, which are joined by a line break.
         labels: the column of labels; each value is a label, a path string, a list of labels, or a list of paths. Or a
-            list of columns, one per level from the root down. None for a table without labels.
+            list of columns, one per level from the root down. None for a table without labels. Rows with a missing value,
+            an empty cell or the `ClassLabel` -1 are unlabelled and left out, and their number is logged.
         separator: separates the steps of a path string.
         delimiter: separates several labels in one string, if there can be several.
+        empty_means_none: reads a missing value or an empty cell as a document that has no label, which `"multi_path"`
+            allows, and not as an unlabelled one.
         label_mode: the model's label mode; with `"single_path"` a row is bad unless its labels are exactly one path.
         partial_paths: if False, a row with a path that ends at an inner node is bad.
         max_length: the maximum number of tokens; the tokenizer's own limit by default. Longer texts are truncated, and
@@ -69,7 +76,7 @@ def encode_dataset(
         raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
     reader = None
     if labels is not None:
-        reader = LabelReader(labels, separator, delimiter, missing_is_empty=label_mode == "multi_path")
+        reader = LabelReader(labels, separator, delimiter, empty_means_none)
     if max_length is None and tokenizer.model_max_length > 10**9:
         logger.warning(
             "Texts will not be truncated: the tokenizer has no maximum length and max_length is not given. Set max_length "
@@ -77,14 +84,16 @@ def encode_dataset(
         )
     if label_mode == "single_path":
         taxonomy.check_single_path()
+    dataset = read_table(dataset)
+    texts = [text] if isinstance(text, str) else list(text)
     encoded: dict[str, Any] = {}
     bad_rows: list[BadRow] = []
     summaries: list[str] = []
     for split_name, split in iterate_splits(dataset):
-        check_columns(split, [text, *(reader.column_list if reader else [])], split_name)
+        check_columns(split, [*texts, *(reader.column_list if reader else [])], split_name)
         if reader:
             reader = replace(reader, class_names=class_names(split, reader.column_list))
-        encoder = RowEncoder(taxonomy, tokenizer, text, reader, label_mode, partial_paths, max_length)
+        encoder = RowEncoder(taxonomy, tokenizer, texts, reader, label_mode, partial_paths, max_length)
         if isinstance(split, IterableDataset):
             encoded[split_name] = _encode_stream(split, encoder, split_name, on_bad_row)
         else:
@@ -107,15 +116,15 @@ class RowEncoder:
         self,
         taxonomy: Taxonomy,
         tokenizer: PreTrainedTokenizerBase,
-        text: str,
+        texts: list[str],
         reader: LabelReader | None,
         label_mode: str | None,
         partial_paths: bool,
         max_length: int | None,
     ):
-        self.taxonomy, self.tokenizer, self.text, self.reader = taxonomy, tokenizer, text, reader
+        self.taxonomy, self.tokenizer, self.texts, self.reader = taxonomy, tokenizer, texts, reader
         self.label_mode, self.partial_paths, self.max_length = label_mode, partial_paths, max_length
-        self._cached_nodes: dict[Any, list[int]] = {}
+        self._cached_nodes: dict[Any, list[int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached_nodes": {}}  # keeps the fingerprint free of the rows met so far
@@ -127,30 +136,36 @@ class RowEncoder:
         columns = {name: List(Value("int8" if name in small else "int32")) for name in names}
         if self.reader:
             columns["labels"] = List(Value("int64"))
-        row_report = {_PROBLEM: Value("string"), _COMPLETED: Value("int32"), _TRUNCATED: Value("bool")}
+        row_report = {
+            _PROBLEM: Value("string"),
+            _COMPLETED: Value("int32"),
+            _TRUNCATED: Value("bool"),
+            _UNLABELLED: Value("bool"),
+        }
         return Features({**columns, **row_report})
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        texts = batch[self.text]
-        problems: list[str | None] = [self._text_problem(text) for text in texts]
+        texts = list(map(join_texts, zip(*(batch[name] for name in self.texts))))
+        unreadable = batch.get(UNREADABLE, [None] * len(texts))
+        problems: list[str | None] = [reason or text_problem(text) for reason, text in zip(unreadable, texts)]
         rows: list[list[int]] = []
         completed = np.zeros(len(texts), dtype=np.int64)
+        unlabelled = [False] * len(texts)
         if self.reader:
-            rows, completed = self.encode_labels([batch[name] for name in self.reader.column_list], problems)
+            rows, completed, unlabelled = self.encode_labels(
+                [batch[name] for name in self.reader.column_list], problems
+            )
         clean = ["" if problem else text for text, problem in zip(texts, problems)]
         tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
         # Only fast tokenizers keep the tokens that were cut off.
         truncated = [bool(e.overflowing) for e in tokens.encodings] if tokens.encodings else [False] * len(texts)
-        columns = {**tokens, _PROBLEM: problems, _COMPLETED: completed, _TRUNCATED: truncated}
+        row_report = {_PROBLEM: problems, _COMPLETED: completed, _TRUNCATED: truncated, _UNLABELLED: unlabelled}
+        columns = {**tokens, **row_report}
         return {**columns, "labels": rows} if self.reader else columns
 
-    @staticmethod
-    def _text_problem(text: Any) -> str | None:
-        if not isinstance(text, str):
-            return f"the text must be a string, got {text!r} of type {type(text).__name__}"
-        return None if text.strip() else "the text is empty"
-
-    def encode_labels(self, columns: list[list], problems: list[str | None]) -> tuple[list[list[int]], np.ndarray]:
+    def encode_labels(
+        self, columns: list[list], problems: list[str | None]
+    ) -> tuple[list[list[int]], np.ndarray, list[bool]]:
         """Encodes the label columns of N rows.
 
         Args:
@@ -158,9 +173,12 @@ class RowEncoder:
             problems: the problem of each row so far; the first problem of a row's labels is written into it.
 
         Returns:
-            the sorted nodes of each row's labels with all ancestors, and the number of added ancestors [N].
+            the sorted nodes of each row's labels with all ancestors, the number of added ancestors [N], and whether each
+            row is unlabelled.
         """
-        named_nodes = [self._named_nodes(cells, row, problems) for row, cells in enumerate(zip(*columns))]
+        found = [self._named_nodes(cells, row, problems) for row, cells in enumerate(zip(*columns))]
+        unlabelled = [nodes is None for nodes in found]
+        named_nodes = [nodes or [] for nodes in found]
         number = self.taxonomy.num_labels
         owners = np.repeat(np.arange(len(named_nodes)), list(map(len, named_nodes)))
         nodes = np.fromiter(chain.from_iterable(named_nodes), dtype=np.int64, count=len(owners))
@@ -171,29 +189,33 @@ class RowEncoder:
         rows = [flat[start:end] for start, end in zip([0, *ends], ends)]
         suspects = find_misfits(sizes, nodes, self.taxonomy, self.label_mode, self.partial_paths)
         for row in np.flatnonzero(suspects).tolist():
-            if problems[row] is None:
+            if problems[row] is None and not unlabelled[row]:
                 problems[row] = describe_misfit(
                     np.array(rows[row]), self.taxonomy, self.label_mode, self.partial_paths
                 )
-        return rows, sizes - named
+        return rows, sizes - named, unlabelled
 
-    def _named_nodes(self, cells: Sequence[Any], row: int, problems: list[str | None]) -> list[int]:
-        """Returns the nodes that one row names, without ancestors. Notes a problem and returns none if there is one."""
+    def _named_nodes(self, cells: Sequence[Any], row: int, problems: list[str | None]) -> list[int] | None:
+        """Returns the nodes that one row names, without ancestors; None for an unlabelled row.
+
+        Notes a problem and returns no nodes if there is one.
+        """
         try:
             key = _cache_key(cells)
-            nodes = self._cached_nodes.get(key)
-            if nodes is None:
-                nodes = self._read_labels(cells)
-                if len(self._cached_nodes) < MAX_CACHED_LABEL_SETS:
-                    self._cached_nodes[key] = nodes
+            if key in self._cached_nodes:
+                return self._cached_nodes[key]
+            nodes = self._read_labels(cells)
+            if len(self._cached_nodes) < MAX_CACHED_LABEL_SETS:
+                self._cached_nodes[key] = nodes
         except (ValueError, TypeError) as problem:
             problems[row] = problems[row] or str(problem)
             return []
         return nodes
 
-    def _read_labels(self, cells: Sequence[Any]) -> list[int]:
+    def _read_labels(self, cells: Sequence[Any]) -> list[int] | None:
         assert self.reader is not None
-        return list(self.taxonomy.given_nodes(self.reader(cells, known=self.taxonomy.label_index.keys())))
+        labels = self.reader(cells, known=self.taxonomy.label_index.keys())
+        return None if labels is None else list(self.taxonomy.given_nodes(labels))
 
 
 def _cache_key(value: Any) -> Any:
@@ -218,9 +240,12 @@ def _encode_table(
         desc=f"Encoding {split_name}",
     )
     bad_rows = [(split_name, index, problem) for index, problem in enumerate(mapped[_PROBLEM]) if problem]
-    if bad_rows:
-        good = np.setdiff1d(np.arange(len(mapped)), [index for _, index, _ in bad_rows])
-        mapped = mapped.select(good)
+    unlabelled = np.asarray(mapped[_UNLABELLED][:], dtype=bool)
+    left_out = unlabelled.copy()
+    left_out[[index for _, index, _ in bad_rows]] = True
+    number_unlabelled = int(left_out.sum()) - len(bad_rows)
+    if left_out.any():
+        mapped = mapped.select(np.flatnonzero(~left_out))
     completed, truncated = np.asarray(mapped[_COMPLETED][:]), np.asarray(mapped[_TRUNCATED][:])
     changes = []
     if completed.any():
@@ -230,6 +255,8 @@ def _encode_table(
         changes.append(f"{truncated.sum():,} texts truncated to {limit} tokens")
     if bad_rows:
         changes.append(f"{len(bad_rows):,} bad rows left out")
+    if number_unlabelled:
+        changes.append(f"{number_unlabelled:,} unlabelled rows left out")
     summary = f"{split_name}: {len(mapped):,} rows encoded; {'; '.join(changes)}." if changes else ""
     return mapped.remove_columns(list(_ROW_REPORT)), bad_rows, summary
 
@@ -245,7 +272,7 @@ def _encode_stream(split: IterableDataset, encoder: RowEncoder, split_name: str,
         if bad_rows:
             _, index, problem = bad_rows[0]
             logger.warning(f"{split_name}: {len(bad_rows)} bad rows left out, first: [{index}] {problem}.")
-        keep = [index for index, problem in enumerate(rows[_PROBLEM]) if not problem]
+        keep = [i for i, problem in enumerate(rows[_PROBLEM]) if not problem and not rows[_UNLABELLED][i]]
         kept = {key: values for key, values in rows.items() if key not in _ROW_REPORT}
         return {key: [values[index] for index in keep] for key, values in kept.items()}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, LargeList, List
 
 AnyDataset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 # (split, index of the row, problem)
@@ -60,6 +60,13 @@ def check_columns(split: Dataset | IterableDataset, columns: list[str], split_na
 
 
 def class_names(split: Any, columns: list[str]) -> dict[str, list[str]]:
-    """Returns the class names of those columns that are `ClassLabel`s."""
+    """Returns the class names of those columns that hold `ClassLabel`s, also in lists and lists of lists."""
     features = split.features or {}
-    return {name: features[name].names for name in columns if isinstance(features.get(name), ClassLabel)}
+    names = {}
+    for column in columns:
+        feature = features.get(column)
+        while isinstance(feature, List | LargeList | list):  # `Sequence(ClassLabel)` is a List
+            feature = feature[0] if isinstance(feature, list) else feature.feature
+        if isinstance(feature, ClassLabel):
+            names[column] = feature.names
+    return names

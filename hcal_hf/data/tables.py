@@ -38,6 +38,7 @@ logger = logging.get_logger(__name__)
 SPLITS = ("train", "validation", "test")
 # The column of a data set that holds the reason why a row of its file cannot be read.
 UNREADABLE = "_unreadable"
+_EMPTY = -1  # the depth of an empty list
 _ALTERNATIVES = {
     ".xls": "save the sheet as .xlsx or as CSV UTF-8",
     ".ods": "save the sheet as .xlsx or as CSV UTF-8",
@@ -195,7 +196,8 @@ def read_table(
     """Reads a table as a data set of the `datasets` library.
 
     Cells of CSV, Excel and JSON files become strings or None, so that "NA", "007" and "1.0" are read as they are written.
-    A list or object in a JSON file becomes its JSON text, which [`LabelReader`] reads as that list. Rows that cannot be
+    A JSON column in which all cells are lists of strings, or lists of these, keeps them. In any other JSON column lists and
+    objects become their JSON text, which [`LabelReader`] reads as the list. Rows that cannot be
     read have None in all columns and the reason in the column `_unreadable`, which `encode_dataset` reports as bad rows.
     Data are kept on disk, not in memory.
 
@@ -258,8 +260,8 @@ def _split_files(folder: Path, splits: Sequence[str] | None) -> dict[str, Path]:
     for split in ("train",) if splits is None else splits:
         if split not in files:
             raise ValueError(
-                f"{folder} has no {'training' if split == 'train' else split} file: it must contain {split}.csv (or "
-                ".jsonl, .xlsx, .parquet, ...)."
+                f"{folder} has no {'training' if split == 'train' else split} file: it must hold {split}.jsonl "
+                "(or .csv, .xlsx, .parquet, ...)."
             )
     return files
 
@@ -285,31 +287,68 @@ def _is_nan(value: Any) -> bool:
 
 
 def _from_file(table: TableFile) -> Any:
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, List, Value
 
     names = [name for name in table.columns if name and table.columns.count(name) == 1]
     if not names:
         raise ValueError(f"{table.path} has no row that can be read.")
+    if next(table.rows(names), None) is None:
+        raise ValueError(f"{table.path} names columns but has no rows: {', '.join(map(repr, names))}.")
     stat = table.path.stat()
+    depths = _list_depths(table, names) if table.kind == "json lines" else [0] * len(names)
+    features: dict[str, Any] = {UNREADABLE: Value("string")}
+    for name, depth in zip(names, depths):
+        features[name] = Value("string")
+        for _ in range(depth):
+            features[name] = List(features[name])
     return Dataset.from_generator(
         _generate,
-        features=Features({name: Value("string") for name in [*names, UNREADABLE]}),
+        features=Features({name: features[name] for name in [*names, UNREADABLE]}),
         # The cache of `datasets` depends on these. It takes a list for shards.
         gen_kwargs={
             "path": str(table.path.resolve()),
             "encoding": table.encoding or None,
             "delimiter": table.delimiter or None,
             "names": tuple(names),
+            "depths": tuple(depths),
             "version": (stat.st_size, stat.st_mtime_ns),
         },
     )
 
 
 def _generate(
-    path: str, encoding: str | None, delimiter: str | None, names: tuple[str, ...], version: tuple[int, int]
-) -> Iterator[dict[str, str | None]]:
+    path: str,
+    encoding: str | None,
+    delimiter: str | None,
+    names: tuple[str, ...],
+    depths: tuple[int, ...],
+    version: tuple[int, int],
+) -> Iterator[dict[str, Any]]:
     for row in TableFile(path, encoding, delimiter).rows(names):
-        yield {**dict(zip(names, map(_as_text, row.cells))), UNREADABLE: row.problem}
+        cells = (cell if depth else _as_text(cell) for cell, depth in zip(row.cells, depths))
+        yield {**dict(zip(names, cells)), UNREADABLE: row.problem}
+
+
+def _list_depths(table: TableFile, names: Sequence[str]) -> list[int]:
+    """Returns for each column 1 if all cells are lists of strings, 2 for lists of lists of strings, and else 0."""
+    depths: list[set[int]] = [set() for _ in names]
+    for row in table.rows(names):
+        for kinds, cell in zip(depths, row.cells):
+            if cell is not None:
+                kinds |= _list_kinds(cell)
+    # An empty list fits both.
+    return [max(kinds, default=0) if kinds in ({1}, {2}, {1, _EMPTY}, {2, _EMPTY}) else 0 for kinds in depths]
+
+
+def _list_kinds(cell: Any) -> set[int]:
+    if not isinstance(cell, list):
+        return {0}
+    if not cell:
+        return {_EMPTY}
+    if all(isinstance(item, str) for item in cell):
+        return {1}
+    is_nested = all(isinstance(item, list) and all(isinstance(step, str) for step in item) for item in cell)
+    return {2} if is_nested else {0}
 
 
 def _as_text(cell: Any) -> str | None:

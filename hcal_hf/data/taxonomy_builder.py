@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ..taxonomy import SEPARATOR, Taxonomy
 from .labels import LabelReader, as_paths
 from .rows import AnyDataset, BadRow, BadRowsError, class_names, iterate_rows, iterate_splits
+from .tables import read_table
 
 logger = logging.get_logger(__name__)
 
@@ -37,14 +38,15 @@ def build_taxonomy(
         BadRowsError: if labels are not paths from a root.
         ValueError: if the paths do not form a taxonomy.
     """
-    reader = LabelReader(labels, separator, delimiter, missing_is_empty=True)
+    reader = LabelReader(labels, separator, delimiter)
+    dataset = read_table(dataset)
     bad_rows: list[BadRow] = []
     paths: dict[tuple[str, ...], None] = {}
     for split_name, split in iterate_splits(dataset):
         reader = replace(reader, class_names=class_names(split, reader.column_list))
         for row, cells in enumerate(iterate_rows(split, reader.column_list)):
             try:
-                new_paths = [path for path in as_paths(reader(cells), labels) if path not in paths]
+                new_paths = [path for path in as_paths(reader(cells) or [], labels) if path not in paths]
                 if new_paths:
                     Taxonomy.from_paths(new_paths)  # raises for empty names and the like
             except (ValueError, TypeError) as problem:

@@ -72,7 +72,7 @@ def check_file(
     elif "text" in columns:
         text = "text"
     required = None if taxonomy is None else Taxonomy.from_json(taxonomy)
-    reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter, missing_is_empty=True)
+    reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter)
     return DocumentCheck(table, reader, text, required, identity, min_documents).run()
 
 

@@ -129,17 +129,17 @@ def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, toke
     with pytest.raises(BadRowsError) as error:
         encode_dataset(splits, taxonomy, tokenizer)
     text = str(error.value)
-    assert text.startswith("13 row(s) cannot be encoded")
+    assert text.startswith("12 row(s) cannot be encoded")
     assert "train[1]: Unknown label 'astronomie'. Closest known: 'astronomy'" in text
     assert "train[2]: the text is empty" in text
-    assert "train[3]: the text must be a string, got None" in text
+    assert "train[3]: there is no text" in text
     assert "train[4]: ['science', 'opera'] is not a path" in text
-    assert "train[5]: no labels in column 'labels'" in text
-    assert "test[5]" in text
-    assert "test[6]" not in text
-    assert "and 3 more" in text
+    assert "train[5]" not in text  # unlabelled, not bad
+    assert "test[6]" in text
+    assert "test[7]" not in text
+    assert "and 2 more" in text
     assert 'on_bad_row="drop"' in text
-    assert [(split, index) for split, index, _ in error.value.rows][:6] == [("train", i) for i in range(1, 6)] + [
+    assert [(split, index) for split, index, _ in error.value.rows][:5] == [("train", i) for i in range(1, 5)] + [
         ("test", 1)
     ]
     dropped = encode_dataset(splits, taxonomy, tokenizer, on_bad_row="drop")
@@ -179,18 +179,39 @@ def test_class_label_columns_are_read_by_their_names(taxonomy, tokenizer):
     assert [row[-1] for row in names(taxonomy, encode_dataset(table, taxonomy, tokenizer))] == ["opera", "botany"]
 
 
-def test_an_empty_cell_is_a_document_without_labels_in_multi_path_alone(taxonomy, tokenizer, tmp_path):
-    (tmp_path / "rows.csv").write_text("text,labels\nstars,astronomy\nthe cat,\n")
-    table = load_dataset("csv", data_files=str(tmp_path / "rows.csv"), cache_dir=str(tmp_path))["train"]
-    assert encode_dataset(table, taxonomy, tokenizer, label_mode="multi_path")["labels"][1] == []
-    with pytest.raises(BadRowsError, match=r"train\[1\]: no labels in column 'labels'"):
-        encode_dataset(table, taxonomy, tokenizer, label_mode="single_path")
+def test_rows_with_empty_cells_are_unlabelled_unless_they_mean_no_label(taxonomy, tokenizer, tmp_path, caplog):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,labels\nstars,astronomy\nthe cat,\nplants,botany\n")
+    for label_mode in ("multi_path", "single_path", None):
+        with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
+            encoded = encode_dataset(path, taxonomy, tokenizer, label_mode=label_mode)
+        assert [row[-1] for row in names(taxonomy, encoded)] == ["astronomy", "botany"]
+        assert "1 unlabelled rows left out" in caplog.text
+        caplog.clear()
+    stream = Dataset.from_dict({"text": ["a", "b"], "labels": ["astronomy", None]}).to_iterable_dataset()
+    assert len(list(encode_dataset(stream, taxonomy, tokenizer))) == 1
+    encoded = encode_dataset(path, taxonomy, tokenizer, label_mode="multi_path", empty_means_none=True)
+    assert encoded["labels"][1] == []
+    with pytest.raises(BadRowsError, match=r"\[1\]: single_path needs one path"):
+        encode_dataset(path, taxonomy, tokenizer, label_mode="single_path", empty_means_none=True)
 
 
-def test_a_delimiter_with_one_column_a_level_is_refused(taxonomy, tokenizer):
-    table = Dataset.from_dict({"text": ["a"], "l1": ["A"], "l2": ["B;C"]})
-    with pytest.raises(ValueError, match="leave it out"):
-        build_taxonomy(table, ["l1", "l2"], delimiter=";")
+def test_several_text_columns_are_joined(taxonomy, tokenizer):
+    table = Dataset.from_dict({"a": ["stars", None], "b": ["atoms", "cells"], "labels": ["opera", "botany"]})
+    encoded = encode_dataset(table, taxonomy, tokenizer, ["a", "b"])
+    assert encoded["input_ids"][:] == [tokenizer("stars\natoms")["input_ids"], tokenizer("cells")["input_ids"]]
+    with pytest.raises(BadRowsError, match=r"\[1\]: there is no text"):
+        encode_dataset(table, taxonomy, tokenizer, "a")
+    with pytest.raises(ValueError, match="has no column 'c'"):
+        encode_dataset(table, taxonomy, tokenizer, ["a", "c"])
+
+
+def test_rows_of_a_file_that_cannot_be_read_are_bad_rows(taxonomy, tokenizer, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,labels\nstars,astronomy\nthe cat, and dog,opera\n")
+    with pytest.raises(BadRowsError, match=r"\[1\]: the row has 3 cells, the header 2"):
+        encode_dataset(path, taxonomy, tokenizer)
+    assert len(encode_dataset(path, taxonomy, tokenizer, on_bad_row="drop")) == 1
 
 
 def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
@@ -272,7 +293,7 @@ def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
     assert "labels" not in encode_dataset(table, taxonomy, tokenizer, text="body", labels=None).column_names
     with pytest.raises(ValueError, match=r"no column 'text'; its columns are \['body'\]"):
         encode_dataset(table, taxonomy, tokenizer)
-    with pytest.raises(ValueError, match="got list: use"):
+    with pytest.raises(ValueError, match=r"got list\. Use datasets"):
         encode_dataset(GOOD, taxonomy, tokenizer)
     with pytest.raises(ValueError, match="'skip'"):
         encode_dataset(table, taxonomy, tokenizer, on_bad_row="skip")
@@ -329,7 +350,7 @@ def test_many_labels_are_batched_as_indices(tokenizer):
 
 
 def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy, tokenizer, monkeypatch):
-    encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(taxonomy, tokenizer, ["text"], LabelReader("labels"), None, True, 16)
     before = Hasher.hash(encoder)
     reads, read = [], encoder._read_labels
     monkeypatch.setattr(encoder, "_read_labels", lambda cells: reads.append(cells) or read(cells), raising=False)
@@ -345,9 +366,9 @@ def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy,
 
 
 def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
-    encoder = RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, ["text"], LabelReader("labels"), None, True, 16)
     problems = [None, None, None]
-    rows, completed = encoder.encode_labels([[1, 1.0, True]], problems)
+    rows, completed, _ = encoder.encode_labels([[1, 1.0, True]], problems)
     assert (rows, completed.tolist(), problems[:2]) == ([[0], [0], []], [0, 0, 0], [None, None])
     assert "got True of type bool" in problems[2]
 
@@ -359,9 +380,9 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
     taxonomy = make(rng, 60)
     given = [[taxonomy.labels[i] for i in rng.integers(60, size=rng.integers(4))] for _ in range(200)]
     for rows in (given, [*given, taxonomy.labels[3]]):
-        encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+        encoder = RowEncoder(taxonomy, tokenizer, ["text"], LabelReader("labels"), None, True, 16)
         problems = [None] * len(rows)
-        found, completed = encoder.encode_labels([rows], problems)
+        found, completed, _ = encoder.encode_labels([rows], problems)
         named = [{taxonomy.index(label) for label in ([row] if isinstance(row, str) else row)} for row in rows]
         assert found == [taxonomy.complete(nodes).tolist() for nodes in named]
         assert completed.tolist() == [len(row) - len(nodes) for row, nodes in zip(found, named)]
@@ -370,8 +391,8 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
 
 def test_a_list_that_may_be_labels_or_a_path_is_not_looked_up(tokenizer):
     taxonomy = Taxonomy.from_paths([["Other"], ["Books", "Other"]])
-    encoder = RowEncoder(taxonomy, tokenizer, "text", LabelReader("labels"), None, True, 16)
+    encoder = RowEncoder(taxonomy, tokenizer, ["text"], LabelReader("labels"), None, True, 16)
     problems = [None, None]
-    rows, _ = encoder.encode_labels([[["Books"], ["Books", "Other"]]], problems)
+    rows, _, _ = encoder.encode_labels([[["Books"], ["Books", "Other"]]], problems)
     assert (rows, problems[0]) == ([[taxonomy.index("Books")], []], None)
     assert "can be read as 2 labels or as one path" in problems[1]

@@ -101,8 +101,8 @@ def test_a_folder_has_its_splits(tmp_path):
     splits = read_table(tmp_path)
     assert isinstance(splits, DatasetDict)
     assert list(splits) == ["train", "test"]
-    assert splits["test"]["labels"][0] == '[["x", "y"]]'
-    with pytest.raises(ValueError, match=r"no validation file: it must contain validation\.csv"):
+    assert splits["test"]["labels"][0] == [["x", "y"]]
+    with pytest.raises(ValueError, match=r"no validation file: it must hold validation\.jsonl"):
         read_table(tmp_path, splits=["validation"])
     (tmp_path / "train.xlsx").write_bytes(b"")
     with pytest.raises(ValueError, match="two files for train"):
@@ -120,6 +120,21 @@ def test_rows_that_cannot_be_read_are_kept_with_their_reason(tmp_path):
     assert reasons[0] is None
     assert "not JSON" in reasons[1]
     assert "not a JSON object but list" in reasons[2]
+
+
+def test_lists_in_json_keep_their_form_where_all_cells_have_it(tmp_path):
+    rows = [
+        {"flat": ["a", "b"], "nested": [["a"], ["b", "c"]], "mixed": ["a"], "empty": [], "number": 7},
+        {"flat": [], "nested": [], "mixed": "a", "empty": [], "number": 1.0},
+        {"flat": None, "nested": [["d"]], "mixed": [["a", 1]], "empty": None, "number": True},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = read_table(tmp_path / "a.jsonl")
+    assert dataset["flat"][:] == [["a", "b"], [], None]
+    assert dataset["nested"][:] == [[["a"], ["b", "c"]], [], [["d"]]]
+    assert dataset["mixed"][:] == ['["a"]', "a", '[["a", 1]]']
+    assert dataset["empty"][:] == ["[]", "[]", None]
+    assert dataset["number"][:] == ["7", "1.0", "true"]
 
 
 def test_a_changed_file_is_read_again(tmp_path):
