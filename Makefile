@@ -1,29 +1,44 @@
-# make quickstart   set up everything, train a hierarchical classifier, show what it predicts
-# make test         set up everything, run the tests
+# make quickstart      install what the quickstart needs, train a hierarchical classifier, show what it predicts
+# make test            install everything, run the fast tests in parallel
+# make test-slow       install everything, run the slow tests: browser, extras, several processes, long trainings
+# make quality         lint, formatting, types, spelling
+# make format          fix formatting
 # make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables (ARGS: options of frozen.py)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Without --constraint, pip may choose a newer torch with several gigabytes of CUDA libraries.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= auto
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install quickstart test benchmark quality format clean
+.PHONY: install quickstart test test-slow benchmark quality format clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "hcal_hf needs Python 3.11 or later, found " + sys.version'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[quickstart]'
 	touch $@
 
-quickstart: install
+$(VENV)/.installed: $(VENV)/.quickstart
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/.quickstart
 	$(BIN)/python recipes/quickstart/prepare.py
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/train.py recipes/quickstart/config.yaml
 	$(BIN)/python recipes/quickstart/baseline.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 benchmark: install
 	@test -n "$(DATA_DIR)" || { echo "Give the folder of the data sets: make benchmark DATA_DIR=... (see recipes/benchmarks/README.md)"; exit 2; }
@@ -34,6 +49,7 @@ quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -168,6 +168,7 @@ def test_every_way_of_saving_writes_the_code(work):
         }
 
 
+@pytest.mark.slow
 def test_without_hcal_hf_every_copy_gives_the_same_numbers(work, author, reader):
     _, expected = work
     wanted = {**expected, "hub": expected["model"], "hub trainer": author["trained"]}
@@ -178,10 +179,12 @@ def test_without_hcal_hf_every_copy_gives_the_same_numbers(work, author, reader)
         assert all(module.startswith("transformers_modules.") for module in found["modules"])
 
 
+@pytest.mark.slow
 def test_without_hcal_hf_and_without_trust_nothing_is_run(reader):
     assert all("trust_remote_code=True" in problem for problem in reader["untrusted"])
 
 
+@pytest.mark.slow
 def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(work, hub, reader, again):
     folder, expected = work
     assert set(again["read"]) == {"tuned", "tuned pipe", "tuned trainer", "tuned hub"}
@@ -200,6 +203,7 @@ def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(wo
 # ---- With hcal_hf ----
 
 
+@pytest.mark.slow
 def test_with_hcal_hf_the_installed_code_is_run_and_no_trust_is_asked_for(work, author):
     _, expected = work
     for source in ("folder", "hub", "trusted"):
@@ -257,6 +261,7 @@ def test_custom_pipelines_name_the_task_and_ask_for_no_code_where_it_is_register
 # ---- Push and pull ----
 
 
+@pytest.mark.slow
 def test_private_revision_and_message_reach_the_hub(hub, author):
     assert hub.repos["me/private"].private
     assert hub.repos["me/trained"].private
@@ -268,6 +273,7 @@ def test_private_revision_and_message_reach_the_hub(hub, author):
     assert hub.seen("me/private/commit/v1")[0].payload["summary"] == "A first version"
 
 
+@pytest.mark.slow
 def test_the_trainers_push_carries_the_folder_with_its_card(work, hub, author):
     folder, _ = work
     pushed = hub.files("me/trained")
@@ -276,6 +282,7 @@ def test_the_trainers_push_carries_the_folder_with_its_card(work, hub, author):
     assert not [name for name in pushed if "checkpoint" in name]
 
 
+@pytest.mark.slow
 def test_the_token_is_sent_with_every_call_and_written_nowhere(work, hub, reader, processes):
     folder, _ = work
     # transformers lists a repository's chat templates without any; and one reader was given none.
@@ -292,6 +299,7 @@ def test_the_token_is_sent_with_every_call_and_written_nowhere(work, hub, reader
     assert [repo for repo in hub.repos for f in hub.files(repo).values() if TOKEN.encode() in f] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["upload", "commit"])
 def test_a_push_that_is_cut_off_says_so_and_a_second_one_completes_it(hub, author, what):
     found = author[f"cut {what}"]
@@ -306,6 +314,7 @@ def test_a_push_that_is_cut_off_says_so_and_a_second_one_completes_it(hub, autho
     assert uploads == 1 if what == "commit" else uploads > 1
 
 
+@pytest.mark.slow
 def test_a_refusal_is_no_cut(author):
     assert author["refused"].startswith("HfHubHTTPError: ") or "401" in author["refused"]
     assert "cut off" not in author["refused"]

@@ -215,6 +215,7 @@ def test_only_a_bounded_part_of_a_large_taxonomy_is_written():
     assert f"and {20_000 - MAX_ANSWERS:,} more" in words
 
 
+@pytest.mark.slow
 def test_the_answer_names_whole_paths(taxonomy, dag):
     p = torch.linspace(0.9, 0.1, 13)
 
@@ -372,6 +373,7 @@ def functions(page):
     return {function.name: function.fn for function in page.fns.values()}
 
 
+@pytest.mark.slow
 def test_the_encoder_runs_once_a_text_whatever_else_changes(taxonomy):
     pytest.importorskip("gradio")
     pipe = make_pipe(taxonomy, label_mode="multi_path")
@@ -395,6 +397,7 @@ def test_the_encoder_runs_once_a_text_whatever_else_changes(taxonomy):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_settings_before_any_text_change_nothing(taxonomy):
     gradio = pytest.importorskip("gradio")
     page = functions(build_page(make_pipe(taxonomy)))
@@ -402,6 +405,7 @@ def test_settings_before_any_text_change_nothing(taxonomy):
     assert page["change_decision"](None, "path", 0.5, 30)[1] == gradio.skip()
 
 
+@pytest.mark.slow
 def test_controls_fit_the_model(taxonomy):
     pytest.importorskip("gradio")
 
@@ -437,6 +441,7 @@ def test_without_gradio_the_error_says_what_to_install(taxonomy, monkeypatch, tm
             call()
 
 
+@pytest.mark.slow
 def test_what_is_no_hcal_model_is_refused(taxonomy, tmp_path):
     pytest.importorskip("gradio")
     BertConfig().save_pretrained(tmp_path / "bert")
@@ -467,6 +472,7 @@ def saved(taxonomy, tmp_path):
     return folder, pipe
 
 
+@pytest.mark.slow
 def test_a_space_holds_the_model_and_an_app_that_builds(saved, tmp_path):
     gradio = pytest.importorskip("gradio")
     folder, pipe = saved
@@ -490,6 +496,7 @@ def test_a_space_holds_the_model_and_an_app_that_builds(saved, tmp_path):
     torch.testing.assert_close(reading.logits, Reader(pipe).read(TEXT).logits)
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(saved, tmp_path):
     pytest.importorskip("gradio")
     space = tmp_path / "space"
@@ -501,6 +508,7 @@ def test_nothing_is_overwritten(saved, tmp_path):
     assert (space / "app.py").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_of_a_model_on_the_hub_only_the_name_is_written(saved, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     folder, _ = saved
@@ -585,6 +593,7 @@ def expected(pipe, text, **kwargs):
     return sorted(item["path"][-1] for item in pipe(text, **kwargs))
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_text_becomes_a_tree_that_follows_the_threshold(tab, served):
     pipe, _, calls = served
     before = len(calls)
@@ -617,6 +626,7 @@ def test_in_a_browser_a_text_becomes_a_tree_that_follows_the_threshold(tab, serv
     assert len(calls) == one + 4  # this test's own
 
 
+@pytest.mark.slow
 def test_in_a_browser_names_are_text_and_folds_stay(tab):
     classify(tab, TEXT)
     assert {EVIL, "${1}", "{{2}}"} <= set(labels(tab))
@@ -644,6 +654,7 @@ def test_in_a_browser_names_are_text_and_folds_stay(tab):
     assert tab.evaluate(states) == fresh  # the folds of another text are forgotten
 
 
+@pytest.mark.slow
 def test_in_a_browser_an_empty_text_is_told_and_a_narrow_page_fits(tab):
     tab.set_viewport_size({"width": 390, "height": 600})
     top = "document.querySelector('.hcal-answer').getBoundingClientRect().top"

@@ -210,6 +210,7 @@ def test_saving_in_place_leaves_the_weights_alone(multi_dir, data_dir, tmp_path)
     assert (folder / "test_results.json").exists()
 
 
+@pytest.mark.slow
 def test_the_script_prints_one_json_object(model_dir, data_dir):
     command = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), model_dir, "--data_dir", data_dir, "--use_cpu"]
     quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}  # without progress bars a Trainer prints its logs

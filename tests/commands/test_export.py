@@ -18,6 +18,8 @@ from hcal_hf import HcalConfig, HcalForSequenceClassification, HierarchicalTextC
 from hcal_hf.commands.export import export_onnx, open_session
 from tests.builders import build_ragged, build_taxonomy, build_tokenizer, random_forest, tiny_bert
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxscript")
 
 EXAMPLE = Path(__file__).parents[2] / "recipes" / "export" / "predict.py"

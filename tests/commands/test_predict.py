@@ -256,6 +256,7 @@ def test_a_failure_of_the_tokenizer_is_told(model_dir, file, tmp_path, monkeypat
         run(model_dir, file, tmp_path / "out.parquet")
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
     """SIGKILL, after a few windows of many; the file in the end is the same byte for byte."""
     file, out, whole = tmp_path / "rows.txt", tmp_path / "out.parquet", tmp_path / "whole.parquet"
@@ -280,6 +281,7 @@ def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_share_the_windows(model_dir, file, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                str(ROOT / "recipes/accelerate/two_cpu_processes.yaml"), "--main_process_port", "0",

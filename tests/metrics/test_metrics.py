@@ -629,6 +629,7 @@ def test_hvr_folder_stands_alone():
         assert found == siblings.get(file.name, set())
 
 
+@pytest.mark.slow
 def test_numpy_functions_import_neither_evaluate_nor_torch():
     # From the folder above, so that what hcal_hf itself imports does not count.
     code = "import sys, metrics, metrics.hvr.violations; print(*sorted({m.split('.')[0] for m in sys.modules}))"

@@ -14,6 +14,8 @@ from hcal_hf.commands.evaluate import load_model
 from hcal_hf.commands.predict import PredictionArguments, Predictor
 from tests.builders import WORDS, build_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="the recipe needs ray: pip install 'hcal-hf[ray]'")
 ROOT = Path(__file__).parents[2]
 rng = np.random.default_rng(0)

@@ -19,6 +19,8 @@ from transformers import BertModel
 from tests.builders import tiny_bert
 from tests.commands.test_train import config_file, data_dir  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
 # name: distributed type, processes, on the CPU

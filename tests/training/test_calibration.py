@@ -158,6 +158,7 @@ def test_the_fit_is_the_best_of_a_fine_grid(mode, name, partial, scale):
     assert (np.diff(losses[best:]) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [0.4, 3.0])
 def test_the_temperature_that_made_the_labels_is_found(truth):
     taxonomy = random_forest(np.random.default_rng(0), 12)
@@ -270,6 +271,7 @@ def make_trainer(make_model, tokenizer, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "name"),
     [

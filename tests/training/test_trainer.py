@@ -133,6 +133,7 @@ def test_the_hcal_weighter_follows_each_micro_batch(make_trainer, ragged, ragged
     assert not torch.allclose(seen[0], seen[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"dropout": 0.1, "perturbation": 0.05}], ids=["plain", "dropout and noise"])
 def test_resuming_at_any_step_is_the_uninterrupted_run_bit_for_bit(make_trainer, make_model, data, taxonomy, config):
     kwargs = {"optim": "adamw_torch", "max_steps": 5, "save_steps": 1, "save_strategy": "steps", "learning_rate": 1e-2,

@@ -432,6 +432,7 @@ def two_processes(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_equal_one_to_1e_6_after_20_steps(two_processes, name, tmp_path):
     state, found = two_processes[name]
