@@ -31,19 +31,19 @@ __version__ = "0.1.0"
 _LAZY = {
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
-    "DataArguments": "commands.train",
-    "EvaluationArguments": "commands.evaluate",
+    "DataArguments": "commands.run_arguments",
+    "EvaluationArguments": "commands.evaluation_run",
     "HEADS": "heads",
     "HcalClassifier": "sklearn.classifier",
     "HcalDataCollator": "data.collator",
     "HcalTrainer": "training.trainer",
     "HcalTrainingArguments": "training.arguments",
     "LossWeighter": "training.weighting",
-    "ModelArguments": "commands.train",
+    "ModelArguments": "commands.run_arguments",
     "PathSearch": "path_search",
-    "PredictionArguments": "commands.predict",
-    "Predictor": "commands.predict",
-    "TableArguments": "commands.train",
+    "PredictionArguments": "commands.predictor",
+    "Predictor": "commands.predictor",
+    "TableArguments": "commands.run_arguments",
     "WEIGHTERS": "training.weighting",
     "best_of_all": "path_search",
     "build_page": "commands.demo.page",
@@ -58,22 +58,22 @@ _LAZY = {
     "describe_answers": "training.risk",
     "document_scores": "training.calibration",
     "encode_dataset": "data.encoding",
-    "encode_splits": "commands.train",
-    "evaluate_model": "commands.evaluate",
-    "export_onnx": "commands.export",
+    "encode_splits": "commands.run_data",
+    "evaluate_model": "commands.evaluation_run",
+    "export_onnx": "commands.onnx_export",
     "fit_head": "training.solver",
     "fit_temperature": "training.calibration",
     "has_bfloat16": "training.precision",
     "hierarchical_scores": "metrics",
-    "load_data": "commands.train",
-    "load_model": "commands.evaluate",
+    "load_data": "commands.run_data",
+    "load_model": "commands.saved_model",
     "negative_log_likelihood": "training.calibration",
-    "open_session": "commands.export",
+    "open_session": "commands.onnx_export",
     "pooled_features": "training.features",
-    "predict_file": "commands.predict",
-    "quantize_int8": "commands.export",
+    "predict_file": "commands.prediction_file",
+    "quantize_int8": "commands.onnx_export",
     "read_table": "data.tables",
-    "run_training": "commands.train",
+    "run_training": "commands.training_run",
     "solve": "training.solver",
     "target_matrix": "training.evaluation",
     "tune_for_decoding": "training.thresholds",
@@ -158,17 +158,14 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from .commands.demo.page import build_page
-    from .commands.evaluate import EvaluationArguments, evaluate_model, load_model
-    from .commands.export import export_onnx, open_session, quantize_int8
-    from .commands.predict import PredictionArguments, Predictor, predict_file
-    from .commands.train import (
-        DataArguments,
-        ModelArguments,
-        TableArguments,
-        encode_splits,
-        load_data,
-        run_training,
-    )
+    from .commands.evaluation_run import EvaluationArguments, evaluate_model
+    from .commands.onnx_export import export_onnx, open_session, quantize_int8
+    from .commands.prediction_file import predict_file
+    from .commands.predictor import PredictionArguments, Predictor
+    from .commands.run_arguments import DataArguments, ModelArguments, TableArguments
+    from .commands.run_data import encode_splits, load_data
+    from .commands.saved_model import load_model
+    from .commands.training_run import run_training
     from .data.collator import HcalDataCollator
     from .data.encoding import encode_dataset
     from .data.rows import BadRowsError

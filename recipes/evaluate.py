@@ -6,7 +6,7 @@ The command line accepts every argument of EvaluationArguments and TableArgument
 """
 
 from hcal_hf import evaluate_model
-from hcal_hf.commands.evaluate import parse_arguments
+from hcal_hf.commands.evaluation_run import parse_arguments
 
 if __name__ == "__main__":
     evaluate_model(*parse_arguments())

@@ -9,7 +9,7 @@ The second command divides the rows among the processes. The arguments are those
 import sys
 
 from hcal_hf.commands.main import main
-from hcal_hf.commands.train import end_processes
+from hcal_hf.commands.training_run import end_processes
 
 if __name__ == "__main__":
     status = main(["predict", *sys.argv[1:]])

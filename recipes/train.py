@@ -7,7 +7,8 @@ The command line takes precedence.
 """
 
 from hcal_hf import run_training
-from hcal_hf.commands.train import end_processes, parse_arguments
+from hcal_hf.commands.run_arguments import parse_arguments
+from hcal_hf.commands.training_run import end_processes
 
 if __name__ == "__main__":
     run_training(*parse_arguments())

@@ -234,7 +234,7 @@ class ArrowRecords(Records):
     """Reads the rows of a Parquet or Arrow file, one record batch at a time."""
 
     def __init__(self, path: Path, names: Sequence[str], is_parquet: bool):
-        self._file = open_parquet(path) if is_parquet else open_arrow(path)
+        self._file: Any = open_parquet(path) if is_parquet else open_arrow(path)
         self.names = list(dict.fromkeys(names))
         self._order = [self.names.index(name) for name in names]
         self._position = 0

@@ -56,6 +56,6 @@ def build_taxonomy(
     if bad_rows and on_bad_row == "raise":
         raise BadRowsError(bad_rows)
     if bad_rows:
-        split_name, row, problem = bad_rows[0]
-        logger.warning(f"Skipped {len(bad_rows):,} rows for the taxonomy, first: {split_name}[{row}]: {problem}.")
+        split_name, row, reason = bad_rows[0]
+        logger.warning(f"Skipped {len(bad_rows):,} rows for the taxonomy, first: {split_name}[{row}]: {reason}.")
     return Taxonomy.from_paths(paths, identity=identity)

@@ -18,8 +18,9 @@ from hcal_hf import (
     HcalTrainingArguments,
     encode_dataset,
 )
-from hcal_hf.commands.evaluate import evaluate_model, parse_arguments
-from hcal_hf.commands.train import TableArguments, load_data
+from hcal_hf.commands.evaluation_run import evaluate_model, parse_arguments
+from hcal_hf.commands.run_arguments import TableArguments
+from hcal_hf.commands.run_data import load_data
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany": "plants",

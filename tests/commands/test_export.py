@@ -13,9 +13,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-import hcal_hf.commands.export
+import hcal_hf.commands.onnx_export
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HierarchicalTextClassificationPipeline, Taxonomy
-from hcal_hf.commands.export import export_onnx, open_session
+from hcal_hf.commands.onnx_export import export_onnx, open_session
 from tests.builders import build_ragged, build_taxonomy, build_tokenizer, random_forest, tiny_bert
 
 pytestmark = pytest.mark.slow
@@ -191,23 +191,25 @@ def test_int8_is_smaller_and_close(exported):
 
 def test_the_callers_model_is_left_as_it_is(exported):
     model = copy.deepcopy(exported["levels"][0]).to(torch.bfloat16).train()
-    found, _ = hcal_hf.commands.export._resolve(model, None)
+    found, _ = hcal_hf.commands.onnx_export._resolve(model, None)
     assert (found.dtype, found.training) == (torch.float32, False)
     assert (model.dtype, model.training) == (torch.bfloat16, True)
 
 
 def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer, tmp_path, caplog, monkeypatch):
     model, folder, _ = exported["levels"]
-    monkeypatch.setattr(hcal_hf.commands.export, "_export", lambda *args: shutil.copy(folder / "model.onnx", args[-1]))
+    monkeypatch.setattr(
+        hcal_hf.commands.onnx_export, "_export", lambda *args: shutil.copy(folder / "model.onnx", args[-1])
+    )
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model_int8.onnx").write_text("of another model")
     (tmp_path / "onnx" / "notes.txt").write_text("mine")
-    with caplog.at_level(logging.WARNING, "hcal_hf.commands.export"):
-        hcal_hf.commands.export.logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, "hcal_hf.commands.onnx_export"):
+        hcal_hf.commands.onnx_export.logger.addHandler(caplog.handler)
         report = export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
-        hcal_hf.commands.export.logger.removeHandler(caplog.handler)
+        hcal_hf.commands.onnx_export.logger.removeHandler(caplog.handler)
     assert "model_int8.onnx was of an earlier export" in caplog.text
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {*report["files"], "notes.txt"}
     assert report["files"].keys() == {"model.onnx", "tokenizer.json", "hierarchy.json"}
@@ -215,14 +217,14 @@ def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer,
 
 def test_a_graph_that_differs_is_not_written(exported, tokenizer, tmp_path, monkeypatch):
     model, _, _ = exported["levels"]
-    monkeypatch.setattr(hcal_hf.commands.export, "_export", lambda *args: None)  # what it writes is not read here
-    expected = hcal_hf.commands.export._torch_probabilities
+    monkeypatch.setattr(hcal_hf.commands.onnx_export, "_export", lambda *args: None)  # what it writes is not read here
+    expected = hcal_hf.commands.onnx_export._torch_probabilities
     run = lambda path, batches: [expected(model, batch) + 0.002 for batch in batches]  # noqa: E731
-    monkeypatch.setattr(hcal_hf.commands.export, "run_onnx", run)
+    monkeypatch.setattr(hcal_hf.commands.onnx_export, "run_onnx", run)
     with pytest.raises(RuntimeError, match=r"differ from torch's by up to 0\.002, more than 0\.0001"):
         export_onnx(model, tmp_path, tokenizer=tokenizer)
     monkeypatch.setattr(
-        hcal_hf.commands.export, "run_onnx", lambda path, batches: [np.full((1, 9), np.nan) for _ in batches]
+        hcal_hf.commands.onnx_export, "run_onnx", lambda path, batches: [np.full((1, 9), np.nan) for _ in batches]
     )
     with pytest.raises(RuntimeError, match="by up to nan"):
         export_onnx(model, tmp_path, tokenizer=tokenizer)
@@ -235,7 +237,7 @@ def test_incoherent_probabilities_are_named(exported):
     child = int(model.taxonomy.edges[3, 1])
     found[1, child] = 0.3
     with pytest.raises(RuntimeError, match=rf"P\('{model.config.labels[child]}'\) exceeds that of its parent .* 0\.2"):
-        hcal_hf.commands.export._check_coherence([found], model)
+        hcal_hf.commands.onnx_export._check_coherence([found], model)
 
 
 def test_wrong_arguments_say_what_is_allowed(exported, tmp_path, monkeypatch):
@@ -250,9 +252,9 @@ def test_wrong_arguments_say_what_is_allowed(exported, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "model")
     with pytest.raises(ValueError, match="tokenizer must be a fast one"):
         export_onnx(model, tmp_path, tokenizer=type("Slow", (), {"model_input_names": [], "pad_token_id": 0})())
-    found = hcal_hf.commands.export.importlib.util.find_spec
+    found = hcal_hf.commands.onnx_export.importlib.util.find_spec
     monkeypatch.setattr(
-        hcal_hf.commands.export.importlib.util,
+        hcal_hf.commands.onnx_export.importlib.util,
         "find_spec",
         lambda name, *a: None if name == "onnxscript" else found(name, *a),
     )

@@ -11,10 +11,11 @@ import yaml
 from datasets import Dataset
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
+from hcal_hf.commands import command_line
 from hcal_hf.commands import main as cli
-from hcal_hf.commands.evaluate import evaluate_model
-from hcal_hf.commands.evaluate import parse_arguments as evaluation_arguments
-from hcal_hf.commands.inspect_model import inspect_model
+from hcal_hf.commands.evaluation_run import evaluate_model
+from hcal_hf.commands.evaluation_run import parse_arguments as evaluation_arguments
+from hcal_hf.commands.model_summary import inspect_model
 from tests.builders import build_model, tiny_bert
 
 ROOT = Path(__file__).parents[2]
@@ -51,15 +52,22 @@ def usage_error(argv, capsys):
 
 
 def test_nothing_slow_is_imported_before_a_command_runs():
-    tree = ast.parse((ROOT / "hcal_hf/commands/main.py").read_text())
-    names = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names.add(node.module)
-    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    folder = ROOT / "hcal_hf/commands"
+    waiting, read = [folder / "main.py"], set()
+    while waiting:
+        path = waiting.pop()
+        read.add(path)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= set(sys.stdlib_module_names), path
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                files = [base.with_suffix(".py")] if base.with_suffix(".py").exists() else []
+                files = files or [base / f"{alias.name}.py" for alias in node.names]
+                waiting += [file for file in files if file not in read]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in sys.stdlib_module_names, path
+    assert {path.stem for path in read} >= {"main", "command_line", "train", "predict", "check", "command"}
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -90,7 +98,7 @@ def test_every_option_is_explained_in_a_sentence():
 
 
 def test_decoders_and_splits_are_those_of_the_library():
-    from hcal_hf.commands.train import SPLITS
+    from hcal_hf.commands.run_arguments import SPLITS
     from hcal_hf.decoding import METHODS
     from hcal_hf.training.thresholds import GRANULARITIES, METRICS
 
@@ -99,7 +107,7 @@ def test_decoders_and_splits_are_those_of_the_library():
     for option, values in {"decode": METHODS, "split": SPLITS, "tune": METRICS, "granularity": GRANULARITIES}.items():
         for value in values:
             assert getattr(parser.parse_args([*args, f"--{option}", value]), option) == value
-    assert cli._DECODERS == METHODS
+    assert command_line.DECODERS == METHODS
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,7 @@ def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, caps
         (["evaluate", model_dir, str(tmp_path)], "has no test file"),
         (
             ["evaluate", model_dir, str(tmp_path / "a.jsonl"), "--temperature"],
-            "is one file, but there must be a folder",
+            "is not a folder, but there must be a folder",
         ),
         (["taxonomy", "check", str(tmp_path / "a.xlsx")], "CSV UTF-8"),
     ):
@@ -157,7 +165,7 @@ def test_errors_of_our_own_are_told_and_bugs_are_not_hidden(tmp_path, monkeypatc
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("hcal_hf.commands.inspect_model.inspect_model", broken)
+    monkeypatch.setattr("hcal_hf.commands.model_summary.inspect_model", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["inspect", str(tmp_path)])
 
@@ -291,7 +299,7 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
             return {"files": {"model.onnx": 12345}, "max_difference": 2e-7}
 
     monkeypatch.setitem(sys.modules, "hcal_hf.commands.demo.page", Demo)
-    monkeypatch.setitem(sys.modules, "hcal_hf.commands.export", Export)
+    monkeypatch.setitem(sys.modules, "hcal_hf.commands.onnx_export", Export)
     assert cli.main(["demo", "m", "--host", "0.0.0.0", "--port", "7000", "--share"]) == 0
     (tmp_path / "texts").write_text("one\n\n two \n")
     assert cli.main(["demo", "m", "--export", "d", "--examples", str(tmp_path / "texts")]) == 0
@@ -303,7 +311,7 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize(("module", "missing", "argv"), [
     ("hcal_hf.commands.demo.page", "gradio", ["demo", "m"]),
-    ("hcal_hf.commands.export", "onnxruntime", ["export", "m", "d"]),
+    ("hcal_hf.commands.onnx_export", "onnxruntime", ["export", "m", "d"]),
 ])  # fmt: skip
 def test_a_missing_extra_gives_the_command_that_installs_it(module, missing, argv, monkeypatch, capsys):
     class Missing:

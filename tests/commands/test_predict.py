@@ -17,9 +17,10 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hcal_hf.commands import predict as module
+from hcal_hf.commands import predictor as module
 from hcal_hf.commands.atomic_writer import Parts
-from hcal_hf.commands.predict import PredictionArguments, Predictor, predict_file
+from hcal_hf.commands.prediction_file import predict_file
+from hcal_hf.commands.predictor import PredictionArguments, Predictor
 from tests.builders import WORDS, build_model
 
 ROOT = Path(__file__).parents[2]

@@ -7,14 +7,9 @@ from datasets import Dataset, DatasetDict
 from transformers import pipeline
 
 from hcal_hf import HcalTrainingArguments
-from hcal_hf.commands.train import (
-    DataArguments,
-    ModelArguments,
-    TableArguments,
-    load_data,
-    parse_arguments,
-    run_training,
-)
+from hcal_hf.commands.run_arguments import DataArguments, ModelArguments, TableArguments, parse_arguments
+from hcal_hf.commands.run_data import load_data
+from hcal_hf.commands.training_run import run_training
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany": "plants",

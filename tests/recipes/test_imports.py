@@ -11,11 +11,19 @@ import hcal_hf
 ROOT = Path(__file__).parents[2]
 # (file, module, name) of each import of an inner name, with the reason.
 EXCEPTIONS = {
-    ("recipes/train.py", "hcal_hf.commands.train", "parse_arguments"): "It is the command's own parser.",
-    ("recipes/train.py", "hcal_hf.commands.train", "end_processes"): "Only a launched script ends its processes.",
-    ("recipes/evaluate.py", "hcal_hf.commands.evaluate", "parse_arguments"): "It is the command's own parser.",
+    ("recipes/train.py", "hcal_hf.commands.run_arguments", "parse_arguments"): "It is the command's own parser.",
+    (
+        "recipes/train.py",
+        "hcal_hf.commands.training_run",
+        "end_processes",
+    ): "Only a launched script ends its processes.",
+    ("recipes/evaluate.py", "hcal_hf.commands.evaluation_run", "parse_arguments"): "It is the command's own parser.",
     ("recipes/predict.py", "hcal_hf.commands.main", "main"): "It is the command `hcal` itself.",
-    ("recipes/predict.py", "hcal_hf.commands.train", "end_processes"): "Only a launched script ends its processes.",
+    (
+        "recipes/predict.py",
+        "hcal_hf.commands.training_run",
+        "end_processes",
+    ): "Only a launched script ends its processes.",
 }
 SCRIPTS = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")])
 PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")])

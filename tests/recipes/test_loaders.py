@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from hcal_hf import Taxonomy
-from hcal_hf.commands.train import DataArguments, encode_splits, load_data
+from hcal_hf.commands.run_arguments import DataArguments
+from hcal_hf.commands.run_data import encode_splits, load_data
 
 LOADERS = Path(__file__).parents[2] / "recipes" / "loaders"
 NAMES = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")

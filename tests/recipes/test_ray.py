@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hcal_hf.commands.evaluate import load_model
-from hcal_hf.commands.predict import PredictionArguments, Predictor
+from hcal_hf.commands.predictor import PredictionArguments, Predictor
+from hcal_hf.commands.saved_model import load_model
 from tests.builders import WORDS, build_model
 
 pytestmark = pytest.mark.slow

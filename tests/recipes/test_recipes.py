@@ -8,7 +8,8 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hcal_hf.commands.train import TableArguments, load_data, parse_arguments
+from hcal_hf.commands.run_arguments import TableArguments, parse_arguments
+from hcal_hf.commands.run_data import load_data
 
 ROOT = Path(__file__).parents[2]
 FIELD = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")

@@ -5,7 +5,8 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from hcal_hf import HcalTrainer
-from hcal_hf.commands.train import end_processes, parse_arguments, run_training
+from hcal_hf.commands.run_arguments import parse_arguments
+from hcal_hf.commands.training_run import end_processes, run_training
 
 start_process, train = PartialState.__init__, HcalTrainer.train
 

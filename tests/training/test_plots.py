@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from hcal_hf import Taxonomy
-from hcal_hf.commands.train import parse_arguments, run_training
+from hcal_hf.commands.run_arguments import parse_arguments
+from hcal_hf.commands.training_run import run_training
 from hcal_hf.training.plots import (
     MOST_NODES,
     _icicle,

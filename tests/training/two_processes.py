@@ -16,7 +16,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments
-from hcal_hf.commands.train import end_processes
+from hcal_hf.commands.training_run import end_processes
 from tests.builders import build_model, build_ragged, build_taxonomy, build_tokenizer
 
 RAGGED = {"partial_paths": True, "head": "independent"}

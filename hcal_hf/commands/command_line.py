@@ -1,0 +1,67 @@
+"""What all subcommands of `hcal` share: exit codes, errors, parsers and types of arguments."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+# 0: done. 1: a problem with data or a model was found and reported. 2: wrong usage. 130: interrupted.
+OK, PROBLEM, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# The names of `hcal_hf.decoding.METHODS`, which take seconds to import.
+DECODERS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
+
+
+class UsageError(Exception):
+    """A command line that cannot be run."""
+
+
+def add_command(commands: Any, name: str, help_: str, run: Callable, **kwargs: Any) -> argparse.ArgumentParser:
+    """Adds the parser of one command, with the options that all commands have."""
+    parser = commands.add_parser(
+        name, help=help_, description=kwargs.pop("description", help_), allow_abbrev=False, **kwargs
+    )
+    parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
+    parser.add_argument("--traceback", action="store_true", help="Show where in the code a problem arose.")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+class VersionAction(argparse.Action):
+    """Prints the installed version without importing the package's modules."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, *args: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(version("hcal-hf"))
+        raise SystemExit(OK)
+
+
+def at_least_1(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def at_least_0(text: str) -> int:
+    """Reads a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch("[0-9]+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """Reads a probability."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a probability from 0 to 1, got {text!r}")
+    return value

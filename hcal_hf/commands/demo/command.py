@@ -1,0 +1,43 @@
+"""The command `hcal demo`."""
+
+import argparse
+from typing import Any
+
+from ..command_line import OK, add_command
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the parser of the command."""
+    parser = add_command(
+        commands,
+        "demo",
+        "Try a model in a web page.",
+        run,
+        description="Try a model in a web page on this machine, or write the page as a Space for the Hub.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="Folder of a saved model, or its name on the Hub.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine only."
+    )
+    parser.add_argument("--port", type=int, help="Port to listen on; by default the first free one from 7860.")
+    parser.add_argument("--share", action="store_true", help="Also make a public link, through gradio's servers.")
+    parser.add_argument(
+        "--export", metavar="DIR", help="Write the page as a Space into this folder, and show nothing."
+    )
+    parser.add_argument("--examples", metavar="FILE", help="Texts to offer on the page, one a line, UTF-8.")
+
+
+def run(args: argparse.Namespace) -> tuple[Any, str, int]:
+    """Runs the command. Returns its result, its text and the exit code."""
+    from .page import export_space, launch
+
+    examples = None
+    if args.examples:
+        with open(args.examples, encoding="utf-8") as file:
+            examples = [line.strip() for line in file if line.strip()]
+    if args.export:
+        export_space(args.model, args.export, examples)
+        push = f"hf upload USER/SPACE {args.export} --repo-type space"
+        return {"directory": args.export}, f"Written to {args.export}. To push it: {push}", OK
+    launch(args.model, host=args.host, port=args.port, share=args.share, examples=examples)
+    return {}, "", OK

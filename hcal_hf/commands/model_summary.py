@@ -1,0 +1,151 @@
+"""What is inside a saved model: sizes, settings and its hierarchy as a tree."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..configuration_hcal import HcalConfig
+from ..modeling_hcal import HcalForSequenceClassification
+from ..taxonomy import Taxonomy
+from .saved_model import load_config
+
+_SETTINGS = (
+    "label_mode",
+    "head",
+    "partial_paths",
+    "objective",
+    "pooling",
+    "projection_dim",
+    "score_function",
+    "prototype_temperature",
+    "prototype_anchor",
+    "perturbation",
+    "contrast",
+)
+
+
+def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str, Any]:
+    """Describes a saved model from its configuration alone; no weights are read.
+
+    Args:
+        name: folder of a saved model, or its name on the Hub.
+        depth: levels of the tree that are listed, from the roots down.
+        max_children: labels listed below each label, and roots.
+
+    Returns:
+        `model`, `encoder` (its type and sizes), `parameters` (of encoder, head and prototypes), `labels` (L), `edges`,
+        `leaves`, `is_forest`, `levels` (labels of each), `settings`, `score_temperature`, `thresholds` (None, one number,
+        or the lowest and highest of each level), `risk` (None, or level and threshold), and `tree`: a list of `label`,
+        `children` (such a list), and `hidden`, the number of children that are not listed.
+
+    Raises:
+        ValueError: for what is no HCAL model, or a limit out of range.
+    """
+    if depth < 1 or max_children < 1:
+        raise ValueError(f"depth and max_children must be at least 1, got {depth} and {max_children}.")
+    config = load_config(name)
+    taxonomy = config.to_taxonomy()
+    encoder: Any = config.encoder_config
+    sizes = {
+        field: getattr(encoder, field, None)
+        for field in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
+    }
+    return {
+        "model": name,
+        "encoder": {"model_type": encoder.model_type, **{k: v for k, v in sizes.items() if v is not None}},
+        "parameters": _parameters(config),
+        "labels": taxonomy.num_labels,
+        "edges": len(taxonomy.edges),
+        "leaves": int(taxonomy.is_leaf.sum()),
+        "is_forest": taxonomy.is_forest,
+        "levels": [level.stop - level.start for level in taxonomy.levels],
+        "settings": {field: getattr(config, field) for field in _SETTINGS},
+        "score_temperature": config.score_temperature,
+        "thresholds": _thresholds(config, taxonomy),
+        "risk": None
+        if config.risk_alpha is None
+        else {"alpha": config.risk_alpha, "threshold": config.risk_threshold},
+        "tree": _tree(taxonomy, depth, max_children),
+    }
+
+
+def _parameters(config: HcalConfig) -> dict[str, int]:
+    with torch.device("meta"):  # counts without memory
+        model = HcalForSequenceClassification(config)
+    counts = {"encoder": 0, "head": 0}
+    for name, parameter in model.named_parameters():
+        counts["encoder" if name.startswith("encoder.") else "head"] += parameter.numel()
+    return counts
+
+
+def _thresholds(config: HcalConfig, taxonomy: Taxonomy) -> Any:
+    if config.thresholds is None:
+        return None
+    if len(set(config.thresholds)) == 1:
+        return config.thresholds[0]
+    levels = (config.thresholds[level] for level in taxonomy.levels)
+    return [[min(values), max(values)] for values in levels]
+
+
+def _tree(taxonomy: Taxonomy, depth: int, max_children: int) -> list[dict[str, Any]]:
+    children: dict[int, list[int]] = defaultdict(list)
+    for parent, child in taxonomy.edges.tolist():
+        children[parent].append(child)
+
+    def listed(nodes: list[int], levels: int) -> list[dict[str, Any]]:
+        return [entry(node, levels) for node in nodes[:max_children]]
+
+    def entry(node: int, levels: int) -> dict[str, Any]:
+        below = children.get(node, [])
+        shown = listed(below, levels - 1) if levels > 1 else []
+        return {"label": taxonomy.names[node], "children": shown, "hidden": len(below) - len(shown)}
+
+    roots = [node for node in range(taxonomy.num_labels) if not len(taxonomy.parents(node))]
+    tree = listed(roots, depth)
+    if len(roots) > len(tree):
+        tree.append({"label": None, "children": [], "hidden": len(roots) - len(tree)})
+    return tree
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A report of [`inspect_model`] to read."""
+    encoder, parameters = dict(report["encoder"]), report["parameters"]
+    sizes = ", ".join(f"{name} {value:,}" for name, value in encoder.items() if name != "model_type")
+    levels = " + ".join(f"{size:,}" for size in report["levels"])
+    thresholds = report["thresholds"]
+    if isinstance(thresholds, list):
+        thresholds = ", ".join(f"level {k}: {low:.3f} to {high:.3f}" for k, (low, high) in enumerate(thresholds))
+    elif thresholds is not None:
+        thresholds = f"{thresholds:.3f} for all labels"
+    risk = report["risk"]
+    lines = [
+        report["model"],
+        f"  encoder            {encoder['model_type']} ({sizes})",
+        f"  parameters         {parameters['encoder']:,} in the encoder, {parameters['head']:,} in the head",
+        f"  labels             {report['labels']:,} on {len(report['levels'])} levels ({levels}), "
+        f"{report['leaves']:,} of them leaves, {'a forest' if report['is_forest'] else 'a DAG'}",
+        f"  probabilities      temperature {report['score_temperature']:.3f}",
+        f"  thresholds         {thresholds or 'none tuned'}",
+        f"  risk               {'not calibrated' if risk is None else '{alpha:g}, from {threshold:.3f}'.format(**risk)}",
+        *(f"  {name:18s} {value}" for name, value in report["settings"].items() if value is not None),
+        "",
+        *_tree_lines(report["tree"], 0),
+    ]
+    return "\n".join(lines)
+
+
+def _tree_lines(tree: list[dict[str, Any]], depth: int) -> Iterator[str]:
+    for entry in tree:
+        indent = "    " * depth
+        if entry["label"] is None:
+            yield f"{indent}... and {entry['hidden']:,} more"
+            continue
+        if entry["hidden"] and not entry["children"]:
+            yield f"{indent}{entry['label']} ({entry['hidden']:,} below)"
+            continue
+        yield f"{indent}{entry['label']}"
+        yield from _tree_lines(entry["children"], depth + 1)
+        if entry["hidden"]:
+            yield f"{indent}    ... and {entry['hidden']:,} more"

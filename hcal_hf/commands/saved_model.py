@@ -1,0 +1,42 @@
+"""Loads saved models for the commands."""
+
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from ..configuration_hcal import HcalConfig
+from ..modeling_hcal import HcalForSequenceClassification
+
+
+def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification, Any]:
+    """A saved model and its tokenizer.
+
+    Args:
+        name: folder of the model, or its name on the Hub.
+        kwargs: for the model's `from_pretrained` (`dtype`, ...).
+
+    Raises:
+        ValueError: if there is no model, or another one than an HCAL model.
+    """
+    load_config(name)  # says what is wrong in one sentence
+    return HcalForSequenceClassification.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
+
+
+def load_config(name: str) -> HcalConfig:
+    """The configuration of a saved model.
+
+    Raises:
+        ValueError: if there is no model, or another one than an HCAL model.
+    """
+    try:
+        stored, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as problem:
+        raise ValueError(
+            f"{name} is neither a folder with a saved model (its config.json) nor a model on the Hub that can be read: "
+            f"{problem}"
+        ) from problem
+    if stored.get("model_type") != HcalConfig.model_type:
+        raise ValueError(
+            f"{name} is a model of type {stored.get('model_type')!r}, not an HCAL model: train one with hcal train."
+        )
+    return HcalConfig.from_pretrained(name)

@@ -1,0 +1,168 @@
+"""Runs a training from arguments: data, model, training, evaluation, a saved model and a few predictions."""
+
+import gc
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import DatasetDict
+from transformers import AutoTokenizer, pipeline, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..card_facts import Details
+from ..data.taxonomy_builder import build_taxonomy
+from ..modeling_hcal import HcalForSequenceClassification
+from ..pipeline_hcal import TASK
+from ..taxonomy import SEPARATOR, Taxonomy
+from ..training.arguments import HcalTrainingArguments
+from ..training.features import CACHE_FOLDER, pooled_features
+from ..training.trainer import HcalTrainer
+from .results_table import results_table
+from .run_arguments import DEFAULTS, DataArguments, ModelArguments
+from .run_data import encode_splits, load_data
+
+logger = logging.get_logger(__name__)
+
+
+def run_training(
+    model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments
+) -> dict[str, float]:
+    """Trains, evaluates, saves, and shows a few predictions.
+
+    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json`, the trainer's state and the
+    model card with its pictures ([`HcalTrainer.create_model_card`]); pushes them with `push_to_hub`.
+
+    Returns:
+        the metrics of the test split (of the validation split, if there is no test split); {} without both.
+
+    Raises:
+        ValueError: for missing data, encoder or training split.
+    """
+    set_seed(args.seed)
+    if not model_args.encoder:
+        raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
+    details = Details.read(data_args.card)
+    if data_args.dataset and not os.path.exists(data_args.dataset) and details.dataset_tags is None:
+        details.dataset_tags = data_args.dataset
+    tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+    raw = load_data(data_args)
+    if data_args.taxonomy:
+        taxonomy = Taxonomy.from_json(data_args.taxonomy)
+    else:
+        taxonomy = build_taxonomy(raw, identity=data_args.identity, **data_args.reading)  # type: ignore[arg-type]
+    with args.main_process_first(desc="encoding"):
+        # The paper preset is for full paths, as HcalConfig.paper checks on the taxonomy.
+        encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
+
+    names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
+    chosen = {name: getattr(model_args, name) for name in names}
+    # What was most accurate in recipes/benchmarks.
+    frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
+    if chosen["score_function"] is None:
+        chosen["score_function"] = "linear" if frozen else "cosine"
+    if chosen["prototype_anchor"] == "auto":
+        chosen["prototype_anchor"] = "label_text" if frozen else None
+    elif chosen["prototype_anchor"] == "none":
+        chosen["prototype_anchor"] = None
+    if model_args.preset is not None:  # a preset wins over defaults, not over what was asked for
+        chosen = {name: value for name, value in chosen.items() if value != DEFAULTS[name]}
+    model = HcalForSequenceClassification.from_encoder(model_args.encoder, taxonomy, model_args.preset, **chosen)
+    table = encoded
+    if model_args.freeze_encoder:
+        model.encoder.requires_grad_(False)
+        cache = data_args.feature_cache or os.path.join(args.output_dir, CACHE_FOLDER)
+        model.to(args.device)
+        with args.main_process_first(desc="features"):
+            table = DatasetDict(
+                {
+                    name: pooled_features(
+                        model, split, tokenizer, cache_dir=cache, desc=f"Encoding {name} ({len(split):,} texts)"
+                    )
+                    for name, split in encoded.items()
+                }
+            )
+    trainer = HcalTrainer(
+        model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
+    )
+    trainer.card_details = details
+    _announce_launch(trainer)
+    resume: Any = args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "false", "none"):
+        resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+
+    held_out = next((name for name in ("test", "validation") if name in table), None)
+    if held_out is None:
+        return {}
+    metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
+    if args.push_to_hub:
+        trainer.push_to_hub(commit_message="Results in the model card")
+    else:
+        trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        path = os.path.join(args.output_dir, f"{held_out}_results.json")
+        Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
+        # A sharded model predicts on all processes together or not at all: this one loads what was saved.
+        sharded = trainer.is_fsdp_enabled
+        predictor = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
+        pipe = pipeline(TASK, model=predictor, tokenizer=tokenizer, device=args.device if sharded else None)
+        print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
+    return metrics
+
+
+def end_processes() -> None:
+    """Leaves the process group that a launcher's processes share; without one, does nothing. The last thing a script does:
+    a worker thread of gloo that lives on as the interpreter ends can abort the process ("terminate called without an active
+    exception"), and the launcher would report that all failed."""
+    gc.collect()  # the threads end with the group, once no wrapped model of an old trainer holds it
+    PartialState().destroy_process_group()
+
+
+def _announce_launch(trainer: HcalTrainer) -> None:
+    """Prints how many processes train in which way, and warns of a way that was asked for and not taken: on a CPU
+    accelerate leaves FSDP and DeepSpeed out without a word."""
+    taken = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
+    number, device = trainer.accelerator.num_processes, trainer.args.device.type
+    ways = [way for way, is_taken in taken.items() if is_taken] or (["DDP"] if number > 1 else [])
+    if not trainer.is_world_process_zero():
+        return
+    plural = "es" if number > 1 else ""
+    # At once, so that no other process writes into the line.
+    print(f"Training: {number} process{plural} on {device}{''.join(f', {way}' for way in ways)}", flush=True)
+    for way, is_taken in taken.items():
+        if not is_taken and os.environ.get(f"ACCELERATE_USE_{way.upper()}", "").lower() == "true":
+            logger.warning(f"{way} was asked for and is not used on {device}: each process holds the whole model.")
+
+
+def print_predictions(
+    pipe: Any,
+    raw: Any,
+    encoded: Any,
+    taxonomy: Taxonomy,
+    data_args: DataArguments,
+) -> None:
+    """Prints predicted and true paths of a few documents, evenly spread over the split."""
+    number = min(data_args.show_predictions, len(encoded))
+    if not number or len(raw) != len(encoded):  # rows were dropped: texts and labels no longer stand side by side
+        return
+    rows = [i * len(raw) // number for i in range(number)]
+    texts = [raw[i][data_args.text] for i in rows]
+    print("\nPredictions (probability of each step):")
+    for i, text, labels in zip(rows, texts, pipe(texts, max_length=data_args.max_length)):
+        print(f"\n  {' '.join(text.split())[:110]}")
+        above = {tuple(label["path"][:-1]) for label in labels}
+        scores = {tuple(label["path"]): label["score"] for label in labels}
+        for path in [path for path in scores if path not in above] or [()]:
+            steps = [path[: depth + 1] for depth in range(len(path))]
+            shown = SEPARATOR.join(
+                f"{step[-1]} ({scores[step]:.2f})" if step in scores else step[-1] for step in steps
+            )
+            print(f"    predicted: {shown or '(nothing)'}")
+        print(f"    true:      {'; '.join(SEPARATOR.join(path) for path in taxonomy.decode(encoded[i]['labels']))}")
