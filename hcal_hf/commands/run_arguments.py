@@ -62,15 +62,26 @@ class TableArguments:
     """Where texts and labels come from."""
 
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with train, validation and test files (.jsonl, .csv, .parquet, ...)."}
+        default=None,
+        metadata={
+            "help": "Folder with train, validation and test files (.csv, .jsonl, .xlsx, .parquet, ...), or one file. For "
+            "training, one file is split 80/10/10."
+        },
     )
     dataset: str | None = field(default=None, metadata={"help": "Name of a data set on the Hub, instead of data_dir."})
-    text: str = field(default="text", metadata={"help": "Column of texts."})
+    text: list[str] = field(
+        default_factory=lambda: ["text"],
+        metadata={"help": "Column of texts, or several columns, which are joined by a line break."},
+    )
     labels: list[str] = field(
         default_factory=lambda: ["labels"], metadata={"help": "Column of labels, or one column a level."}
     )
     separator: str = field(default=SEPARATOR, metadata={"help": "Between the steps of a path string."})
     delimiter: str | None = field(default=None, metadata={"help": "Between several labels in one string."})
+    empty_means_none: bool = field(
+        default=False,
+        metadata={"help": "An empty cell means that a document has no label, and not that its labels are unknown."},
+    )
     leave_out: list[str] = field(
         default_factory=list, metadata={"help": "Labels whose documents are no part of the task, such as oos."}
     )
@@ -82,6 +93,12 @@ class TableArguments:
         """How labels are read, as `build_taxonomy` and `encode_dataset` take it."""
         labels = self.labels[0] if len(self.labels) == 1 else self.labels
         return {"labels": labels, "separator": self.separator, "delimiter": self.delimiter}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str):  # in a configuration file
+            self.text = [self.text]
+        if isinstance(self.labels, str):
+            self.labels = [self.labels]
 
 
 @dataclass
@@ -96,6 +113,14 @@ class DataArguments(TableArguments):
         default=None,
         metadata={"help": "Where features of a frozen encoder are kept; output_dir/_features by default."},
     )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split of one file."})
+    tune: str = field(
+        default="micro_f1",
+        metadata={
+            "help": "Metric for which thresholds are tuned on the validation split after training, with the temperature: "
+            "micro_f1, macro_f1, or none."
+        },
+    )
     show_predictions: int = field(default=5, metadata={"help": "Test documents whose predicted paths are printed."})
     card: dict | str | None = field(
         default=None,
@@ -108,7 +133,7 @@ class DataArguments(TableArguments):
 Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
 
 
-def parse_arguments(argv: list[str] | None = None) -> Arguments:
+def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | None = None) -> Arguments:
     """Reads a YAML file and overrides from the command line: `[config.yaml] [--learning_rate 1e-4 ...]`.
 
     Logs go to TensorBoard where it is installed; `report_to` names others, or "none".
@@ -120,6 +145,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
     if is_tensorboard_available():
         parser.set_defaults(report_to="tensorboard")
+    parser.set_defaults(**(defaults or {}))
     if argv and argv[0].endswith((".yaml", ".yml")):
         values = _read_config(argv.pop(0))
         if values.get("preset") == "paper":

@@ -4,23 +4,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
-from ..data.encoding import encode_dataset
+from ..data.encoding import RowEncoder, encode_dataset
 from ..data.labels import LabelReader
+from ..data.rows import class_names
+from ..data.split import split_rows
 from ..data.tables import read_table
+from ..data.taxonomy_builder import build_taxonomy
+from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from .run_arguments import TableArguments
 
 logger = logging.get_logger(__name__)
+
+# The column that holds the row number in the file from which a part was split.
+ROW = "_row"
 
 
 def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:
     """Splits from a folder of files that are named so, or from the Hub, without the documents that `leave_out` names.
 
     Args:
-        data_args: the folder or the name on the Hub; for a single split `data_dir` may also be its file.
+        data_args: the folder or the name on the Hub; for a single split `data_dir` may also be its file. Without `splits`,
+            one file is split 80/10/10 ([`split_rows`]), and the column `_row` holds the row numbers from 0.
         splits: those to load, from `SPLITS`; train, and validation and test where there are any, by default.
 
     Raises:
@@ -31,13 +39,45 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
             "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
         )
     source: Any = data_args.dataset or Path(data_args.data_dir)  # type: ignore[arg-type]
-    if isinstance(source, Path) and not source.is_dir() and (splits is None or len(splits) > 1):
+    is_file = isinstance(source, Path) and not source.is_dir()
+    if is_file and splits is not None and len(splits) > 1:
         raise ValueError(
-            f"{source} is not a folder, but there must be a folder with the files of "
-            f"{', '.join(splits or ('train', 'validation', 'test'))}: give that folder."
+            f"{source} is not a folder, but there must be a folder with the files of {', '.join(splits)}: give that folder."
         )
     table = read_table(source, splits=splits)
+    if is_file and splits is None:
+        return split_table(_leave_out(DatasetDict(train=table), data_args)["train"], data_args)
     return _leave_out(table if isinstance(table, DatasetDict) else DatasetDict({splits[0]: table}), data_args)  # type: ignore[index]
+
+
+def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
+    """Splits one table 80/10/10, with equal texts in one part and each label in each part where possible.
+
+    Args:
+        table: the rows. Rows that cannot be used are kept, so that encoding reports them.
+        data_args: names the columns; [`DataArguments`] also names the taxonomy and the seed.
+    """
+    options = data_args.reading
+    taxonomy_file = getattr(data_args, "taxonomy", None)
+    if taxonomy_file:
+        taxonomy = Taxonomy.from_json(taxonomy_file)
+    else:
+        identity = getattr(data_args, "identity", "path")
+        taxonomy = build_taxonomy(table, identity=identity, on_bad_row=data_args.on_bad_row, **options)  # type: ignore[arg-type]
+    names = [options["labels"]] if isinstance(options["labels"], str) else options["labels"]
+    reader = LabelReader(options.pop("labels"), **options, class_names=class_names(table, names))
+    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)  # type: ignore[arg-type]
+    labels, _, _ = encoder.encode_labels([table[name][:] for name in names], [None] * len(table))
+    texts = [str(join_texts(cells)) for cells in zip(*(table[name][:] for name in data_args.text))]
+    rows = split_rows(texts, labels, getattr(data_args, "split_seed", 0))
+    table = table.add_column(ROW, list(range(len(table))))
+    parts = DatasetDict({name: table.select(numbers) for name, numbers in rows.items() if len(numbers)})
+    logger.warning(
+        f"{len(table):,} rows are split into "
+        + ", ".join(f"{len(part):,} for {name}" for name, part in parts.items())
+        + f" (seed {getattr(data_args, 'split_seed', 0)})."
+    )
+    return parts
 
 
 def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
@@ -80,5 +120,6 @@ def encode_splits(
         partial_paths=partial_paths,
         max_length=data_args.max_length,
         on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
+        empty_means_none=data_args.empty_means_none,
         **data_args.reading,
     )

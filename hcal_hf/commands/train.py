@@ -13,27 +13,39 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "train",
-        "Train a model as a configuration file says.",
+        "Train a model on a table, or as a configuration file says.",
         run,
-        description="Train a model as a YAML file says, evaluate it, save it, and show a few predictions. Anything in the "
-        "file can be overridden behind it: hcal train config.yaml --learning_rate 1e-4 --num_train_epochs 10.",
+        description="Train a model, evaluate it, save it, and show a few predictions. Give a table of texts and labels: "
+        "hcal train tickets.csv --text Description --labels area product problem. Or give a YAML file: hcal train "
+        "config.yaml. "
+        "Any argument of a run can follow: --learning-rate 1e-4 --num-train-epochs 10.",
         epilog="On several processes: accelerate launch recipes/train.py config.yaml, with the same overrides.",
     )
     parser.add_argument(
         "--list-arguments", action=_ListArguments, help="List all arguments, their defaults, and exit."
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="The configuration; recipes/ holds examples.")
     parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="--ARGUMENT VALUE", help="What replaces the file's."
+        "config",
+        metavar="FILE",
+        help="A table (.csv, .xlsx, .jsonl, .parquet, ...), which is split 80/10/10, or a configuration (.yaml; recipes/ "
+        "holds examples).",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--ARGUMENT VALUE",
+        help="Arguments of the run; for a table also --time-budget MINUTES (15) and --overwrite.",
     )
 
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     """Runs the command. Returns its result, its text and the exit code."""
-    if not args.config.endswith((".yaml", ".yml")):
-        raise UsageError(f"the configuration must be a .yaml file, got {args.config!r}: overrides stand behind it.")
+    if args.config.startswith("-"):
+        raise UsageError(f"the first word must be a table or a .yaml file, got {args.config!r}: options follow it.")
+    is_table = not args.config.endswith((".yaml", ".yml"))
     if not os.path.isfile(args.config):
-        raise FileNotFoundError(f"There is no configuration {args.config}.")
+        raise FileNotFoundError(f"There is no {'table' if is_table else 'configuration'} {args.config}.")
+    budget, overwrite = _take_table_options(args.overrides) if is_table else (15.0, False)
     from dataclasses import fields
 
     from ..training.arguments import HcalTrainingArguments
@@ -46,7 +58,25 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
         if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
             close = ", ".join("--" + match for match in difflib.get_close_matches(name, known, n=3))
             raise UsageError(f"there is no argument {word}. Closest: {close or 'none; --list-arguments lists them'}.")
+    from .progress import hide_library_warnings
+    from .threads import choose_threads
+
+    hide_library_warnings()
+    choose_threads()
+    if is_table:
+        from .table_run import train_table
+
+        return train_table(args.config, args.overrides, time_budget=budget, overwrite=overwrite), "", OK
     return run_training(*parse_arguments([args.config, *args.overrides])), "", OK
+
+
+def _take_table_options(overrides: list[str]) -> tuple[float, bool]:
+    """Removes the options that only a table has from the overrides. Returns the time budget and whether to overwrite."""
+    parser = argparse.ArgumentParser(prog="hcal train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--time-budget", "--time_budget", type=float, default=15.0)
+    parser.add_argument("--overwrite", action="store_true")
+    options, overrides[:] = parser.parse_known_args(overrides)
+    return options.time_budget, options.overwrite
 
 
 class _ListArguments(VersionAction):

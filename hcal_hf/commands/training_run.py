@@ -15,15 +15,18 @@ from transformers.utils import logging
 
 from ..card_facts import Details
 from ..data.taxonomy_builder import build_taxonomy
+from ..data.texts import join_texts
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
 from ..training.trainer import HcalTrainer
+from ..training.tuning import tune_model
+from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
-from .run_data import encode_splits, load_data
+from .run_data import ROW, encode_splits, load_data
 
 logger = logging.get_logger(__name__)
 
@@ -89,13 +92,19 @@ def run_training(
         model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
     )
     trainer.card_details = details
+    show_one_line(trainer)
     _announce_launch(trainer)
     resume: Any = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false", "none"):
         resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
     trainer.train(resume_from_checkpoint=resume)
+    if data_args.tune != "none" and "validation" in table and model_args.preset is None:
+        _report_tuning(tune_model(trainer, table["validation"], data_args.tune), data_args.tune)
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    if ROW in raw["train"].column_names and trainer.is_world_process_zero():
+        rows = {"file": data_args.data_dir, "seed": data_args.split_seed, **{n: p[ROW][:] for n, p in raw.items()}}
+        Path(args.output_dir, "split.json").write_text(json.dumps(rows), encoding="utf-8")
 
     held_out = next((name for name in ("test", "validation") if name in table), None)
     if held_out is None:
@@ -114,7 +123,26 @@ def run_training(
         predictor = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
         pipe = pipeline(TASK, model=predictor, tokenizer=tokenizer, device=args.device if sharded else None)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
+        folder = args.output_dir
+        print(
+            f"\nThe model is in {folder}. What to do next:\n"
+            f"  hcal predict {folder} FILE --out predictions.parquet\n"
+            f"  hcal evaluate {folder} LABELLED_FILE\n"
+            f"  hcal demo {folder}"
+        )
     return metrics
+
+
+def _report_tuning(tuned: dict[str, float], metric: str) -> None:
+    if not tuned:
+        return
+    line = f"Tuned on {tuned['documents']:,} validation documents: temperature {tuned['temperature']:.2f}"
+    if "threshold" in tuned:
+        line += (
+            f"; threshold {tuned['threshold']:.2f}; {metric} {100 * tuned['before']:.1f} -> {100 * tuned['after']:.1f} "
+            "(five-fold cross-validation)"
+        )
+    print(f"{line}.", flush=True)
 
 
 def end_processes() -> None:
@@ -153,7 +181,7 @@ def print_predictions(
     if not number or len(raw) != len(encoded):  # rows were dropped: texts and labels no longer stand side by side
         return
     rows = [i * len(raw) // number for i in range(number)]
-    texts = [raw[i][data_args.text] for i in rows]
+    texts = [join_texts([raw[i][name] for name in data_args.text]) for i in rows]
     print("\nPredictions (probability of each step):")
     for i, text, labels in zip(rows, texts, pipe(texts, max_length=data_args.max_length)):
         print(f"\n  {' '.join(text.split())[:110]}")

@@ -31,7 +31,9 @@ def split_rows(texts: Sequence[str], labels: Sequence[Sequence[int]], seed: int 
         ValueError: if there are fewer than three different texts.
     """
     numbers: dict[str, int] = {}
-    groups = np.fromiter((numbers.setdefault(text.strip(), len(numbers)) for text in texts), np.int64, count=len(texts))
+    groups = np.fromiter(
+        (numbers.setdefault(text.strip(), len(numbers)) for text in texts), np.int64, count=len(texts)
+    )
     number = len(numbers)
     if number < FEWEST_GROUPS:
         raise ValueError(f"The table has {number} different text(s): a split into three parts needs at least three.")

@@ -149,7 +149,7 @@ def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, caps
             ["evaluate", model_dir, str(tmp_path / "a.jsonl"), "--temperature"],
             "is not a folder, but there must be a folder",
         ),
-        (["taxonomy", "check", str(tmp_path / "a.xlsx")], "CSV UTF-8"),
+        (["taxonomy", "check", str(tmp_path / "a.xls")], "CSV UTF-8"),
     ):
         assert cli.main(argv) == 1
         captured = capsys.readouterr()

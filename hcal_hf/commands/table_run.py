@@ -1,0 +1,209 @@
+"""Trains a model on one table without a configuration file: `hcal train tickets.csv`."""
+
+import os
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from ..data.encoding import RowEncoder
+from ..data.label_checks import find_misfits
+from ..data.labels import LabelReader
+from ..data.rows import class_names
+from ..data.tables import read_table
+from ..data.taxonomy_builder import build_taxonomy
+from ..data.texts import join_texts
+from ..taxonomy import Taxonomy
+from ..training.arguments import HcalTrainingArguments
+from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
+from ..training.regime import choose_regime
+from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
+from .training_run import run_training
+
+CONFIG_FILE = "config.yaml"
+# Texts of which the tokens are counted to estimate the time of training.
+_SAMPLE = 2000
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def train_table(
+    file: str | os.PathLike, overrides: Sequence[str] = (), *, time_budget: float = 15.0, overwrite: bool = False
+) -> dict[str, float]:
+    """Trains a model on one table of texts and labels, which is split 80/10/10.
+
+    Decides what a configuration file would say: whether documents have several paths (`label_mode`) or end at inner
+    nodes (`partial_paths`), the encoder, and whether it is frozen or fine-tuned ([`choose_regime`]). Each decision is
+    printed with its reason, and `config.yaml` in the output folder repeats the run.
+
+    Args:
+        file: a table ([`read_table`] lists the formats).
+        overrides: arguments of a run as on the command line, such as `["--text", "Description"]`.
+        time_budget: minutes that fine-tuning may take.
+        overwrite: replaces a finished model in the output folder.
+
+    Returns:
+        the metrics of the test documents.
+
+    Raises:
+        ValueError: for a table that cannot be trained on, or arguments that do not fit it.
+        FileExistsError: if the output folder holds a finished model, or an unfinished run with other settings.
+    """
+    path = Path(file)
+    given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
+    defaults = {
+        "data_dir": str(path),
+        "output_dir": str(Path("outputs") / path.name.removesuffix(".gz").rpartition(".")[0]),
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    model_args, data_args, args = parse_arguments(list(overrides), defaults)
+    table = read_table(path)
+    _check_columns(path, table.column_names, data_args)
+    reader = LabelReader(**_reader_options(data_args), class_names=class_names(table, data_args.labels))
+    taxonomy = _taxonomy(table, data_args)
+    _infer_mode(table, reader, taxonomy, model_args, given)
+    texts = [join_texts(cells) for cells in zip(*(table[name][:_SAMPLE] for name in data_args.text))]
+    texts = [text for text in texts if isinstance(text, str)]
+    if "encoder" not in given:
+        model_args.encoder = default_encoder()
+        print(f"Encoder: {DEFAULT_ENCODER}.")
+        warn_if_not_english(texts)
+    decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
+    if "freeze_encoder" not in given and model_args.preset is None:
+        decided += _choose_regime(texts, len(table), model_args, data_args, args, given, time_budget)
+    settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
+    _prepare_folder(args, settings, overwrite)
+    return run_training(model_args, data_args, args)
+
+
+def _reader_options(data_args: DataArguments) -> dict[str, Any]:
+    options = data_args.reading
+    return {"columns": options.pop("labels"), **options}
+
+
+def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments) -> None:
+    visible = [name for name in columns if not name.startswith("_")]
+    for option, names in (("text", data_args.text), ("labels", data_args.labels)):
+        for name in names:
+            if name not in visible:
+                raise ValueError(
+                    f"{path} has no column {name!r}: its columns are {', '.join(map(repr, visible))}. Name the "
+                    f"{'columns of the texts' if option == 'text' else 'column of the labels, or one column per level'} "
+                    f"with --{option}."
+                )
+
+
+def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
+    if data_args.taxonomy:
+        return Taxonomy.from_json(data_args.taxonomy)
+    taxonomy = build_taxonomy(
+        table,
+        identity=data_args.identity,
+        on_bad_row=data_args.on_bad_row,
+        **data_args.reading,  # type: ignore[arg-type]
+    )
+    if not len(taxonomy):
+        raise ValueError(f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}.")
+    if taxonomy.num_labels == 1:
+        raise ValueError(
+            f"{data_args.data_dir} has a single label, {taxonomy.labels[0]!r}: there is nothing to choose between."
+        )
+    return taxonomy
+
+
+def _infer_mode(
+    table: Any, reader: LabelReader, taxonomy: Taxonomy, model_args: ModelArguments, given: set[str]
+) -> None:
+    """Sets label_mode and partial_paths to what the rows need, unless they are given, and prints why."""
+    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)  # type: ignore[arg-type]
+    problems: list[str | None] = [None] * len(table)
+    rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
+    usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
+    sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    nodes = np.array([node for row in rows for node in row], dtype=np.int64)
+    several = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, "single_path", True) & usable)
+    partial = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, None, False) & usable)
+    if "label_mode" not in given and model_args.preset is None:
+        model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
+        reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
+        print(f"label_mode: {model_args.label_mode} ({reason}).")
+    if "partial_paths" not in given and model_args.preset is None:
+        model_args.partial_paths = bool(len(partial))
+        reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
+        print(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
+
+
+def _first_rows(rows: np.ndarray, what: str) -> str:
+    more = ", ..." if len(rows) > 3 else ""
+    return f"{len(rows):,} rows {what}, first: row {', '.join(str(row + 1) for row in rows[:3])}{more}"
+
+
+def _choose_regime(
+    texts: list[str],
+    documents: int,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HcalTrainingArguments,
+    given: set[str],
+    time_budget: float,
+) -> list[str]:
+    """Sets the regime and its settings, except for those that are given. Returns the names of the settings."""
+    tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+    tokens = tokenizer(texts, truncation=True, max_length=data_args.max_length)["input_ids"]
+    lengths = np.resize(np.fromiter(map(len, tokens), dtype=np.int64), max(int(0.8 * documents), 1)).tolist()
+    regime = choose_regime(model_args.encoder, tokenizer, lengths, time_budget, args.device)
+    print(f"Regime: {regime.name}. {regime.reason}")
+    model_args.freeze_encoder = regime.name == "frozen"
+    for name, value in regime.settings.items():
+        if name not in given:
+            setattr(args, name, value)
+    return list(regime.settings)
+
+
+def _prepare_folder(args: HcalTrainingArguments, settings: dict[str, Any], overwrite: bool) -> None:
+    """Writes config.yaml; resumes an unfinished run with the same settings.
+
+    Raises:
+        FileExistsError: if the folder holds a finished model, or an unfinished run with other settings.
+    """
+    import yaml
+
+    folder = Path(str(args.output_dir))
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    stored = folder / CONFIG_FILE
+    if any((folder / name).exists() for name in _WEIGHTS) and not overwrite:
+        raise FileExistsError(
+            f"{folder} holds a finished model: give --overwrite to replace it, or --output-dir for another folder."
+        )
+    if stored.exists() and not overwrite:
+        if stored.read_text(encoding="utf-8") != text:
+            raise FileExistsError(
+                f"{folder} holds an unfinished run with other settings ({stored}): give --overwrite to start again, or "
+                "--output-dir for another folder."
+            )
+        args.resume_from_checkpoint = "true"
+        print(f"Resuming the unfinished run in {folder}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    stored.write_text(text, encoding="utf-8")
+
+
+def _settings(names: Iterable[str], arguments: Arguments) -> dict[str, Any]:
+    """Returns the named arguments of a run as config.yaml holds them."""
+    return {
+        name: _plain(getattr(group, name))
+        for name in dict.fromkeys(names)
+        for group in arguments
+        if name in group.__dataclass_fields__
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Converts a value to one that YAML holds."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value if isinstance(value, dict | str | int | float | bool | None) else str(value)

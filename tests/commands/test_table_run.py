@@ -1,0 +1,183 @@
+"""`hcal train` on one table: what it decides, writes, refuses and repeats."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from openpyxl import Workbook
+
+from hcal_hf import HcalForSequenceClassification
+from hcal_hf.commands import main as cli
+from hcal_hf.commands import table_run
+from hcal_hf.commands.progress import format_log
+from tests.builders import WORDS
+
+PATHS = [
+    ["science", "physics"],
+    ["science", "biology"],
+    ["arts", "poetry"],
+    ["arts", "music"],
+]
+
+
+def rows(number=60, several=False, partial=False):
+    found = []
+    for i in range(number):
+        path = PATHS[i % 4]
+        found.append(
+            {"text": f"{WORDS[i % 4 * 3]} {WORDS[i % 17]} {WORDS[(7 * i) % 19]} {WORDS[(3 * i) % 13]}", "path": path}
+        )
+    if several:
+        found[5]["paths"] = [PATHS[0], PATHS[2]]
+    if partial:
+        found[7]["path"] = ["science"]
+    return found
+
+
+def write_csv(path, number=60, partial=False):
+    frame = pd.DataFrame(
+        [
+            {"Text": row["text"], "Bereich": row["path"][0], "Thema": row["path"][1] if len(row["path"]) > 1 else ""}
+            for row in rows(number, partial=partial)
+        ]
+    )
+    frame.to_csv(path, sep=";", index=False, encoding="cp1252")
+    return path
+
+
+@pytest.fixture
+def train(encoder_dir, tmp_path, monkeypatch, capsys):
+    """Runs `hcal train` with the tiny encoder in a folder of its own. Returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(file, *options, budget="0"):
+        code = cli.main(["train", str(file), "--encoder", encoder_dir, "--time-budget", budget, "--use_cpu", *options])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+CSV = ["--text", "Text", "--labels", "Bereich", "Thema"]
+
+
+def test_one_file_of_a_spreadsheet_gives_a_model_that_predicts(train, tmp_path):
+    code, out, err = train(write_csv(tmp_path / "Tickets.csv"), *CSV)
+    assert code == 0, err
+    folder = tmp_path / "outputs" / "Tickets"
+    assert "label_mode: single_path (every row has one path)" in out
+    assert "partial_paths: false (every path ends at a leaf)" in out
+    assert "Regime: frozen. The encoder stays frozen: the time budget is 0 minutes." in out
+    assert f"The model is in {folder.relative_to(tmp_path)}" in out
+    assert "'eval_loss'" not in out + err
+    model = HcalForSequenceClassification.from_pretrained(folder)
+    assert sorted(model.config.labels) == sorted({name for path in PATHS for name in path})
+    split = json.loads((folder / "split.json").read_text())
+    assert sorted(split["train"] + split["validation"] + split["test"]) == list(range(60))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["labels"] == ["Bereich", "Thema"]
+    assert settings["freeze_encoder"] is True
+
+
+def test_the_configuration_that_it_writes_repeats_the_run(train, tmp_path, monkeypatch):
+    train(write_csv(tmp_path / "a.csv"), *CSV)
+    first = json.loads((tmp_path / "outputs/a/test_results.json").read_text())
+    assert cli.main(["train", "outputs/a/config.yaml", "--output_dir", "again"]) == 0
+    again = json.loads((tmp_path / "again/test_results.json").read_text())
+    timing = ("runtime", "per_second")
+    assert {k: v for k, v in first.items() if not k.endswith(timing)} == {
+        k: v for k, v in again.items() if not k.endswith(timing)
+    }
+    assert json.loads((tmp_path / "again/split.json").read_text()) == json.loads(
+        (tmp_path / "outputs/a/split.json").read_text()
+    )
+
+
+def test_rows_decide_the_label_mode_and_partial_paths(train, tmp_path):
+    lines = [
+        {"text": row["text"], "labels": row.get("paths", [row["path"]])} for row in rows(several=True, partial=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, err = train(tmp_path / "a.jsonl")
+    assert code == 0, err
+    assert "label_mode: multi_path (1 rows have no or several paths, first: row 6)" in out
+    assert "partial_paths: true (1 rows end at an inner label, first: row 8)" in out
+    config = HcalForSequenceClassification.from_pretrained(tmp_path / "outputs/a").config
+    assert (config.label_mode, config.partial_paths) == ("multi_path", True)
+
+
+def test_an_excel_file_with_unlabelled_rows_is_trained_on(train, tmp_path, caplog):
+    book = Workbook()
+    book.active.append(["subject", "body", "label"])
+    for i, row in enumerate(rows()):
+        book.active.append([row["text"], "and more", " > ".join(row["path"]) if i % 5 else None])
+    book.save(tmp_path / "a.xlsx")
+    code, _, err = train(tmp_path / "a.xlsx", "--text", "subject", "body", "--labels", "label")
+    assert code == 0, err
+    assert "unlabelled rows left out" in caplog.text
+
+
+def test_a_finished_model_is_kept_and_an_unfinished_run_resumed(train, tmp_path, monkeypatch):
+    file = write_csv(tmp_path / "a.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(table_run, "run_training", lambda *args: {})  # as if it was interrupted
+        assert train(file, *CSV)[0] == 0
+    code, _, err = train(file, *CSV, "--seed", "3")
+    assert (code, "an unfinished run with other settings" in err) == (1, True)
+    code, out, _ = train(file, *CSV)
+    assert (code, "Resuming the unfinished run" in out) == (0, True)
+    code, _, err = train(file, *CSV)
+    assert (code, "holds a finished model: give --overwrite" in err) == (1, True)
+    assert train(file, *CSV, "--overwrite")[0] == 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_within_the_budget(train, tmp_path):
+    code, out, err = train(write_csv(tmp_path / "a.csv"), *CSV, budget="15")
+    assert code == 0, err
+    assert "Regime: fine-tuned. The encoder is fine-tuned: fine-tuning 48 documents for 20 epochs is estimated" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            [],
+            r"has no column 'text': its columns are 'Text', 'Bereich', 'Thema'. Name the columns of the texts with --text",
+        ),
+        (["--text", "Text"], "has no column 'labels'"),
+        ([*CSV, "--tune", "f1"], "metric must be one of micro_f1, macro_f1"),
+        ([*CSV, "--no-such-option", "1"], "there is no argument --no-such-option"),
+    ],
+)
+def test_wrong_columns_and_options_are_named(train, tmp_path, options, message):
+    try:
+        code, _, err = train(write_csv(tmp_path / "a.csv", 400), *options)
+    except SystemExit as stop:  # wrong usage
+        code, message = stop.code, ""
+        err = ""
+    assert code in (1, 2)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,labels\n", "names columns but has no rows"),
+        ("text,labels\na,\nb,\n", "No row of"),
+        ("text,labels\na,x\nb,x\nc,x\n", "has a single label, 'x': there is nothing to choose between"),
+    ],
+)
+def test_tables_that_cannot_be_trained_on_say_why(train, tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    code, _, err = train(tmp_path / "a.csv")
+    assert code == 1
+    assert message in err
+    assert not (tmp_path / "outputs" / "a" / "model.safetensors").exists()
+
+
+def test_logs_are_one_line():
+    assert format_log({"loss": 0.5, "epoch": 1.5, "loss_level_0": 0.1}) == "epoch 1.5, training: loss 0.500"
+    line = format_log({"eval_loss": 0.25, "eval_micro_f1": 0.5, "eval_macro_f1": 1 / 3, "epoch": 2})
+    assert line == "epoch 2.0, validation: loss 0.250, micro-F1 50.0, macro-F1 33.3"
+    assert format_log({"train_runtime": 3}) == ""
