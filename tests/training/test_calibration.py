@@ -333,7 +333,7 @@ def test_training_again_starts_from_temperature_1(make_trainer, taxonomy, held_o
     warm.model.config.score_temperature = 3.0
     warm.model.config.thresholds = [0.5] * 13
     warm.train()
-    assert "score_temperature=3.0 was fitted for the weights before" in caplog.text
+    assert "score_temperature=3.0 was fitted to the weights before this training" in caplog.text
     assert (warm.model.config.score_temperature, warm.model.config.thresholds) == (1.0, None)
     for a, b in zip(plain.model.parameters(), warm.model.parameters()):
         assert torch.equal(a, b)
