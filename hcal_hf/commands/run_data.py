@@ -66,7 +66,7 @@ def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
         taxonomy = build_taxonomy(table, identity=identity, on_bad_row=data_args.on_bad_row, **options)  # type: ignore[arg-type]
     names = [options["labels"]] if isinstance(options["labels"], str) else options["labels"]
     reader = LabelReader(options.pop("labels"), **options, class_names=class_names(table, names))
-    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)  # type: ignore[arg-type]
+    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
     labels, _, _ = encoder.encode_labels([table[name][:] for name in names], [None] * len(table))
     texts = [str(join_texts(cells)) for cells in zip(*(table[name][:] for name in data_args.text))]
     rows = split_rows(texts, labels, getattr(data_args, "split_seed", 0))

@@ -99,12 +99,8 @@ def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments)
 def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
     if data_args.taxonomy:
         return Taxonomy.from_json(data_args.taxonomy)
-    taxonomy = build_taxonomy(
-        table,
-        identity=data_args.identity,
-        on_bad_row=data_args.on_bad_row,
-        **data_args.reading,  # type: ignore[arg-type]
-    )
+    options: dict[str, Any] = {"identity": data_args.identity, "on_bad_row": data_args.on_bad_row}
+    taxonomy = build_taxonomy(table, **data_args.reading, **options)
     if not len(taxonomy):
         raise ValueError(f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}.")
     if taxonomy.num_labels == 1:
@@ -118,7 +114,7 @@ def _infer_mode(
     table: Any, reader: LabelReader, taxonomy: Taxonomy, model_args: ModelArguments, given: set[str]
 ) -> None:
     """Sets label_mode and partial_paths to what the rows need, unless they are given, and prints why."""
-    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)  # type: ignore[arg-type]
+    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
     problems: list[str | None] = [None] * len(table)
     rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
     usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
