@@ -1,4 +1,4 @@
-"""A long job's output as parts: each appears whole or not at all, and a killed job goes on where it was."""
+"""Writes the output of a long job in parts. Each part is written atomically, so an interrupted job resumes."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 
-# What a saved tokenizer says of the place that it was loaded from.
-_PLACES = ("name_or_path", "is_local", "local_files_only")
+# Fields of a saved tokenizer that depend on the place it was loaded from.
+_PLACE_FIELDS = ("name_or_path", "is_local", "local_files_only")
 
 
-class Parts:
-    """The finished windows of a run, in the folder `out` + `.parts`, with a manifest of what they were made from.
+class AtomicWriter:
+    """Writes parts into the folder `out` + `.parts`, and joins them to one Parquet file at the end.
+
+    A manifest in the folder describes the run that made the parts. Only the same run can resume.
 
     Args:
-        out: the file that they become in the end.
+        out: the file that the parts are joined to.
     """
 
     def __init__(self, out: Path):
@@ -33,14 +35,18 @@ class Parts:
         self.manifest = self.folder / "manifest.json"
 
     def path(self, index: int) -> Path:
+        """Returns the path of a part."""
         return self.folder / f"{index:08d}.parquet"
 
     @contextmanager
     def locked(self, is_main: bool) -> Iterator[None]:
-        """Only one run at a time; the lock ends with the process that holds it, however that ends.
+        """Locks the folder, so that only one run writes to it. The lock is released when its process ends in any way.
+
+        Args:
+            is_main: whether this is the main process. Other processes do not lock.
 
         Raises:
-            RuntimeError: if another run holds it.
+            RuntimeError: if another run holds the lock.
         """
         if not is_main:
             yield
@@ -50,20 +56,25 @@ class Parts:
         try:
             lock.acquire(timeout=0)
         except Timeout as busy:
-            raise RuntimeError(f"Another run is writing {self.out}: wait for it, or write elsewhere.") from busy
+            raise RuntimeError(f"Another run is writing {self.out}: wait for it, or choose another output.") from busy
         try:
             yield
         finally:
             lock.release()
 
     def prepare(self, identity: dict[str, Any], restart: bool) -> None:
-        """Makes the folder ready for parts of this identity, keeping those of an earlier run with the same.
+        """Prepares the folder. Keeps the finished parts of an earlier run with the same identity.
+
+        Args:
+            identity: everything that the parts depend on, as JSON values.
+            restart: delete the parts of an earlier run.
 
         Raises:
-            ValueError: if they were made from something else, unless `restart`; what differs is named.
+            ValueError: if the parts are from a run with another identity, unless `restart` is set. The message names the
+                differences.
         """
-        for left in self.folder.glob("*.tmp"):
-            left.unlink()
+        for temporary in self.folder.glob("*.tmp"):
+            temporary.unlink()
         if restart:
             self._clear()
         if self.manifest.exists():
@@ -74,91 +85,95 @@ class Parts:
                     f"{name} was {before.get(name)!r:.80}, now {identity.get(name)!r:.80}" for name in differing
                 )
                 raise ValueError(
-                    f"{self.folder} holds {len(self.finished())} finished windows of another run: {changes}. Run with what "
-                    "it had to go on from there, or start over with restart (on the command line --restart), which throws "
-                    "them away."
+                    f"{self.folder} holds {len(self.finished())} finished windows of another run: {changes}. Use the same "
+                    "arguments to resume, or set restart (on the command line --restart) to delete these windows and start "
+                    "over."
                 )
             if not differing:
                 return
         else:
-            self._clear()  # without a manifest, nothing says what they are
+            self._clear()  # without a manifest, the origin of the parts is unknown
         self._write(self.manifest, lambda path: path.write_text(json.dumps(identity, indent=2), encoding="utf-8"))
 
     def _clear(self) -> None:
+        """Deletes the manifest and all parts."""
         self.manifest.unlink(missing_ok=True)
         for part in self.folder.glob("*.parquet"):
             part.unlink()
 
     def finished(self) -> set[int]:
-        """The indices of the parts that are there."""
+        """Returns the indices of the finished parts."""
         return {int(path.stem) for path in self.folder.glob("*.parquet")}
 
     def write(self, index: int, table: pa.Table) -> None:
-        """Writes one part; it appears when it is whole."""
+        """Writes one part atomically."""
         self._write(self.path(index), lambda path: pq.write_table(table, path))
 
     @staticmethod
-    def _write(path: Path, write: Any) -> None:
+    def _write(path: Path, write: Callable[[Path], object]) -> None:
+        """Calls `write` with a temporary path and then renames that file to `path`."""
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         write(temporary)
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a name must not survive a power cut that its content does not
+            os.fsync(file.fileno())  # a power cut must not leave the final name without the content
         temporary.replace(path)
 
-    def join(self, number: int, window: int, schema: pa.Schema) -> dict[str, Any]:
-        """Joins all parts in order; the output appears when it is whole.
+    def join(self, num_parts: int, window: int, schema: pa.Schema) -> dict[str, Any]:
+        """Joins all parts in order and writes the output atomically.
 
         Args:
-            number: of parts.
-            window: rows of each part but the last.
-            schema: of the parts.
+            num_parts: the number of parts.
+            window: the number of rows of each part except the last.
+            schema: the schema of the parts.
 
         Returns:
-            `rows`, `predicted`, `problems` (how many rows have which), `first_problems` (up to five row numbers), `out`.
+            the counts `rows` and `predicted`, `problems` (the number of rows for each problem), `first_problems` (up to
+            five row numbers), and the path `out`.
 
         Raises:
-            ValueError: for a part that is missing or has rows of other numbers, and what to do.
+            ValueError: if a part is missing, damaged, or has unexpected row numbers. The message says what to do.
         """
         rows, problems = 0, Counter[str]()
-        first: list[int] = []
+        first_problems: list[int] = []
 
         def write(path: Path) -> None:
             nonlocal rows
             with pq.ParquetWriter(path, schema) as writer:
-                for index in range(number):
-                    part = self._read(index, rows, window, is_last=index == number - 1, schema=schema)
+                for index in range(num_parts):
+                    part = self._read(index, rows, window, is_last=index == num_parts - 1, schema=schema)
                     bad = part.filter(pa.compute.is_valid(part["problem"]))
                     problems.update(bad["problem"].to_pylist())
-                    first.extend(bad["row"].to_pylist()[: 5 - len(first)])
+                    first_problems.extend(bad["row"].to_pylist()[: 5 - len(first_problems)])
                     writer.write_table(part)
                     rows += len(part)
 
         self._write(self.folder / "joined", write)
         (self.folder / "joined").replace(self.out)
         report = {"rows": rows, "predicted": rows - problems.total(), "problems": dict(problems.most_common())}
-        return {**report, "first_problems": first, "out": str(self.out)}
+        return {**report, "first_problems": first_problems, "out": str(self.out)}
 
-    def _read(self, index: int, first: int, window: int, is_last: bool, schema: pa.Schema) -> pa.Table:
+    def _read(self, index: int, first_row: int, window: int, is_last: bool, schema: pa.Schema) -> pa.Table:
+        """Reads a part and checks its row numbers."""
         path = self.path(index)
         try:
             part = pq.read_table(path, schema=schema)
-            if part["row"].to_pylist() != list(range(first, first + len(part))):
-                raise ValueError(f"its rows do not start at {first}")
+            if part["row"].to_pylist() != list(range(first_row, first_row + len(part))):
+                raise ValueError(f"its rows do not start at {first_row}")
             if len(part) != window and not (is_last and 0 < len(part) < window):
                 raise ValueError(f"it has {len(part)} rows, not {window}")
-        except (OSError, ValueError) as problem:  # pyarrow's errors are among them
+        except (OSError, ValueError) as problem:  # these include the errors of pyarrow
             raise ValueError(
-                f"The part {path} cannot be used: {problem}. Remove it and run again; only its rows are predicted anew."
+                f"The part {path} cannot be used: {problem}. Remove it and run again: only its rows are predicted again."
             ) from problem
         return part
 
     def remove(self) -> None:
-        """Removes the folder of a run that is finished."""
+        """Removes the folder after the parts are joined."""
         shutil.rmtree(self.folder)
 
 
 def model_fingerprint(model: Any, tokenizer: Any) -> str:
-    """SHA-256 over configuration, weights and tokenizer, wherever they lie."""
+    """Computes the SHA-256 of configuration, weights and tokenizer. It does not depend on their location."""
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(name, None)
@@ -171,7 +186,7 @@ def model_fingerprint(model: Any, tokenizer: Any) -> str:
         for path in sorted(Path(folder).rglob("*")):
             if path.name == "tokenizer_config.json":
                 values = json.loads(path.read_text(encoding="utf-8"))
-                kept = {name: value for name, value in values.items() if name not in _PLACES}
+                kept = {name: value for name, value in values.items() if name not in _PLACE_FIELDS}
                 digest.update(json.dumps(kept, sort_keys=True).encode())
             elif path.is_file():
                 digest.update(path.read_bytes())
@@ -179,9 +194,9 @@ def model_fingerprint(model: Any, tokenizer: Any) -> str:
 
 
 def file_fingerprint(path: str | os.PathLike) -> str:
-    """SHA-256 of a file: a copy elsewhere is the same input, an edited file is another one."""
+    """Computes the SHA-256 of a file's content. A copy has the same fingerprint."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["Parts", "file_fingerprint", "model_fingerprint"]
+__all__ = ["AtomicWriter", "file_fingerprint", "model_fingerprint"]

@@ -1,4 +1,4 @@
-"""Predicts every row of a file of any size, in windows, and resumes after an interruption."""
+"""Predicts every row of a file of any size, in windows. Resumes after an interruption."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 from ..data.table_formats import Row
 from ..data.tables import TableFile
 from ..training.precision import warn_of_slow_bfloat16
-from .atomic_writer import Parts, file_fingerprint, model_fingerprint
-from .predictor import PredictionArguments, Predictor, Tokens
+from .atomic_writer import AtomicWriter, file_fingerprint, model_fingerprint
+from .predictor import PredictionArguments, Predictor, TokenizedTexts
 from .saved_model import load_model
 
-# Processes may finish hours apart.
-PATIENCE = timedelta(days=7)
+# One process may finish hours before another.
+PROCESS_TIMEOUT = timedelta(days=7)
 
 
 def predict_file(
@@ -39,59 +39,60 @@ def predict_file(
     restart: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Predicts every row of a file, into a Parquet file whose rows are in the order of the input.
+    """Predicts every row of a file and writes a Parquet file with the rows in the same order.
 
-    Memory holds two windows of rows, whatever the size of the file: one is tokenized while the model answers the other.
-    Each finished window is a file in the folder `out` + `.parts`; at the end they are joined, `out` appears as a whole,
-    and the folder goes. The same call after a kill goes on from there: no row is predicted twice but those of the windows
-    at work, none is lost. Under `accelerate launch` the windows are shared out over the processes, which must see one file
-    system; the number of processes may change between the runs.
+    Memory holds two windows of rows for a file of any size. The next window is tokenized while the model predicts the
+    current one. Each finished window is a file in the folder `out` + `.parts`. At the end, these files are joined, `out`
+    appears as a whole, and the folder is removed. After an interruption, the same call resumes: it predicts only the rows
+    of unfinished windows, and no row is lost. Under `accelerate launch`, the processes share the windows. They must see the
+    same file system. Their number may change between runs.
 
     Args:
-        model_name: folder of a saved model with its tokenizer, or its name on the Hub.
-        file: `.jsonl`, `.csv`, `.tsv`, `.txt` (also with `.gz`) or `.parquet`.
-        out: a path that ends in `.parquet`.
-        args: what to read, how to decide, what to write.
+        model_name: the folder of a saved model with its tokenizer, or its name on the Hub.
+        file: the input, with any suffix that [`TableFile`] reads.
+        out: the path of the output, which ends in `.parquet`.
+        args: options for reading, deciding and writing.
         use_cpu: use no accelerator.
-        overwrite: replace `out`, at the end, where it exists.
-        restart: throw away the finished windows of an earlier run.
-        progress: show a bar on stderr.
+        overwrite: replace an existing `out` at the end.
+        restart: delete the finished windows of an earlier run.
+        progress: show a progress bar on stderr.
 
     Returns:
-        on the main process `rows`, `predicted`, `problems` (how many rows have which), `first_problems` (row numbers of up
-        to five), `resumed_rows` (finished before this run) and `out`; {} on the others.
+        on the main process the counts `rows`, `predicted` and `resumed_rows` (finished by earlier runs), `problems` (the
+        number of rows for each problem), `first_problems` (up to five row numbers) and `out`. {} on other processes.
 
     Raises:
-        ValueError: for what is no HCAL model, a file or column that cannot be read, arguments out of range, or an earlier
-            run of other settings, model or input.
-        FileExistsError: if `out` exists, unless `overwrite`.
-        FileNotFoundError: for a missing file or folder.
-        RuntimeError: if another run is at work on the same `out`, or a batch does not fit into the accelerator's memory.
+        ValueError: if the model is not an HCAL model, a file or column cannot be read, an argument is out of range, or an
+            earlier run had other settings, another model or another input.
+        FileExistsError: if `out` exists and `overwrite` is not set.
+        FileNotFoundError: if a file or folder is missing.
+        RuntimeError: if another run is writing the same `out`, or if a batch does not fit into the accelerator's memory.
     """
     args = PredictionArguments() if args is None else args
     table, out = TableFile(Path(file), args.encoding), Path(out)
-    names = [args.text_column, *([args.id_column] if args.id_column else [])]
-    table.check_columns(names)
+    column_names = [args.text_column, *([args.id_column] if args.id_column else [])]
+    table.check_columns(column_names)
     if out.suffix != ".parquet":
         raise ValueError(f"The predictions are written as Parquet: out must end in .parquet, got {out}.")
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {out.parent} to write {out.name} to: make it first.")
+        raise FileNotFoundError(f"There is no folder {out.parent} for {out.name}: make it first.")
     if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already: remove it, or give overwrite (on the command line --overwrite).")
-    state = PartialState(cpu=use_cpu, timeout=PATIENCE)
+        raise FileExistsError(f"{out} exists already: remove it, or set overwrite (on the command line --overwrite).")
+    state = PartialState(cpu=use_cpu, timeout=PROCESS_TIMEOUT)
     model, tokenizer = load_model(model_name, **({"dtype": torch.bfloat16} if args.bf16 else {}))
-    # The state may be that of an earlier call in this process, on an accelerator.
+    # PartialState is shared in a process, so an earlier call may have set its device.
     device = torch.device("cpu") if use_cpu else state.device
     if args.bf16:
         warn_of_slow_bfloat16(device.type)
     predictor = Predictor(model.to(device), tokenizer, args)
-    parts = Parts(out)
-    with parts.locked(state.is_main_process):
+    writer = AtomicWriter(out)
+    with writer.locked(state.is_main_process):
         if state.is_main_process:
-            parts.prepare(_identity(model, tokenizer, table, args), restart)
+            writer.prepare(_run_identity(model, tokenizer, table, args), restart)
         state.wait_for_everyone()
-        done = parts.finished()
-        state.wait_for_everyone()  # no one writes before all have looked
+        finished = writer.finished()
+        state.wait_for_everyone()  # all processes list the same parts, since none has written yet
+        assignment = _WindowAssignment(finished, state)
         with tqdm(
             total=table.total,
             desc="Predicting",
@@ -99,33 +100,35 @@ def predict_file(
             bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         ) as bar:
-            rows = number = 0
-            for window in _windows(table, names, args, predictor, _Share(done, state)):
-                number = window.index + 1
+            rows_done = num_windows = 0
+            for window in _windows(table, column_names, args, predictor, assignment):
+                num_windows = window.index + 1
                 if window.tokens is not None:
                     start, size = bar.n, window.end - bar.n
 
                     def advance(share: float, start: int = start, size: int = size) -> None:
                         bar.update(start + int(share * size) - bar.n)
 
-                    found = predictor.answer(window.tokens.result(), advance)
-                    parts.write(window.index, _window_table(found, window, table, args))
-                    rows += len(window.rows)
-                bar.set_postfix_str(f"{rows:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False)
+                    predictions = predictor.predict_tokens(window.tokens.result(), advance)
+                    writer.write(window.index, _window_table(predictions, window, table, args))
+                    rows_done += len(window.rows)
+                bar.set_postfix_str(
+                    f"{rows_done:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False
+                )
                 bar.update(window.end - bar.n)
         state.wait_for_everyone()
         if not state.is_main_process:
             return {}
-        report = parts.join(number, args.window, _schema(table, args))
-        report["resumed_rows"] = sum(pq.read_metadata(parts.path(i)).num_rows for i in done)
-    parts.remove()
+        report = writer.join(num_windows, args.window, _schema(table, args))
+        report["resumed_rows"] = sum(pq.read_metadata(writer.path(i)).num_rows for i in finished)
+    writer.remove()
     return report
 
 
-def _identity(model: Any, tokenizer: Any, table: TableFile, args: PredictionArguments) -> dict[str, Any]:
-    """What finished windows depend on."""
+def _run_identity(model: Any, tokenizer: Any, table: TableFile, args: PredictionArguments) -> dict[str, Any]:
+    """Describes everything that the finished windows depend on."""
     settings = asdict(args)
-    # It moves probabilities by rounding alone, and a smaller one lets a run go on that had too little memory.
+    # It changes probabilities only by rounding, and a smaller value resumes a run that was out of memory.
     settings.pop("batch_tokens")
     if args.threshold is not None:
         settings["threshold"] = np.asarray(args.threshold).tolist()
@@ -137,51 +140,63 @@ def _identity(model: Any, tokenizer: Any, table: TableFile, args: PredictionArgu
     }
 
 
-class _Share:
-    """Which windows this process predicts: each `num_processes`-th of those that are not finished."""
+class _WindowAssignment:
+    """Assigns the unfinished windows to the processes in turn. Is called with each window index, in order."""
 
-    def __init__(self, done: set[int], state: Any):
-        self.done, self.open = done, 0
-        self.number, self.index = state.num_processes, state.process_index
+    def __init__(self, finished: set[int], state: Any):
+        self.finished, self.num_unfinished = finished, 0
+        self.num_processes, self.process_index = state.num_processes, state.process_index
 
     def __call__(self, window: int) -> bool:
-        if window in self.done:
+        """Returns whether this process predicts the window."""
+        if window in self.finished:
             return False
-        self.open += 1
-        return (self.open - 1) % self.number == self.index
+        self.num_unfinished += 1
+        return (self.num_unfinished - 1) % self.num_processes == self.process_index
 
 
 @dataclass
 class _Window:
-    """Rows of a file: its number, what was read (nothing if it is not ours to predict), their tokens in the making, and
-    the position in the file behind it."""
+    """Holds a window of rows of a file.
+
+    Attributes:
+        index: the number of the window, from 0.
+        rows: the rows, or [] if this process does not predict the window.
+        tokens: the texts of the rows, which another thread tokenizes; None without rows.
+        end: the position in the file after the window, in bytes or rows.
+    """
 
     index: int
     rows: list[Row]
-    tokens: "Future[Tokens] | None"
+    tokens: "Future[TokenizedTexts] | None"
     end: int
 
 
 def _windows(
-    table: TableFile, names: list[str], args: PredictionArguments, predictor: Predictor, share: "_Share"
+    table: TableFile,
+    column_names: list[str],
+    args: PredictionArguments,
+    predictor: Predictor,
+    assignment: _WindowAssignment,
 ) -> Iterator[_Window]:
-    """The windows of a file, each handed out when the next one has been read and its tokenizing begun."""
-    with ThreadPoolExecutor(1) as beside:
-        ready: _Window | None = None
-        for index, rows in table.windows(names, args.window, share):
+    """Yields each window of a file after the next one is read and its tokenization has started."""
+    with ThreadPoolExecutor(1) as executor:
+        current: _Window | None = None
+        for index, rows in table.windows(column_names, args.window, assignment):
             tokens = None
             if rows is not None:
                 texts = [row.cells[0] for row in rows]
-                tokens = beside.submit(predictor.tokenize, texts, [row.problem for row in rows])
-            ahead = _Window(index, rows or [], tokens, table.position)
-            if ready is not None:
-                yield ready
-            ready = ahead
-        if ready is not None:
-            yield ready
+                tokens = executor.submit(predictor.tokenize, texts, [row.problem for row in rows])
+            following = _Window(index, rows or [], tokens, table.position)
+            if current is not None:
+                yield current
+            current = following
+        if current is not None:
+            yield current
 
 
-def _window_table(found: pa.Table, window: _Window, table: TableFile, args: PredictionArguments) -> pa.Table:
+def _window_table(predictions: pa.Table, window: _Window, table: TableFile, args: PredictionArguments) -> pa.Table:
+    """Adds the row numbers, and the keys and texts if requested, to the predictions of a window."""
     rows, first = window.rows, window.index * args.window
     columns: dict[str, Any] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
     if args.id_column:
@@ -189,12 +204,12 @@ def _window_table(found: pa.Table, window: _Window, table: TableFile, args: Pred
         columns["id"] = pa.array(ids if table.kind == "parquet" else map(_as_text, ids))
     if args.keep_text:
         columns["text"] = pa.array([_as_text(row.cells[0]) for row in rows], pa.string())
-    columns |= {name: found[name] for name in found.column_names}
+    columns |= {name: predictions[name] for name in predictions.column_names}
     return pa.table(columns).cast(_schema(table, args))
 
 
 def _as_text(value: Any) -> str | None:
-    """A value as text; what is no Unicode becomes question marks."""
+    """Converts a value to text. Characters that are not valid Unicode become question marks."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -202,9 +217,10 @@ def _as_text(value: Any) -> str | None:
 
 
 def _schema(table: TableFile, args: PredictionArguments) -> pa.Schema:
+    """Returns the schema of the output."""
     fields: list[tuple[str, pa.DataType]] = [("row", pa.int64())]
     if args.id_column:
-        # JSON lines and CSV have no types: their keys are text. Parquet's keep theirs.
+        # Keys of JSON lines and CSV become text, because these formats have no types. Parquet keys keep their type.
         kind = pq.read_schema(table.path).field(args.id_column).type if table.kind == "parquet" else pa.string()
         fields.append(("id", kind))
     if args.keep_text:

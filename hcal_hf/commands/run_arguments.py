@@ -1,4 +1,4 @@
-"""The arguments of a run, from a configuration file and the command line."""
+"""Defines and parses the arguments of a run, from a configuration file and the command line."""
 
 import difflib
 import sys
@@ -19,10 +19,10 @@ DEFAULTS = {name: f.default for name, f in HcalConfig.__dataclass_fields__.items
 
 @dataclass
 class ModelArguments:
-    """The encoder and the fields of [`HcalConfig`]."""
+    """Selects the encoder and sets the fields of [`HcalConfig`]."""
 
-    encoder: str = field(default="", metadata={"help": "Name on the Hub or folder of the encoder."})
-    preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as released.'})
+    encoder: str = field(default="", metadata={"help": "The encoder: its name on the Hub, or its folder."})
+    preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as in its released code.'})
     label_mode: str = field(default=DEFAULTS["label_mode"], metadata={"help": "single_path or multi_path."})
     head: str = field(
         default=DEFAULTS["head"],
@@ -36,30 +36,32 @@ class ModelArguments:
     )
     pooling: str = field(default=DEFAULTS["pooling"], metadata={"help": "mean, cls or last."})
     projection_dim: int | None = field(
-        default=DEFAULTS["projection_dim"], metadata={"help": "Size of the prototypes; the encoder's by default."}
+        default=DEFAULTS["projection_dim"],
+        metadata={"help": "Size of the prototypes. Default: the hidden size of the encoder."},
     )
     score_function: str | None = field(
-        default=None, metadata={"help": "cosine or linear; by default linear if the encoder is frozen, else cosine."}
+        default=None, metadata={"help": "cosine or linear. Default: linear if the encoder is frozen, else cosine."}
     )
     prototype_anchor: str | None = field(
         default="auto",
-        metadata={"help": "label_text or none; by default label_text if the encoder is frozen, else none."},
+        metadata={"help": "label_text or none. Default: label_text if the encoder is frozen, else none."},
     )
-    contrast: str | None = field(default=None, metadata={"help": "aggregate: one more task a level, on class means."})
+    contrast: str | None = field(default=None, metadata={"help": "aggregate adds one task per level, on class means."})
     prototype_temperature: float = field(
         default=DEFAULTS["prototype_temperature"], metadata={"help": "tau in score = cosine / tau."}
     )
     perturbation: float = field(
-        default=DEFAULTS["perturbation"], metadata={"help": "Noise on the prototypes, as at d = 256."}
+        default=DEFAULTS["perturbation"],
+        metadata={"help": "Half-width of the noise on the prototypes, at 256 dimensions."},
     )
     freeze_encoder: bool = field(
-        default=False, metadata={"help": "Compute the encoder's features once and train the head on them."}
+        default=False, metadata={"help": "Compute the features of the encoder once, and train only the head."}
     )
 
 
 @dataclass
 class TableArguments:
-    """Where texts and labels come from."""
+    """Selects the source of texts and labels."""
 
     data_dir: str | None = field(
         default=None,
@@ -74,23 +76,25 @@ class TableArguments:
         metadata={"help": "Column of texts, or several columns, which are joined by a line break."},
     )
     labels: list[str] = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Column of labels, or one column a level."}
+        default_factory=lambda: ["labels"], metadata={"help": "Column of labels, or one column per level."}
     )
-    separator: str = field(default=SEPARATOR, metadata={"help": "Between the steps of a path string."})
-    delimiter: str | None = field(default=None, metadata={"help": "Between several labels in one string."})
+    separator: str = field(default=SEPARATOR, metadata={"help": "Separates the steps of a path in a string."})
+    delimiter: str | None = field(default=None, metadata={"help": "Separates several labels in one string."})
     empty_means_none: bool = field(
         default=False,
         metadata={"help": "An empty cell means that a document has no label, and not that its labels are unknown."},
     )
     leave_out: list[str] = field(
-        default_factory=list, metadata={"help": "Labels whose documents are no part of the task, such as oos."}
+        default_factory=list, metadata={"help": "Labels that exclude a document from the task, such as oos."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Tokens a text at most."})
-    on_bad_row: str = field(default="raise", metadata={"help": '"raise" or "drop".'})
+    max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens per text."})
+    on_bad_row: str = field(
+        default="raise", metadata={"help": '"raise" an error at a row that cannot be read, or "drop" it.'}
+    )
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """How labels are read, as `build_taxonomy` and `encode_dataset` take it."""
+    def label_options(self) -> dict[str, Any]:
+        """The options for reading labels: arguments of `build_taxonomy` and `encode_dataset`."""
         labels = self.labels[0] if len(self.labels) == 1 else self.labels
         return {"labels": labels, "separator": self.separator, "delimiter": self.delimiter}
 
@@ -103,29 +107,29 @@ class TableArguments:
 
 @dataclass
 class DataArguments(TableArguments):
-    """Where texts, labels and hierarchy come from."""
+    """Selects the source of texts, labels and hierarchy."""
 
     taxonomy: str | None = field(
-        default=None, metadata={"help": "JSON file of the hierarchy; the paths of all splits by default."}
+        default=None, metadata={"help": "JSON file of the hierarchy. Default: the paths in all splits."}
     )
-    identity: str = field(default="path", metadata={"help": '"path" or "name": what makes two nodes one.'})
+    identity: str = field(default="path", metadata={"help": 'Whether nodes are the same by "path" or by "name".'})
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Where features of a frozen encoder are kept; output_dir/_features by default."},
+        metadata={"help": "Folder of the cached features of a frozen encoder. Default: output_dir/_features."},
     )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the split of one file."})
+    split_seed: int = field(default=0, metadata={"help": "Seed for splitting one file."})
     tune: str = field(
         default="micro_f1",
         metadata={
-            "help": "Metric for which thresholds are tuned on the validation split after training, with the temperature: "
+            "help": "Metric for tuning thresholds, together with the temperature, on the validation split after training: "
             "micro_f1, macro_f1, or none."
         },
     )
-    show_predictions: int = field(default=5, metadata={"help": "Test documents whose predicted paths are printed."})
+    show_predictions: int = field(default=5, metadata={"help": "Number of test documents with printed predictions."})
     card: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'For the model card, as JSON: {"language": "en", "license": "apache-2.0", "dataset": "..."}.'
+            "help": 'Facts for the model card, as JSON: {"language": "en", "license": "apache-2.0", "dataset": "..."}.'
         },
     )
 
@@ -136,10 +140,12 @@ Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
 def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | None = None) -> Arguments:
     """Reads a YAML file and overrides from the command line: `[config.yaml] [--learning_rate 1e-4 ...]`.
 
-    Logs go to TensorBoard where it is installed; `report_to` names others, or "none".
+    Logs go to TensorBoard if it is installed. `report_to` selects other loggers, or "none".
 
     Raises:
-        ValueError: for a key in the file that is no argument (with the closest ones), or a file that holds no mapping.
+        ValueError: if a key in the file is not an argument (the message lists the closest ones), or if the file does not
+            hold a mapping.
+        ImportError: without pyyaml.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
@@ -163,8 +169,12 @@ def _read_config(path: str) -> dict[str, Any]:
     values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of arguments, got {type(values).__name__}.")
-    known = [f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init]
+    argument_names = [
+        f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init
+    ]
     for key in values:
-        if key not in known:
-            raise ValueError(f"{path}: unknown key {key!r}. Closest: {difflib.get_close_matches(key, known, n=3)}.")
+        if key not in argument_names:
+            raise ValueError(
+                f"{path}: unknown key {key!r}. Closest: {difflib.get_close_matches(key, argument_names, n=3)}."
+            )
     return values

@@ -24,15 +24,18 @@ ROW = "_row"
 
 
 def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:
-    """Splits from a folder of files that are named so, or from the Hub, without the documents that `leave_out` names.
+    """Loads splits from a folder or from the Hub, without the documents that `leave_out` excludes.
+
+    A folder holds one file per split, named after it.
 
     Args:
-        data_args: the folder or the name on the Hub; for a single split `data_dir` may also be its file. Without `splits`,
-            one file is split 80/10/10 ([`split_rows`]), and the column `_row` holds the row numbers from 0.
-        splits: those to load, from `SPLITS`; train, and validation and test where there are any, by default.
+        data_args: the folder, or the name on the Hub. To load a single split, `data_dir` may also be its file. Without
+            `splits`, one file is split 80/10/10 ([`split_rows`]), and the column `_row` holds the row numbers from 0.
+        splits: the splits to load, from `SPLITS`. By default train, and validation and test if they exist.
 
     Raises:
-        ValueError: if neither or both are given, a split is missing, or the files differ in type.
+        ValueError: if neither or both of `data_dir` and `dataset` are set, if a split is missing, or if the files differ
+            in type.
     """
     if (data_args.data_dir is None) == (data_args.dataset is None):
         raise ValueError(
@@ -51,13 +54,13 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
 
 
 def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
-    """Splits one table 80/10/10, with equal texts in one part and each label in each part where possible.
+    """Splits one table 80/10/10. Equal texts stay in one part, and each label is in each part if possible.
 
     Args:
-        table: the rows. Rows that cannot be used are kept, so that encoding reports them.
-        data_args: names the columns; [`DataArguments`] also names the taxonomy and the seed.
+        table: the rows. Unusable rows are kept, so that encoding reports them.
+        data_args: the columns. [`DataArguments`] also has the taxonomy and the seed.
     """
-    options = data_args.reading
+    options = data_args.label_options
     taxonomy_file = getattr(data_args, "taxonomy", None)
     if taxonomy_file:
         taxonomy = Taxonomy.from_json(taxonomy_file)
@@ -81,17 +84,17 @@ def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
 
 
 def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
-    """The documents with none of the labels in `leave_out`, wherever on a path it stands; how many go is told."""
+    """Removes the documents with a label in `leave_out` anywhere on a path, and logs their number."""
     if not data_args.leave_out:
         return raw
     names = set(data_args.leave_out)
-    reading = data_args.reading
-    reader = LabelReader(reading.pop("labels"), **reading)
+    label_options = data_args.label_options
+    reader = LabelReader(label_options.pop("labels"), **label_options)
 
     def is_kept(*cells: Any) -> bool:
         try:
             labels = reader(cells, known=names) or []
-        except ValueError:  # a bad row, which encode_dataset names
+        except ValueError:  # a bad row, which encode_dataset reports
             return True
         return names.isdisjoint(step for label in labels for step in ([label] if isinstance(label, str) else label))
 
@@ -110,7 +113,7 @@ def encode_splits(
     label_mode: str,
     partial_paths: bool,
 ) -> DatasetDict:
-    """[`encode_dataset`] with the columns and options of the arguments."""
+    """Encodes the splits with the columns and options of the arguments ([`encode_dataset`])."""
     return encode_dataset(
         raw,
         taxonomy,
@@ -121,5 +124,5 @@ def encode_splits(
         max_length=data_args.max_length,
         on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
         empty_means_none=data_args.empty_means_none,
-        **data_args.reading,
+        **data_args.label_options,
     )

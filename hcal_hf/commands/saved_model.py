@@ -9,24 +9,24 @@ from ..modeling_hcal import HcalForSequenceClassification
 
 
 def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification, Any]:
-    """A saved model and its tokenizer.
+    """Loads a saved model and its tokenizer.
 
     Args:
-        name: folder of the model, or its name on the Hub.
-        kwargs: for the model's `from_pretrained` (`dtype`, ...).
+        name: the folder of the model, or its name on the Hub.
+        kwargs: passed to the model's `from_pretrained` (`dtype`, ...).
 
     Raises:
-        ValueError: if there is no model, or another one than an HCAL model.
+        ValueError: if there is no model, or if it is not an HCAL model.
     """
-    load_config(name)  # says what is wrong in one sentence
+    load_config(name)  # raises a one-line error, where from_pretrained would not
     return HcalForSequenceClassification.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
 
 
 def load_config(name: str) -> HcalConfig:
-    """The configuration of a saved model.
+    """Loads the configuration of a saved model.
 
     Raises:
-        ValueError: if there is no model, or another one than an HCAL model.
+        ValueError: if there is no model, or if it is not an HCAL model.
     """
     try:
         stored, _ = PreTrainedConfig.get_config_dict(name)

@@ -80,7 +80,7 @@ def train_table(
 
 
 def _reader_options(data_args: DataArguments) -> dict[str, Any]:
-    options = data_args.reading
+    options = data_args.label_options
     return {"columns": options.pop("labels"), **options}
 
 
@@ -100,7 +100,7 @@ def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
     if data_args.taxonomy:
         return Taxonomy.from_json(data_args.taxonomy)
     options: dict[str, Any] = {"identity": data_args.identity, "on_bad_row": data_args.on_bad_row}
-    taxonomy = build_taxonomy(table, **data_args.reading, **options)
+    taxonomy = build_taxonomy(table, **data_args.label_options, **options)
     if not len(taxonomy):
         raise ValueError(f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}.")
     if taxonomy.num_labels == 1:

@@ -13,17 +13,15 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "train",
-        "Train a model on a table, or as a configuration file says.",
+        "Train a model on a table, or from a configuration file.",
         run,
-        description="Train a model, evaluate it, save it, and show a few predictions. Give a table of texts and labels: "
+        description="Train a model, evaluate it, save it, and print a few predictions. Give a table of texts and labels: "
         "hcal train tickets.csv --text Description --labels area product problem. Or give a YAML file: hcal train "
-        "config.yaml. "
-        "Any argument of a run can follow: --learning-rate 1e-4 --num-train-epochs 10.",
+        "config.yaml. Any argument of a run can follow, and overrides the file: --learning-rate 1e-4 "
+        "--num-train-epochs 10.",
         epilog="On several processes: accelerate launch recipes/train.py config.yaml, with the same overrides.",
     )
-    parser.add_argument(
-        "--list-arguments", action=_ListArguments, help="List all arguments, their defaults, and exit."
-    )
+    parser.add_argument("--list-arguments", action=_ListArguments, help="List all arguments with their defaults.")
     parser.add_argument(
         "config",
         metavar="FILE",
@@ -41,7 +39,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     """Runs the command. Returns its result, its text and the exit code."""
     if args.config.startswith("-"):
-        raise UsageError(f"the first word must be a table or a .yaml file, got {args.config!r}: options follow it.")
+        raise UsageError(
+            f"the first word must be a table or a .yaml file, got {args.config!r}. Write options after it."
+        )
     is_table = not args.config.endswith((".yaml", ".yml"))
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f"There is no {'table' if is_table else 'configuration'} {args.config}.")
@@ -52,11 +52,13 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     from .run_arguments import DataArguments, ModelArguments, parse_arguments
     from .training_run import run_training
 
-    known = {f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init}
+    argument_names = {
+        f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init
+    }
     for word in args.overrides:
         name = word[2:].split("=")[0].replace("-", "_")
-        if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
-            close = ", ".join("--" + match for match in difflib.get_close_matches(name, known, n=3))
+        if word.startswith("--") and name not in argument_names and name.removeprefix("no_") not in argument_names:
+            close = ", ".join("--" + match for match in difflib.get_close_matches(name, argument_names, n=3))
             raise UsageError(f"there is no argument {word}. Closest: {close or 'none; --list-arguments lists them'}.")
     from .progress import hide_library_warnings
     from .threads import choose_threads
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
 
 
 def _take_table_options(overrides: list[str]) -> tuple[float, bool]:
-    """Removes the options that only a table has from the overrides. Returns the time budget and whether to overwrite."""
+    """Removes the options of a table from the overrides. Returns the time budget in minutes and whether to overwrite."""
     parser = argparse.ArgumentParser(prog="hcal train", add_help=False, allow_abbrev=False)
     parser.add_argument("--time-budget", "--time_budget", type=float, default=15.0)
     parser.add_argument("--overwrite", action="store_true")
@@ -80,7 +82,7 @@ def _take_table_options(overrides: list[str]) -> tuple[float, bool]:
 
 
 class _ListArguments(VersionAction):
-    """Prints the help of a run's arguments."""
+    """Prints the arguments of a training run and exits."""
 
     def __call__(self, *args: Any) -> NoReturn:
         from .run_arguments import parse_arguments

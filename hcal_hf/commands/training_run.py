@@ -1,4 +1,4 @@
-"""Runs a training from arguments: data, model, training, evaluation, a saved model and a few predictions."""
+"""Trains a model from arguments: loads data, trains, evaluates, saves and prints a few predictions."""
 
 import gc
 import json
@@ -34,16 +34,16 @@ logger = logging.get_logger(__name__)
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments
 ) -> dict[str, float]:
-    """Trains, evaluates, saves, and shows a few predictions.
+    """Trains a model, evaluates and saves it, and prints a few predictions.
 
-    Writes to `args.output_dir`: the model with its tokenizer, checkpoints, `test_results.json`, the trainer's state and the
-    model card with its pictures ([`HcalTrainer.create_model_card`]); pushes them with `push_to_hub`.
+    Writes to `args.output_dir` the model with its tokenizer, the checkpoints, `test_results.json`, the trainer's state and
+    the model card with its pictures ([`HcalTrainer.create_model_card`]). Pushes them if `push_to_hub` is set.
 
     Returns:
-        the metrics of the test split (of the validation split, if there is no test split); {} without both.
+        the metrics of the test split, or of the validation split without a test split, or {} without both.
 
     Raises:
-        ValueError: for missing data, encoder or training split.
+        ValueError: if data, the encoder or the training split is missing.
     """
     set_seed(args.seed)
     if not model_args.encoder:
@@ -56,24 +56,14 @@ def run_training(
     if data_args.taxonomy:
         taxonomy = Taxonomy.from_json(data_args.taxonomy)
     else:
-        taxonomy = build_taxonomy(raw, identity=data_args.identity, **data_args.reading)  # type: ignore[arg-type]
+        taxonomy = build_taxonomy(raw, identity=data_args.identity, **data_args.label_options)  # type: ignore[arg-type]
     with args.main_process_first(desc="encoding"):
-        # The paper preset is for full paths, as HcalConfig.paper checks on the taxonomy.
+        # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
         encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
 
-    names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
-    chosen = {name: getattr(model_args, name) for name in names}
-    # What was most accurate in recipes/benchmarks.
-    frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
-    if chosen["score_function"] is None:
-        chosen["score_function"] = "linear" if frozen else "cosine"
-    if chosen["prototype_anchor"] == "auto":
-        chosen["prototype_anchor"] = "label_text" if frozen else None
-    elif chosen["prototype_anchor"] == "none":
-        chosen["prototype_anchor"] = None
-    if model_args.preset is not None:  # a preset wins over defaults, not over what was asked for
-        chosen = {name: value for name, value in chosen.items() if value != DEFAULTS[name]}
-    model = HcalForSequenceClassification.from_encoder(model_args.encoder, taxonomy, model_args.preset, **chosen)
+    model = HcalForSequenceClassification.from_encoder(
+        model_args.encoder, taxonomy, model_args.preset, **_config_fields(model_args)
+    )
     table = encoded
     if model_args.freeze_encoder:
         model.encoder.requires_grad_(False)
@@ -118,10 +108,10 @@ def run_training(
         path = os.path.join(args.output_dir, f"{held_out}_results.json")
         Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
-        # A sharded model predicts on all processes together or not at all: this one loads what was saved.
+        # A sharded model only predicts on all processes together, so this process loads the saved model.
         sharded = trainer.is_fsdp_enabled
-        predictor = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
-        pipe = pipeline(TASK, model=predictor, tokenizer=tokenizer, device=args.device if sharded else None)
+        saved_or_trained = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
+        pipe = pipeline(TASK, model=saved_or_trained, tokenizer=tokenizer, device=args.device if sharded else None)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
         folder = args.output_dir
         print(
@@ -134,6 +124,7 @@ def run_training(
 
 
 def _report_tuning(tuned: dict[str, float], metric: str) -> None:
+    """Prints the result of tuning."""
     if not tuned:
         return
     line = f"Tuned on {tuned['documents']:,} validation documents: temperature {tuned['temperature']:.2f}"
@@ -145,28 +136,49 @@ def _report_tuning(tuned: dict[str, float], metric: str) -> None:
     print(f"{line}.", flush=True)
 
 
+def _config_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
+    names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
+    config_fields = {name: getattr(model_args, name) for name in names}
+    # These values were the most accurate in recipes/benchmarks.
+    frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
+    if config_fields["score_function"] is None:
+        config_fields["score_function"] = "linear" if frozen else "cosine"
+    if config_fields["prototype_anchor"] == "auto":
+        config_fields["prototype_anchor"] = "label_text" if frozen else None
+    elif config_fields["prototype_anchor"] == "none":
+        config_fields["prototype_anchor"] = None
+    if model_args.preset is not None:  # a preset overrides defaults, but not values that the user set
+        config_fields = {name: value for name, value in config_fields.items() if value != DEFAULTS[name]}
+    return config_fields
+
+
 def end_processes() -> None:
-    """Leaves the process group that a launcher's processes share; without one, does nothing. The last thing a script does:
-    a worker thread of gloo that lives on as the interpreter ends can abort the process ("terminate called without an active
-    exception"), and the launcher would report that all failed."""
-    gc.collect()  # the threads end with the group, once no wrapped model of an old trainer holds it
+    """Leaves the process group of a launcher. Does nothing without one.
+
+    A script calls this last. A worker thread of gloo that outlives the interpreter can abort the process ("terminate called
+    without an active exception"), and the launcher would then report a failure.
+    """
+    gc.collect()  # the threads end with the group, once no wrapped model of an old trainer refers to it
     PartialState().destroy_process_group()
 
 
 def _announce_launch(trainer: HcalTrainer) -> None:
-    """Prints how many processes train in which way, and warns of a way that was asked for and not taken: on a CPU
-    accelerate leaves FSDP and DeepSpeed out without a word."""
-    taken = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
+    """Prints the number of processes and the kind of parallelism.
+
+    Warns if FSDP or DeepSpeed was requested and is not used. Accelerate ignores them on a CPU without a warning.
+    """
+    is_enabled = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
     number, device = trainer.accelerator.num_processes, trainer.args.device.type
-    ways = [way for way, is_taken in taken.items() if is_taken] or (["DDP"] if number > 1 else [])
+    plugins = [plugin for plugin, enabled in is_enabled.items() if enabled] or (["DDP"] if number > 1 else [])
     if not trainer.is_world_process_zero():
         return
     plural = "es" if number > 1 else ""
-    # At once, so that no other process writes into the line.
-    print(f"Training: {number} process{plural} on {device}{''.join(f', {way}' for way in ways)}", flush=True)
-    for way, is_taken in taken.items():
-        if not is_taken and os.environ.get(f"ACCELERATE_USE_{way.upper()}", "").lower() == "true":
-            logger.warning(f"{way} was asked for and is not used on {device}: each process holds the whole model.")
+    # Flushed at once, so that no other process writes into the line.
+    print(f"Training: {number} process{plural} on {device}{''.join(f', {plugin}' for plugin in plugins)}", flush=True)
+    for plugin, enabled in is_enabled.items():
+        if not enabled and os.environ.get(f"ACCELERATE_USE_{plugin.upper()}", "").lower() == "true":
+            logger.warning(f"{plugin} was requested and is not used on {device}: each process holds the whole model.")
 
 
 def print_predictions(
@@ -176,18 +188,18 @@ def print_predictions(
     taxonomy: Taxonomy,
     data_args: DataArguments,
 ) -> None:
-    """Prints predicted and true paths of a few documents, evenly spread over the split."""
+    """Prints the predicted and true paths of a few documents, evenly spread over the split."""
     number = min(data_args.show_predictions, len(encoded))
-    if not number or len(raw) != len(encoded):  # rows were dropped: texts and labels no longer stand side by side
+    if not number or len(raw) != len(encoded):  # dropped rows: texts and labels no longer correspond
         return
     rows = [i * len(raw) // number for i in range(number)]
     texts = [join_texts([raw[i][name] for name in data_args.text]) for i in rows]
     print("\nPredictions (probability of each step):")
     for i, text, labels in zip(rows, texts, pipe(texts, max_length=data_args.max_length)):
         print(f"\n  {' '.join(text.split())[:110]}")
-        above = {tuple(label["path"][:-1]) for label in labels}
+        inner = {tuple(label["path"][:-1]) for label in labels}
         scores = {tuple(label["path"]): label["score"] for label in labels}
-        for path in [path for path in scores if path not in above] or [()]:
+        for path in [path for path in scores if path not in inner] or [()]:
             steps = [path[: depth + 1] for depth in range(len(path))]
             shown = SEPARATOR.join(
                 f"{step[-1]} ({scores[step]:.2f})" if step in scores else step[-1] for step in steps

@@ -209,7 +209,7 @@ def test_predict_tells_what_it_did(model_dir, tmp_path, capsys):
     assert cli.main([*argv, "--keep_text", "--top_k=1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"2 of 3 rows predicted: {out}",
-        "1 rows have an empty answer and a problem (rows 1, ...):",
+        "1 rows have a problem and no prediction (rows 1, ...):",
         "  1: the text is empty",
     ]
     found = pq.read_table(out)

@@ -18,7 +18,7 @@ import torch
 from transformers import pipeline
 
 from hcal_hf.commands import predictor as module
-from hcal_hf.commands.atomic_writer import Parts
+from hcal_hf.commands.atomic_writer import AtomicWriter
 from hcal_hf.commands.prediction_file import predict_file
 from hcal_hf.commands.predictor import PredictionArguments, Predictor
 from tests.builders import WORDS, build_model
@@ -199,7 +199,7 @@ def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tm
 def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir, file, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     run(model_dir, file, whole, window=7)
-    seen, original = [], Predictor.answer
+    seen, original = [], Predictor.predict_tokens
 
     def stopping(limit):
         def answer(self, texts, *args):
@@ -211,14 +211,14 @@ def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir,
         return answer
 
     for limit in (2, 5):
-        monkeypatch.setattr(Predictor, "answer", stopping(limit))
+        monkeypatch.setattr(Predictor, "predict_tokens", stopping(limit))
         with pytest.raises(KeyboardInterrupt):
             run(model_dir, file, out, window=7)
         assert not out.exists()
-        assert len(Parts(out).finished()) == limit
+        assert len(AtomicWriter(out).finished()) == limit
     (tmp_path / "out.parquet.parts" / "00000005.parquet.9.tmp").write_bytes(b"half")
-    monkeypatch.setattr(Predictor, "answer", stopping(None))
-    report = run(model_dir, file, out, window=7, batch_tokens=10**6)  # which may change
+    monkeypatch.setattr(Predictor, "predict_tokens", stopping(None))
+    report = run(model_dir, file, out, window=7, batch_tokens=10**6)  # the only setting that may change
     assert len(seen) == len(set(seen)) == 7
     assert report["resumed_rows"] == 35
     assert report | {"resumed_rows": 0, "out": str(whole)} == run(model_dir, file, whole, window=7, overwrite=True)
@@ -227,7 +227,7 @@ def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir,
 
 def test_a_window_is_tokenized_while_the_model_answers_the_one_before(model_dir, file, tmp_path, monkeypatch):
     begun, late = [], []
-    tokenize, answer = Predictor.tokenize, Predictor.answer
+    tokenize, answer = Predictor.tokenize, Predictor.predict_tokens
 
     def recording(self, texts, problems):
         begun.append(threading.get_ident())
@@ -242,7 +242,7 @@ def test_a_window_is_tokenized_while_the_model_answers_the_one_before(model_dir,
         return answer(self, texts, *args)
 
     monkeypatch.setattr(Predictor, "tokenize", recording)
-    monkeypatch.setattr(Predictor, "answer", waiting)
+    monkeypatch.setattr(Predictor, "predict_tokens", waiting)
     run(model_dir, file, tmp_path / "out.parquet", window=7)
     assert late == [False] * 7
     assert threading.get_ident() not in begun
@@ -273,7 +273,7 @@ def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    left = len(Parts(out).finished())
+    left = len(AtomicWriter(out).finished())
     assert 3 <= left < 100
     report = run(model_dir, file, out, window=24)
     assert report["resumed_rows"] == 24 * left
@@ -300,11 +300,11 @@ def test_processes_share_the_windows(model_dir, file, tmp_path):
 
 def test_a_run_of_other_settings_model_or_input_is_not_gone_on_with(model_dir, multi_dir, file, tmp_path, monkeypatch):
     out = tmp_path / "out.parquet"
-    original = Parts.join
-    monkeypatch.setattr(Parts, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    original = AtomicWriter.join
+    monkeypatch.setattr(AtomicWriter, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(model_dir, file, out, window=8)
-    monkeypatch.setattr(Parts, "join", original)
+    monkeypatch.setattr(AtomicWriter, "join", original)
     with pytest.raises(ValueError, match=r"6 finished windows of another run: window was 8, now 9\. .*--restart"):
         run(model_dir, file, out, window=9)
     with pytest.raises(ValueError, match="another run: model was "):
@@ -343,7 +343,7 @@ def test_wrong_arguments_leave_nothing_behind(model_dir, multi_dir, file, tmp_pa
         with pytest.raises(error, match=message):
             run(call.pop("model", model_dir), call.pop("file", file), call.pop("out", out), **call)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
-    with Parts(out).locked(True), pytest.raises(RuntimeError, match="Another run is writing"):
+    with AtomicWriter(out).locked(True), pytest.raises(RuntimeError, match="Another run is writing"):
         run(model_dir, file, out)
 
 

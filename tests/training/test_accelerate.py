@@ -135,7 +135,7 @@ def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, argu
     on_cpu.write_text(yaml.safe_dump(yaml.safe_load((FOLDER / "fsdp2.yaml").read_text()) | {"use_cpu": True}))
     printed = launch(on_cpu, "recipes/train.py", [*arguments(2, "fallback"), "--max_steps", "1"])
     assert "Training: 2 processes on cpu, DDP\n" in printed
-    assert "FSDP was asked for and is not used on cpu" in printed
+    assert "FSDP was requested and is not used on cpu" in printed
 
     # With processes that pass for GPUs it is FSDP.
     printed = launch(on_cpu, ROOT / "tests" / "training" / "sharded_processes.py", arguments(2, "sharded"))
