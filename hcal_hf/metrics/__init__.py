@@ -1,4 +1,4 @@
-"""Metrics on predicted label sets and their probabilities, in numpy.
+"""Computes metrics of predicted label sets and probabilities. Needs only numpy.
 
 The folders `hvr/` and `hierarchical_f1/` are also `evaluate` modules that can be pushed to the Hub as they are.
 """
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None) -> dict[str, float | list[float]]:
-    """`hvr`, `hvr_node`, `hvr_level` and, given scores, `hvr_score`: see `violation_rates_from_edges`.
+    """Computes `hvr`, `hvr_node`, `hvr_level` and, with scores, `hvr_score` (see `violation_rates_from_edges`).
 
     Args:
         predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
@@ -31,7 +31,7 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
         scores: float [N, L] probabilities, or None.
 
     Raises:
-        ValueError: wrong shapes, types, ids or scores.
+        ValueError: for wrong shapes, types, ids or scores.
     """
     return violation_rates_from_edges(predictions, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, scores)
 
@@ -39,17 +39,17 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
 def hierarchical_scores(
     predictions: Any, references: Any, taxonomy: TaxonomyLike, lca: bool | None = None
 ) -> dict[str, float]:
-    """`hierarchical_*`, `hierarchical_*_documents`, `lca_*` and `c_*`: see `hierarchical_scores_from_edges`.
+    """Computes `hierarchical_*`, `hierarchical_*_documents`, `lca_*` and `c_*` (see `hierarchical_scores_from_edges`).
 
     Args:
         predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
-        references: the same documents in either form; the two forms may differ.
+        references: the same documents, in either form.
         taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
-        lca: whether to compute the `lca_` scores, which are defined on forests only. None: where no label has two
-            parents.
+        lca: whether to compute the `lca_` scores, which are defined only on forests. None computes them if no label has
+            two parents.
 
     Raises:
-        ValueError: different numbers of documents; wrong shapes, types or ids; `lca=True` on a DAG.
+        ValueError: if the numbers of documents differ, for wrong shapes, types or ids, or for `lca=True` on a DAG.
     """
     return hierarchical_scores_from_edges(
         predictions, references, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, lca

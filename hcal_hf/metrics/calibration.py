@@ -1,4 +1,6 @@
-"""Calibration of probabilities, in numpy alone: of what is predicted with probability p, a share p should be true.
+"""Measures the calibration of probabilities. Needs only numpy.
+
+Probabilities are calibrated if a share p of the labels with probability p is true.
 
 Sources: expected calibration error, Naeini, Cooper and Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian
 Binning" (AAAI 2015), as in Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017, arXiv 1706.04599); bins of
@@ -24,17 +26,20 @@ def expected_calibration_error(
     bins: int = 15,
     binning: Literal["equal_mass", "equal_width"] = "equal_mass",
 ) -> float:
-    """Sum over the bins of |number of true outcomes - sum of probabilities| / all, from 0 (calibrated) to 1.
+    """Computes the expected calibration error, from 0 (calibrated) to 1.
+
+    It is the sum over the bins of |number of true outcomes - sum of probabilities|, divided by the number of probabilities.
 
     Args:
         probabilities: floats from 0 to 1, any shape.
-        outcomes: bool or 0/1 (integers or floats), the same shape: whether it came true.
-        bins: how many, at least 1.
-        binning: `"equal_mass"`: bins of as many probabilities each, but equal ones stay together. `"equal_width"`: bin b
-            holds those above b / bins up to (b + 1) / bins, and the first one 0 too.
+        outcomes: bool or 0/1 (integers or floats), the same shape. 1 is a true outcome.
+        bins: the number of bins, at least 1.
+        binning: `"equal_mass"` puts the same number of probabilities into each bin, but equal probabilities stay together.
+            With `"equal_width"`, bin b holds probabilities above b / bins and up to (b + 1) / bins. The first bin also
+            holds 0.
 
     Raises:
-        ValueError: different shapes, probabilities outside 0 to 1 or NaN, another binning, fewer than 1 bin.
+        ValueError: if shapes differ, a probability is NaN or outside 0 to 1, `binning` is unknown, or there are no bins.
     """
     p, gaps = _checked(probabilities, outcomes)
     if bins < 1:
@@ -52,27 +57,27 @@ def expected_calibration_error(
 
 
 def brier_score(probabilities: Any, outcomes: Any) -> float:
-    """Mean of (probability - outcome)^2, from 0 (sure and right) to 1; arguments and errors as above."""
+    """Computes the mean of (probability - outcome)^2, from 0 (best) to 1. Arguments and errors are as above."""
     _, gaps = _checked(probabilities, outcomes)
     return float(np.square(gaps).mean()) if gaps.size else 0.0
 
 
 def calibration_scores(probabilities: Any, references: Any, bins: int = 15) -> dict[str, float]:
-    """Calibration of node probabilities, over all (document, label) cells.
+    """Computes the calibration of node probabilities, over all (document, label) pairs.
 
-    Most cells of a large hierarchy have a probability near 0, in bins that are calibrated with ease: compare models on one
-    hierarchy, not hierarchies. Bins of equal width put these cells in one bin, bins of equal mass in nearly all of them.
+    Most pairs of a large hierarchy have a probability near 0, and are easy to calibrate. So compare models on the same
+    hierarchy only. Bins of equal width put these pairs into one bin, and bins of equal mass into nearly all bins.
 
     Args:
         probabilities: floats [N, L] from 0 to 1.
         references: the true labels, bool or 0/1 integer array [N, L], or N sequences of node ids.
-        bins: of the calibration errors.
+        bins: the number of bins of the calibration errors.
 
     Returns:
         `ece` (bins of equal mass), `ece_equal_width` and `brier`; 0.0 without documents.
 
     Raises:
-        ValueError: wrong shapes, types or ids; probabilities outside 0 to 1 or NaN.
+        ValueError: for wrong shapes, types or ids, or if a probability is NaN or outside 0 to 1.
     """
     p = np.asarray(probabilities)
     if p.ndim != 2:
@@ -91,13 +96,13 @@ def calibration_scores(probabilities: Any, references: Any, bins: int = 15) -> d
 
 
 def _checked(probabilities: Any, outcomes: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities, and probabilities minus outcomes, both flat [n]."""
+    """Checks the arguments. Returns the probabilities, and the probabilities minus the outcomes, both flat [n]."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes)
     if p.shape != y.shape:
         raise ValueError(
             f"probabilities have shape {p.shape} and outcomes {y.shape}; give one outcome per probability."
         )
-    outside = ~((p >= 0) & (p <= 1))  # negated so that NaN fails as well
+    outside = ~((p >= 0) & (p <= 1))  # the negation also catches NaN
     if outside.any():
         raise ValueError(f"probabilities must lie between 0 and 1, got {p[outside][0]}: give sigmoid(logits).")
     if not ((y == 0) | (y == 1)).all():

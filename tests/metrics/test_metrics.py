@@ -15,7 +15,7 @@ import pytest
 
 import hcal_hf.metrics
 from hcal_hf.metrics import classification_scores, violation_rates
-from hcal_hf.metrics.hvr.label_sets import Cells, Hierarchy, LabelSets
+from hcal_hf.metrics.hvr.label_sets import Hierarchy, LabelSets, PackedSets
 from hcal_hf.metrics.hvr.violations import violation_rates_from_edges
 
 METRICS = Path(hcal_hf.metrics.__file__).parent
@@ -171,7 +171,7 @@ def test_violation_rates_equal_slow_loop(seed, max_parents):
         assert violation_rates(as_form(sets, taxonomy.num_labels, form), taxonomy, scores) == expected, form
     lists = as_form(sets, taxonomy.num_labels, "lists")
     if sum(map(len, lists)) > 100:  # few labels: every (block, label) has its cell, and nothing is sorted or searched
-        assert Cells(Hierarchy(taxonomy.edges, taxonomy.num_labels), LabelSets(lists, taxonomy.num_labels)).full
+        assert PackedSets(Hierarchy(taxonomy.edges, taxonomy.num_labels), LabelSets(lists, taxonomy.num_labels)).full
     del expected["hvr_score"]
     assert violation_rates(lists, taxonomy) == expected
 
@@ -183,7 +183,7 @@ def test_few_labels_out_of_many_equal_slow_loop(max_parents):
     sets = random_sets(rng, taxonomy, 70)
     references = random_sets(rng, taxonomy, 35) + sets[35:]
     lists = as_form(sets, 2500, "lists")
-    cells = Cells(Hierarchy(taxonomy.edges, 2500), LabelSets(lists, 2500), LabelSets(references, 2500))
+    cells = PackedSets(Hierarchy(taxonomy.edges, 2500), LabelSets(lists, 2500), LabelSets(references, 2500))
     assert not cells.full
     assert (np.diff(cells.keys) > 0).all()
     expected = slow_classification_scores(sets, references, taxonomy)

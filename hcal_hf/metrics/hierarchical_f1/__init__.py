@@ -1,4 +1,5 @@
-"""Hierarchical F1 as an `evaluate` module: `label_sets.py` and `scores.py` hold the maths, `hierarchical_f1.py` the module.
+"""Hierarchical F1 as an `evaluate` module. `hierarchical_f1.py` holds the module, and `scores.py` and `label_sets.py`
+compute the scores.
 
-Imports none of them by itself.
+This file imports none of them.
 """

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 that take the label hierarchy into account, as an `evaluate` module."""
+"""Hierarchical precision, recall and F1, as an `evaluate` module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Args:
     edges (list of [parent, child]): the hierarchy, one pair of node ids per edge.
     num_labels (int): the number of labels.
     depths (list of int, optional): the depth of each label, 0 = top level; default: longest path from a root.
-    lca (bool, optional): whether to compute the lca_ scores; default: where no label has two parents.
+    lca (bool, optional): whether to compute the lca_ scores; default: if no label has two parents.
 Returns:
     hierarchical_precision, hierarchical_recall, hierarchical_f1 (float): on sets completed with all ancestors, pooled.
     hierarchical_precision_documents, hierarchical_recall_documents, hierarchical_f1_documents (float): the same,
@@ -68,10 +68,10 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class HierarchicalF1(evaluate.Metric):
-    """Thin shell over `scores.py`; a single process keeps its predictions in memory, without a locked file."""
+    """Computes hierarchical scores with `scores.py`. A single process keeps the predictions in memory, not in a file."""
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any) -> None:
-        # evaluate.load always passes keep_in_memory=False, under which processes and instances wait for one lock.
+        # evaluate.load always passes keep_in_memory=False. Then processes and instances wait for the same file lock.
         keep_in_memory = kwargs.get("num_process", 1) == 1
         super().__init__(config_name=config_name, keep_in_memory=keep_in_memory, **kwargs)
 
@@ -86,13 +86,13 @@ class HierarchicalF1(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Add one document: its predicted and its true node ids."""
+        """Adds one document: its predicted and its true node ids."""
         _check_ids([kwargs.get("predictions", prediction)], "predictions")
         _check_ids([kwargs.get("references", reference)], "references")
         super().add(prediction=prediction, reference=reference, **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Add several documents: a list of predicted and a list of true node ids for each."""
+        """Adds several documents: a list of predicted and a list of true node ids for each."""
         sizes = _check_ids(predictions, "predictions"), _check_ids(references, "references")
         if sizes[0] != sizes[1]:
             raise ValueError(
@@ -102,8 +102,8 @@ class HierarchicalF1(evaluate.Metric):
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Compute the scores of all documents added; needs `edges` and `num_labels`."""
-        # Checked before the base class empties its buffer, so that nothing added is lost to a forgotten argument.
+        """Computes the scores of all added documents. Needs `edges` and `num_labels`."""
+        # The base class empties its buffer, so a missing argument must be found first.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:
             raise ValueError(
@@ -132,7 +132,7 @@ class HierarchicalF1(evaluate.Metric):
 
 
 def _check_ids(rows: Any, name: str) -> int:
-    # The integer feature would truncate 0.7 to id 0 and read a row of bools as ids, both without a word.
+    # Without this check, the integer feature would truncate 0.7 to id 0 and read a row of bools as ids.
     if getattr(rows, "ndim", 1) != 1:
         raise ValueError(
             f"{name} is an array of shape {tuple(rows.shape)}; allowed: one list of node ids per document."

@@ -1,4 +1,4 @@
-"""HVR as an `evaluate` module: `label_sets.py` and `violations.py` hold the maths, `hvr.py` the module.
+"""HVR as an `evaluate` module. `hvr.py` holds the module, and `violations.py` and `label_sets.py` compute the rates.
 
-Imports none of them by itself.
+This file imports none of them.
 """

@@ -49,10 +49,10 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class HVR(evaluate.Metric):
-    """Thin shell over `violations.py`; a single process keeps its predictions in memory, without a locked file."""
+    """Computes violation rates with `violations.py`. A single process keeps the predictions in memory, not in a file."""
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any) -> None:
-        # evaluate.load always passes keep_in_memory=False, under which processes and instances wait for one lock.
+        # evaluate.load always passes keep_in_memory=False. Then processes and instances wait for the same file lock.
         keep_in_memory = kwargs.get("num_process", 1) == 1
         super().__init__(config_name=config_name, keep_in_memory=keep_in_memory, **kwargs)
 
@@ -66,18 +66,18 @@ class HVR(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Add one document: its predicted node ids."""
+        """Adds one document: its predicted node ids."""
         _check_ids([kwargs.get("predictions", prediction)])
         super().add(prediction=prediction, reference=reference, **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Add several documents: a list of node ids for each."""
+        """Adds several documents: a list of node ids for each."""
         _check_ids(predictions)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Compute the violation rates of all documents added; needs `edges` and `num_labels`."""
-        # Checked before the base class empties its buffer, so that nothing added is lost to a forgotten argument.
+        """Computes the violation rates of all added documents. Needs `edges` and `num_labels`."""
+        # The base class empties its buffer, so a missing argument must be found first.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:
             raise ValueError(
@@ -96,7 +96,7 @@ class HVR(evaluate.Metric):
 
 
 def _check_ids(predictions: Any) -> None:
-    # The integer feature would truncate 0.7 to id 0 and read a row of bools as ids, both without a word.
+    # Without this check, the integer feature would truncate 0.7 to id 0 and read a row of bools as ids.
     if getattr(predictions, "ndim", 1) != 1:
         raise ValueError(
             f"predictions is an array of shape {tuple(predictions.shape)}; allowed: one list of node ids per document."

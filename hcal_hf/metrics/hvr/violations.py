@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .label_sets import Cells, Hierarchy, LabelSets, count_bits, share
+from .label_sets import Hierarchy, LabelSets, PackedSets, count_bits, ratio
 
 SCORE_TOLERANCE = 1e-6
 
@@ -24,7 +24,7 @@ def violation_rates_from_edges(
     depths: ArrayLike | None = None,
     scores: ArrayLike | None = None,
 ) -> dict[str, float | list[float]]:
-    """Hierarchy violation rates, each a share in [0, 1] (lower is better, 0.0 where its denominator is 0).
+    """Computes hierarchy violation rates in [0, 1]. Lower is better. A rate with denominator 0 is 0.0.
 
     On single-path predictions of full depth `hvr` is the HVR of HCAL (Jiang et al., CIKM 2025, arXiv 2508.13452).
 
@@ -33,27 +33,27 @@ def violation_rates_from_edges(
         edges: int [E, 2], rows (parent, child).
         num_labels: L.
         depths: int [L], 0 = top level; None computes the longest path from a root.
-        scores: float [N, L], the probabilities P; adds `hvr_score`.
+        scores: float [N, L], the probabilities P. Adds `hvr_score`.
 
     Returns:
-        `hvr`: share of documents whose set holds at least one node with a parent that is not in the set.
-        `hvr_node`: predicted non-root nodes with a parent missing / predicted non-root nodes.
+        `hvr`: share of documents with at least one predicted node that lacks a parent.
+        `hvr_node`: predicted non-root nodes that lack a parent / predicted non-root nodes.
         `hvr_level`: one value per depth, the share of documents with a violating node at that depth (depth 0: 0.0).
         `hvr_score`: share of (document, edge) pairs with P(child) > P(parent) + 1e-6.
 
     Raises:
-        ValueError: see `Hierarchy` and `LabelSets`; scores of a wrong shape, outside [0, 1] or NaN.
+        ValueError: as for `Hierarchy` and `LabelSets`, or if scores have a wrong shape, are outside [0, 1] or are NaN.
     """
     hierarchy = Hierarchy(edges, num_labels, depths)
     sets = LabelSets(predictions, hierarchy.num_labels)
-    cells = Cells(hierarchy, sets)
-    words = cells.words(sets)
-    violations = cells.violations(words)
-    by_depth = cells.documents_by_depth(violations)
+    packed = PackedSets(hierarchy, sets)
+    words = packed.words(sets)
+    violations = packed.violations(words)
+    by_depth = packed.documents_by_depth(violations)
     rates: dict[str, float | list[float]] = {
-        "hvr": share(count_bits(np.bitwise_or.reduce(by_depth, axis=0)), sets.num_documents),
-        "hvr_node": share(count_bits(violations), count_bits(words[hierarchy.num_parents[cells.label] > 0])),
-        "hvr_level": [share(count_bits(level), sets.num_documents) for level in by_depth],
+        "hvr": ratio(count_bits(np.bitwise_or.reduce(by_depth, axis=0)), sets.num_documents),
+        "hvr_node": ratio(count_bits(violations), count_bits(words[hierarchy.num_parents[packed.label] > 0])),
+        "hvr_level": [ratio(count_bits(level), sets.num_documents) for level in by_depth],
     }
     if scores is not None:
         rates["hvr_score"] = _score_violation_rate(np.asarray(scores), hierarchy, sets.num_documents)
@@ -67,14 +67,14 @@ def _score_violation_rate(scores: NDArray[Any], hierarchy: Hierarchy, num_docume
             f"[{num_documents}, {hierarchy.num_labels}], one row per document and one column per label."
         )
     parent, child = hierarchy.edges.T
-    # Negated so that NaN, which min and max pass on, fails as well; the margin lets rounding beyond 1 pass.
+    # The negation also catches NaN, and the margin allows rounding errors.
     if scores.size and not (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
         row, column = np.argwhere(~((scores >= -1e-3) & (scores <= 1 + 1e-3)))[0]
         raise ValueError(f"scores[{row}, {column}] is {scores[row, column]}; allowed: probabilities in [0, 1].")
     dtype = np.promote_types(scores.dtype, np.float32)
-    found = 0
-    step = max(1, 2**19 // max(len(child), 1))  # two gathered slices stay within the processor's cache
+    num_violations = 0
+    step = max(1, 2**19 // max(len(child), 1))  # two slices of this size fit into the cache of a CPU
     for start in range(0, num_documents, step):
         rows = scores[start : start + step].astype(dtype, copy=False)
-        found += int(np.count_nonzero(rows[:, child] > rows[:, parent] + SCORE_TOLERANCE))
-    return share(found, num_documents * len(child))
+        num_violations += int(np.count_nonzero(rows[:, child] > rows[:, parent] + SCORE_TOLERANCE))
+    return ratio(num_violations, num_documents * len(child))
