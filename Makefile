@@ -1,6 +1,8 @@
 # make quickstart      install what the quickstart needs, train a hierarchical classifier, show what it predicts
 # make test            install everything, run the fast tests in parallel
 # make test-slow       install everything, run the slow tests: browser, extras, several processes, long trainings
+# make docs            build the manual into site/
+# make check-versions  build the package, try it in bare environments and with minimum versions (needs the package index)
 # make quality         lint, formatting, types, spelling
 # make format          fix formatting
 # make benchmark DATA_DIR=...   rerun the comparison on frozen features and write its tables (ARGS: options of frozen.py)
@@ -12,7 +14,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 WORKERS ?= auto
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install quickstart test test-slow benchmark quality format clean
+.PHONY: install quickstart test test-slow docs check-versions benchmark quality format clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +42,12 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check-versions:
+	PYTHON=$(PYTHON) .ci/check-versions
+
 benchmark: install
 	@test -n "$(DATA_DIR)" || { echo "Give the folder of the data sets: make benchmark DATA_DIR=... (see recipes/benchmarks/README.md)"; exit 2; }
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/benchmarks/frozen.py --data_dir $(DATA_DIR) --jobs 2 $(ARGS)
@@ -56,4 +64,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) outputs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_first_example_runs(monkeypatch, tmp_path, encoder_dir, capsys):
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     assert len(code.splitlines()) == 10
     code = code.replace("sentence-transformers/all-MiniLM-L6-v2", encoder_dir)
@@ -31,7 +31,7 @@ def test_the_first_example_runs(monkeypatch, tmp_path, encoder_dir, capsys):
 
 
 def test_files_named_in_the_readme_exist():
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"`((?:hcal_hf|recipes|tests)/[\w/.]*)`", text))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(((?:docs|recipes|model_cards)/[\w/.]*)\)", text))
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -453,28 +453,16 @@ def test_one_class_and_one_line_add_a_weighter(monkeypatch, tmp_path):
         HcalTrainingArguments(str(tmp_path), loss_weighting="mien")
 
 
-def test_the_readmes_weighter_works():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    section = text[text.index("## Adaptive weighting") :]
-    named = set(re.findall(r"`(\w+)`", section[section.index("|---") : section.index("```python")]))
-    assert set(WEIGHTERS) <= named
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+def test_the_weighter_of_the_manual_works():
+    text = (Path(__file__).parents[2] / "docs/how-to/adaptive-weighting.md").read_text(encoding="utf-8")
+    assert set(WEIGHTERS) <= set(re.findall(r"`(\w+)`", text))
+    scope = {}
     try:
-        exec(compile(code, "README.md", "exec"), {})
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(code, "adaptive-weighting.md", "exec"), scope)
         weighter = build_weighter("top_first", 3)
         assert weighter(float64([1.0, 2.0, 3.0])).tolist() == pytest.approx([4 / 7, 2 / 7, 1 / 7])
         weights = weighter(float64([1.0, 0.0, 3.0]), torch.tensor([True, False, True]))
         assert weights.tolist() == pytest.approx([0.8, 0.0, 0.2])
     finally:
         WEIGHTERS.pop("top_first", None)
-
-
-def test_the_papers_arguments_leave_room_for_another_weighter(tmp_path):
-    assert HcalTrainingArguments.paper(str(tmp_path)).loss_weighting_kwargs == {"gamma": 0.5}
-    assert HcalTrainingArguments.paper(str(tmp_path), loss_weighting="uniform").loss_weighting_kwargs is None
-
-
-def test_fixed_weights_are_an_argument_and_no_state():
-    assert FixedWeighter(2, weights=[1, 3]).state_dict() == {}
-    assert not list(FixedWeighter(2, weights=[1, 3]).parameters())
-    assert [name for name, _ in UncertaintyWeighter(2).named_parameters()] == ["log_variances"]
