@@ -1,12 +1,14 @@
-"""L-BFGS on frozen features: the minimum of a head's regularised loss, in seconds and without learning rates."""
+"""Fits the head of a frozen encoder by L-BFGS, in seconds and without learning rates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
@@ -14,42 +16,51 @@ from ..decoding import decode
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
 from ..targets import Targets
+from .task_log import sum_dtype
 from .thresholds import tune_for_decoding
 
 logger = logging.get_logger(__name__)
 
-# The strengths that `solve` tries, from the most regularised on.
+# The strengths that `solve` tries, from the strongest regularisation to the weakest.
 STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
-# It stops after so many of them in a row that are no better than the best one so far.
+# `solve` stops after this many strengths in a row without an improvement.
 PATIENCE = 2
-# C of biases (as the prototypes hold them, before 1 / tau) and stop scores, which are hardly regularised: only so that a
-# label of all or no documents keeps a finite one.
+# C of the biases (as the prototypes hold them, before 1 / tau) and stop scores. It is large, so that it only keeps the bias
+# of a label finite that occurs in all documents or in none.
 BIAS_STRENGTH = 100.0
-# Cells (document x label) that are worked on at a time, which bounds the memory.
-_CELLS = 4_000_000
+# L-BFGS has converged when all entries of the gradient of the mean loss are below TOLERANCE_GRAD, or when the mean loss or
+# all weights change by less than TOLERANCE_CHANGE. Neither depends on the number of documents.
+TOLERANCE_GRAD = 1e-6
+TOLERANCE_CHANGE = 1e-9
+# (document, label) pairs per chunk of documents, which bounds the memory of one evaluation.
+_PAIRS = 4_000_000
+# (document, label) pairs with targets that are kept between evaluations; all others are built again each time.
+_KEPT_PAIRS = 64_000_000
 
 
 @dataclass
 class Solution:
-    """What [`solve`] chose and how it came to it.
+    """Holds the regularisation that [`solve`] chose, and all attempts.
 
     Attributes:
         strength (`float`): C, the inverse of the regularisation.
-        anchored (`bool`): whether the prototypes are drawn towards the labels' words, or towards 0.
-        score (`float`): mean of micro- and macro-F1 on the documents that were held out for the choice.
-        objective (`float`): the regularised loss of a training document.
-        tried (`list[dict]`): strength, anchored, score and objective of each attempt.
+        anchored (`bool`): whether the prototypes are regularised towards the label text, or towards 0.
+        score (`float`): the mean of micro- and macro-F1 on the documents that were held out for the choice.
+        objective (`float`): the mean regularised loss per training document.
+        converged (`bool`): whether the final fit converged, or reached its maximum of iterations or evaluations.
+        tried (`list[dict]`): strength, anchored, score, objective and converged of each attempt.
     """
 
     strength: float
     anchored: bool
     score: float
     objective: float
+    converged: bool = True
     tried: list[dict[str, Any]] = field(default_factory=list)
 
 
 def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
-    """Why [`fit_head`] is not defined for the model, with what to change; None where it is."""
+    """Explains why [`fit_head`] is not defined for the model, and what to change. Returns None if it is defined."""
     config = model.config
     if config.score_function != "linear":
         return (
@@ -58,22 +69,121 @@ def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
         )
     if config.objective != "document" or config.contrast:
         return (
-            f"L-BFGS fits the losses of documents, but the model has objective={config.objective!r} and "
-            f"contrast={config.contrast!r}, which are defined on batches: leave them out, or train with "
+            f"L-BFGS fits losses of single documents, but the model has objective={config.objective!r} and "
+            f"contrast={config.contrast!r}, which are defined on batches: leave them out, or train it with "
             'head_solver="optimizer".'
         )
     return None
 
 
 def feature_tensors(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pooled_states [N, hidden_size], node indices [N, K] padded with -100) of a data set that
-    [`hcal_hf.pooled_features`] has made."""
+    """Converts a data set made by [`hcal_hf.pooled_features`] into tensors.
+
+    Returns:
+        the pooled states [N, hidden_size], and the node indices [N, K] padded with -100.
+    """
     states = torch.from_numpy(np.asarray(dataset.with_format("numpy")["pooled_states"][:], dtype=np.float32))
     nodes = dataset.with_format(None)["labels"][:]
     sizes = np.fromiter(map(len, nodes), dtype=np.int64, count=len(nodes))
     labels = np.full((len(nodes), sizes.max(initial=1)), -100, dtype=np.int64)
     labels[np.arange(labels.shape[1]) < sizes[:, None]] = [node for row in nodes for node in row]
     return states, torch.from_numpy(labels)
+
+
+@dataclass
+class HeadFit:
+    """Holds the result of one fit: the mean regularised loss per document, and whether L-BFGS converged."""
+
+    objective: float
+    converged: bool
+
+
+class HeadProblem:
+    """Fits the head of a model to the same documents any number of times.
+
+    The features and, as far as the memory allows, the targets are computed once.
+
+    Args:
+        model, pooled_states, labels: as in [`fit_head`].
+
+    Raises:
+        ValueError: if L-BFGS is not defined for the model ([`unsolvable_because`]).
+    """
+
+    def __init__(self, model: HcalForSequenceClassification, pooled_states: torch.Tensor, labels: torch.Tensor):
+        if reason := unsolvable_because(model):
+            raise ValueError(reason)
+        self.model, self.num_labels = model, model.taxonomy.num_labels
+        self.chunk = max(_PAIRS // self.num_labels, 1)
+        self.features = _unit_features(model, pooled_states, self.chunk)
+        self.labels = labels.split(self.chunk)
+        self._kept_targets: list[Targets] = []
+        self.occurring = torch.zeros(self.num_labels, dtype=torch.bool, device=model.device)
+        counts = []
+        for chunk, targets in enumerate(self._targets()):
+            self.occurring[targets.positives[1]] = True
+            counts.append(model.head.counts(targets))
+            if (chunk + 1) * self.chunk * self.num_labels <= _KEPT_PAIRS:
+                self._kept_targets.append(targets)
+        self.counts = counts
+
+    def _targets(self) -> Iterator[Targets]:
+        yield from self._kept_targets
+        for labels in self.labels[len(self._kept_targets) :]:
+            yield Targets(labels.to(self.features.device), self.num_labels)
+
+    def fit(self, strength: float, anchored: bool = True, max_iterations: int = 100) -> HeadFit:
+        """Fits prototypes and head, starting from their present values. The arguments are those of [`fit_head`]."""
+        if not strength > 0:
+            raise ValueError(f"strength must be above 0, got {strength}.")
+        prototypes, head = self.model.prototypes, self.model.head
+        if prototypes.is_anchored:
+            prototypes.trained.copy_(self.occurring)
+        parameters = [*prototypes.parameters(), *head.parameters()]
+        if prototypes.anchor_scale is not None and not anchored:
+            prototypes.anchor_scale.data.zero_()
+            parameters = [p for p in parameters if p is not prototypes.anchor_scale]
+        lowest = float("inf")
+
+        def evaluate() -> float:
+            nonlocal lowest
+            value = self._evaluate(strength, parameters)
+            lowest = min(lowest, value)
+            return value
+
+        with _only_trainable(self.model, parameters):
+            optimizer = torch.optim.LBFGS(
+                parameters,
+                max_iter=max_iterations,
+                history_size=10,
+                line_search_fn="strong_wolfe",
+                tolerance_grad=TOLERANCE_GRAD,
+                tolerance_change=TOLERANCE_CHANGE,
+            )
+            optimizer.step(evaluate)
+            state, limits = optimizer.state[parameters[0]], optimizer.param_groups[0]
+            # The line search accepts the lowest value that it met, unless it ran out of evaluations.
+            is_interrupted = state["func_evals"] >= limits["max_eval"]
+            objective = evaluate() if is_interrupted else lowest
+        return HeadFit(objective, converged=not is_interrupted and state["n_iter"] < limits["max_iter"])
+
+    def _evaluate(self, strength: float, parameters: Sequence[nn.Parameter]) -> float:
+        """Computes the mean regularised loss per document and its gradient."""
+        prototypes, head, number = self.model.prototypes, self.model.head, len(self.features)
+        for parameter in parameters:
+            parameter.grad = None
+        penalty = (prototypes.weight / head.temperature).square().sum() / (2 * strength)
+        for bias in (prototypes.bias, getattr(head, "stop", None)):
+            if bias is not None:
+                penalty = penalty + bias.square().sum() / (2 * BIAS_STRENGTH)
+        (penalty / number).backward()
+        total = penalty.detach().to(sum_dtype(penalty.device))
+        for features, targets, counts in zip(self.features.split(self.chunk), self._targets(), self.counts):
+            scores = head.scores(prototypes.products(features, self.model.projection))
+            loss = (head.losses(scores, targets) * counts).sum()
+            (loss / number).backward()
+            total += loss.detach()
+        return float(total) / number
 
 
 def fit_head(
@@ -84,86 +194,33 @@ def fit_head(
     anchored: bool = True,
     max_iterations: int = 100,
 ) -> float:
-    """Fits prototypes and head to all documents at once; encoder and projection stay as they are.
+    """Fits prototypes and head to all documents at once. The encoder and the projection are unchanged.
 
-    Minimises the sum over documents and levels of the head's losses + |W|^2 / (2 C), where W = delta / tau is what is
-    learned beside the label anchors, or the prototypes as a whole without them. With `conditional_sigmoid` this is
-    L2-regularised logistic regression for each label given its parents, and convex; with `lookahead_sigmoid` all labels
-    are fitted together, and what is found is a local minimum. Anchors shrink the weights towards the labels' words instead
-    of towards 0. Starts from the model's present values, so that a second call with another C is quick.
+    Minimises the mean over documents of the head's losses, summed over the levels, + |W|^2 / (2 C N). W is delta / tau,
+    the learned offset from the label anchors, or from 0 without anchors: anchors regularise the weights towards the label
+    text. With `conditional_sigmoid` this is L2-regularised logistic regression for each label given its parents, and
+    convex. With `lookahead_sigmoid` all labels are fitted together, and the result is a local minimum. The fit starts from
+    the model's present values, so a second call with another C is fast. A warning is logged if L-BFGS does not converge.
 
     Args:
-        model: with linear scores and losses of documents.
-        pooled_states (`torch.Tensor` of shape `[N, hidden_size]`): the encoder's.
+        model: a model with linear scores and losses of single documents.
+        pooled_states (`torch.Tensor` of shape `[N, hidden_size]`): the encoder's pooled states.
         labels (`torch.Tensor`): node indices `[N, K]` padded with -100, or multi-hot `[N, L]`.
         strength (`float`): C, the inverse of the regularisation, as in scikit-learn, for unit features.
-        anchored (`bool`): False sets the weights of the anchors to 0.
-        max_iterations (`int`): of L-BFGS, at most.
+        anchored (`bool`): if False, the weights of the anchors are set to 0.
+        max_iterations (`int`): the maximum number of L-BFGS iterations.
 
     Returns:
-        the value of the objective, a document.
+        the mean regularised loss per document.
 
     Raises:
-        ValueError: for a model that this is not defined for ([`unsolvable_because`]), or a strength not above 0.
+        ValueError: if L-BFGS is not defined for the model ([`unsolvable_because`]), or if strength is not above 0.
 
     Source: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     """
-    if reason := unsolvable_because(model):
-        raise ValueError(reason)
-    if not strength > 0:
-        raise ValueError(f"strength must be above 0, got {strength}.")
-    prototypes, head = model.prototypes, model.head
-    was_training = model.training
-    model.eval()
-    features = _features(model, pooled_states)
-    labels = labels.to(features.device)
-    if prototypes.is_anchored:
-        prototypes.trained.copy_(_carried(labels, model.taxonomy.num_labels))
-    parameters = [*prototypes.parameters(), *head.parameters()]
-    if prototypes.anchor_scale is not None and not anchored:
-        prototypes.anchor_scale.data.zero_()
-        parameters = [p for p in parameters if p is not prototypes.anchor_scale]
-    shrunk = [p for p in (prototypes.bias, getattr(head, "stop", None)) if p is not None]
-    chunk = max(_CELLS // model.taxonomy.num_labels, 1)
-
-    def objective() -> float:
-        for parameter in parameters:
-            parameter.grad = None
-        penalty = (prototypes.weight / head.temperature).square().sum() / (2 * strength)
-        for parameter in shrunk:
-            penalty = penalty + parameter.square().sum() / (2 * BIAS_STRENGTH)
-        penalty.backward()
-        total = penalty.detach()
-        for start in range(0, len(features), chunk):
-            rows = slice(start, start + chunk)
-            targets = Targets(labels[rows], model.taxonomy.num_labels)
-            scores = head.scores(prototypes.products(features[rows], model.projection))
-            loss = (head.losses(scores, targets) * head.counts(targets)).sum()
-            loss.backward()
-            total = total + loss.detach()
-        return float(total)
-
-    trained = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            optimizer = torch.optim.LBFGS(
-                parameters,
-                max_iter=max_iterations,
-                history_size=10,
-                line_search_fn="strong_wolfe",
-                tolerance_grad=1e-3,
-                tolerance_change=1e-9 * len(features),
-            )
-            optimizer.step(objective)
-            return objective() / len(features)
-    finally:
-        for parameter, value in zip(model.parameters(), trained):
-            parameter.requires_grad_(value)
-            parameter.grad = None
-        model.train(was_training)
+    fit = HeadProblem(model, pooled_states, labels).fit(strength, anchored, max_iterations)
+    _warn_unless_converged(fit.converged, strength, max_iterations)
+    return fit.objective
 
 
 def solve(
@@ -174,42 +231,25 @@ def solve(
     anchored: Sequence[bool] = (True, False),
     max_iterations: int = 100,
 ) -> Solution:
-    """Fits the head with several strengths, with and without the labels' words where the model has them, and keeps what is
-    best on the validation documents: the mean of micro- and macro-F1 of the decoded predictions, under multi_path with the
-    best single threshold for each.
+    """Fits the head with several strengths and keeps the best on the validation documents.
+
+    Models with anchors are fitted with and without them. The score is the mean of micro- and macro-F1 of the decoded
+    predictions, under multi_path with the best single threshold for each. A warning is logged if the best fit did not
+    converge.
 
     Args:
         model: as in [`fit_head`].
         train, validation: (pooled_states [N, hidden_size], labels [N, K] or [N, L]).
-        strengths: tried in rising order; stops early where it gets no better.
-        anchored: which of the two to try, for a model with anchors.
+        strengths: the values of C, tried in rising order until the score stops improving.
+        anchored: the alternatives to try for a model with anchors.
+        max_iterations (`int`): the maximum number of L-BFGS iterations of each fit.
 
     Raises:
-        ValueError: as [`fit_head`], or for no strengths.
+        ValueError: as in [`fit_head`], or if there are no strengths.
     """
-    if not strengths:
-        raise ValueError("strengths must hold at least one number.")
-    start = _state(model)
-    best: tuple[Solution, dict[str, torch.Tensor]] | None = None
-    tried: list[dict[str, Any]] = []
-    for draws in anchored if model.prototypes.is_anchored else (False,):
-        _restore(model, start)
-        since_best, top = 0, -1.0
-        for strength in sorted(strengths):
-            objective = fit_head(model, *train, strength, draws, max_iterations)
-            score = validation_score(model, *validation)
-            tried.append({"strength": strength, "anchored": draws, "score": score, "objective": objective})
-            logger.info(f"C = {strength:g}, {'with' if draws else 'without'} anchors: {score:.4f}")
-            if best is None or score > best[0].score:
-                best = Solution(strength, draws, score, objective), _state(model)
-            since_best = 0 if score > top else since_best + 1
-            top = max(top, score)
-            if since_best == PATIENCE:
-                break
-    assert best is not None
-    _restore(model, best[1])
-    best[0].tried = tried
-    return best[0]
+    solution = _search(model, train, validation, strengths, anchored, max_iterations)
+    _warn_unless_converged(solution.converged, solution.strength, max_iterations)
+    return solution
 
 
 def solve_without_validation(
@@ -217,10 +257,20 @@ def solve_without_validation(
     train: tuple[torch.Tensor, torch.Tensor],
     seed: int,
     share: float = 0.1,
-    **kwargs: Any,
+    strengths: Sequence[float] = STRENGTHS,
+    anchored: Sequence[bool] = (True, False),
+    max_iterations: int = 100,
 ) -> Solution:
-    """[`solve`] where there are no validation documents: a share of the training documents, drawn by `seed`, takes their
-    part, and the head is then fitted to all documents with what was chosen."""
+    """Chooses the regularisation on a random share of the training documents, then fits the head to all of them.
+
+    Args:
+        model, train, strengths, anchored, max_iterations: as in [`solve`].
+        seed: draws the share.
+        share: the share of the training documents that serve as validation documents.
+
+    Raises:
+        ValueError: as in [`solve`], or if there are too few documents.
+    """
     states, labels = train
     order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
     held_out, rest = order.split([max(round(share * len(order)), 1), len(order) - max(round(share * len(order)), 1)])
@@ -228,21 +278,90 @@ def solve_without_validation(
         raise ValueError(
             f"{len(states)} document(s) are too few to choose the regularisation on: give validation documents."
         )
-    chosen = solve(model, (states[rest], labels[rest]), (states[held_out], labels[held_out]), **kwargs)
-    chosen.objective = fit_head(model, states, labels, chosen.strength, chosen.anchored)
-    return chosen
+    subset, validation = (states[rest], labels[rest]), (states[held_out], labels[held_out])
+    solution = _search(model, subset, validation, strengths, anchored, max_iterations)
+    fit = HeadProblem(model, states, labels).fit(solution.strength, solution.anchored, max_iterations)
+    _warn_unless_converged(fit.converged, solution.strength, max_iterations)
+    solution.objective, solution.converged = fit.objective, fit.converged
+    return solution
+
+
+def _search(
+    model: HcalForSequenceClassification,
+    train: tuple[torch.Tensor, torch.Tensor],
+    validation: tuple[torch.Tensor, torch.Tensor],
+    strengths: Sequence[float],
+    anchored: Sequence[bool],
+    max_iterations: int,
+) -> Solution:
+    if not strengths:
+        raise ValueError("strengths must hold at least one number.")
+    start = _head_state(model)
+    problem = HeadProblem(model, *train)
+    best: tuple[Solution, dict[str, torch.Tensor]] | None = None
+    tried: list[dict[str, Any]] = []
+    for use_anchors in anchored if model.prototypes.is_anchored else (False,):
+        _restore(model, start)
+        since_best, top = 0, -1.0
+        for strength in sorted(strengths):
+            fit = problem.fit(strength, use_anchors, max_iterations)
+            score = validation_score(model, *validation)
+            attempt = Solution(strength, use_anchors, score, fit.objective, fit.converged)
+            tried.append({name: value for name, value in vars(attempt).items() if name != "tried"})
+            logger.info(
+                f"C = {strength:g}, {'with' if use_anchors else 'without'} anchors: {score:.4f}"
+                f"{'' if fit.converged else ', not converged'}"
+            )
+            if best is None or score > best[0].score:
+                best = attempt, _head_state(model)
+            since_best = 0 if score > top else since_best + 1
+            top = max(top, score)
+            if since_best == PATIENCE:
+                break
+    assert best is not None
+    solution, state = best
+    _restore(model, state)
+    solution.tried = tried
+    return solution
+
+
+def _warn_unless_converged(converged: bool, strength: float, max_iterations: int) -> None:
+    if not converged:
+        logger.warning(
+            f"L-BFGS with C = {strength:g} did not converge within max_iterations={max_iterations} or 1.25 times as many "
+            "evaluations. Its result is usable, but another run may give a lower loss: raise max_iterations."
+        )
+
+
+@contextmanager
+def _only_trainable(model: HcalForSequenceClassification, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Makes only the given parameters trainable, in evaluation mode with gradients, within a `with` block."""
+    was_training, required = model.training, [parameter.requires_grad for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, requires_grad in zip(model.parameters(), required):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+        model.train(was_training)
 
 
 @torch.no_grad()
 def validation_score(model: HcalForSequenceClassification, pooled_states: torch.Tensor, labels: torch.Tensor) -> float:
-    """Mean of micro- and macro-F1 of the default decoding, with the best single threshold for each under multi_path."""
+    """Computes the mean of micro- and macro-F1 of the default decoding.
+
+    Under multi_path, each uses its best single threshold.
+    """
     config, taxonomy = model.config, model.taxonomy
     was_training = model.training
     model.eval()
-    step = max(_CELLS // taxonomy.num_labels, 1)
-    parts = [model(pooled_states=part.to(model.device)).logits.cpu() for part in pooled_states.split(step)]
+    chunks = pooled_states.split(max(_PAIRS // taxonomy.num_labels, 1))
+    logits = torch.cat([model(pooled_states=chunk.to(model.device)).logits.cpu() for chunk in chunks])
     model.train(was_training)
-    logits = torch.cat(parts)
     truth = Targets(labels, taxonomy.num_labels).multi_hot.numpy() > 0
     scores = []
     for metric in ("micro_f1", "macro_f1"):
@@ -257,22 +376,23 @@ def validation_score(model: HcalForSequenceClassification, pooled_states: torch.
 
 
 @torch.no_grad()
-def _features(model: HcalForSequenceClassification, pooled_states: torch.Tensor) -> torch.Tensor:
+def _unit_features(model: HcalForSequenceClassification, pooled_states: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Projects and normalises the pooled states. Only the features are on the device as a whole."""
     weight = model.projection.weight
-    projected = model.projection(pooled_states.to(weight))
-    return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    features = torch.empty((len(pooled_states), len(weight)), dtype=dtype, device=weight.device)
+    for states, rows in zip(pooled_states.split(chunk), features.split(chunk)):
+        rows.copy_(F.normalize(model.projection(states.to(weight)).to(dtype), dim=-1))
+    return features
 
 
-def _carried(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Bool [L]: the labels that at least one document carries."""
-    carried = torch.zeros(num_labels, dtype=torch.bool, device=labels.device)
-    carried[Targets(labels, num_labels).positives[1]] = True
-    return carried
-
-
-def _state(model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
-    parts = {"prototypes": model.prototypes, "head": model.head}
-    return {f"{part}.{name}": p.detach().clone() for part, m in parts.items() for name, p in m.named_parameters()}
+def _head_state(model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
+    modules = {"prototypes": model.prototypes, "head": model.head}
+    return {
+        f"{module_name}.{name}": parameter.detach().clone()
+        for module_name, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
 
 
 @torch.no_grad()

@@ -256,6 +256,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
             self.loss_weighter.num_tasks,
             self.current_gradient_accumulation_steps,
         )
+        assert outputs.task_losses is not None
+        assert outputs.task_counts is not None
         losses, counts = self._over_replicas(outputs.task_losses, outputs.task_counts)
         means, total, factors = self._normalise(losses, counts, window_counts)
         present = total > 0
@@ -267,6 +269,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
         if penalty is not None:
             loss = loss + penalty.to(loss) / steps
         if weighter.needs_gradient_norms:
+            assert outputs.task_gradient_norms is not None
             norms = self._norms_over_replicas(outputs.task_gradient_norms, outputs.task_counts)
             self._squared_norms += (factors[:levels] * norms / self.accelerator.num_processes).square()
         losses, weights = losses.detach(), weights.detach()

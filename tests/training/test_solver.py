@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import TrainerCallback
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
+from hcal_hf.targets import Targets
 from hcal_hf.training.solver import (
     Solution,
     feature_tensors,
@@ -53,15 +54,88 @@ def test_it_is_logistic_regression_given_the_parents(taxonomy):
     model = make_model(taxonomy, head="conditional_sigmoid").double()
     fit_head(model, states.double(), labels, strength=4.0, max_iterations=500)
     x, y = unit_features(model, states.double()), labels.numpy() > 0
+    tau = model.head.temperature
     with torch.no_grad():
-        weights = (model.prototypes.weight / model.head.temperature).numpy()
-        bias = (model.prototypes.bias / model.head.temperature).numpy()
+        weights, bias = (model.prototypes.weight / tau).numpy(), (model.prototypes.bias / tau).numpy()
+    # A constant feature of this length regularises the intercept b as |tau b|^2 / (2 * 100).
+    constant = np.sqrt(100.0 / 4.0) / tau
+    x = np.column_stack([x, np.full(len(x), constant)])
     for node in range(taxonomy.num_labels):
         rows = y[:, taxonomy.parents(node)].all(axis=1)
-        reference = LogisticRegression(C=4.0, tol=1e-8, max_iter=5000).fit(x[rows], y[rows, node])
-        # The intercept is hardly regularised here and not at all there.
-        np.testing.assert_allclose(weights[node], reference.coef_[0], atol=0.02)
-        np.testing.assert_allclose(bias[node], reference.intercept_[0], atol=0.02)
+        reference = LogisticRegression(C=4.0, fit_intercept=False, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+        *expected, intercept = reference.fit(x[rows], y[rows, node]).coef_[0]
+        np.testing.assert_allclose(weights[node], expected, atol=1e-3)
+        np.testing.assert_allclose(bias[node], intercept * constant, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [{}, {"head": "conditional_sigmoid"}, {"label_mode": "single_path"}])
+def test_the_objective_is_that_of_the_fitted_head(taxonomy, config):
+    states, labels = make_documents(taxonomy, 60, seed=1, single_path=True)
+    model = make_model(taxonomy, **config).double()
+    found = fit_head(model, states.double(), labels, strength=2.0)
+    targets = Targets(labels, taxonomy.num_labels)
+    with torch.no_grad():
+        features = model.eval()(pooled_states=states.double()).features
+        scores = model.head.scores(model.prototypes.products(features, model.projection))
+        total = (model.head.losses(scores, targets) * model.head.counts(targets)).sum()
+        total += (model.prototypes.weight / model.head.temperature).square().sum() / (2 * 2.0)
+        for bias in (model.prototypes.bias, getattr(model.head, "stop", None)):
+            total += 0 if bias is None else bias.square().sum() / (2 * 100.0)
+    assert found == pytest.approx(float(total) / 60, abs=1e-10)
+
+
+def test_tolerances_do_not_depend_on_the_number_of_documents(taxonomy, monkeypatch):
+    """Fifty copies of each document, with the regularisation to match, are the same problem."""
+    states, labels = make_documents(taxonomy, 100, seed=1)
+    weights = []
+    for copies in (1, 50):
+        monkeypatch.setattr("hcal_hf.training.solver.BIAS_STRENGTH", 100.0 / copies)
+        model = make_model(taxonomy).double()
+        documents = states.double().repeat(copies, 1), labels.repeat(copies, 1)
+        fit_head(model, *documents, strength=4.0 / copies, max_iterations=500)
+        weights.append(model.prototypes.weight.detach())
+    torch.testing.assert_close(*weights, atol=1e-7, rtol=0)
+
+
+def test_a_fit_that_does_not_converge_is_reported(taxonomy, caplog):
+    train, validation = make_documents(taxonomy, 60, seed=1), make_documents(taxonomy, 60, seed=2)
+    solution = solve(make_model(taxonomy), train, validation, strengths=[4.0], max_iterations=500)
+    assert solution.converged
+    assert solution.tried[0]["converged"]
+    assert "did not converge" not in caplog.text
+    for call in (
+        lambda: solve(make_model(taxonomy), train, validation, strengths=[4.0], max_iterations=3).converged,
+        lambda: solve_without_validation(make_model(taxonomy), train, 0, strengths=[4.0], max_iterations=3).converged,
+        lambda: fit_head(make_model(taxonomy), *train, max_iterations=3) < 0,
+    ):
+        caplog.clear()
+        assert not call()
+        assert caplog.text.count("did not converge within max_iterations=3") == 1
+
+
+def test_all_fits_take_the_maximum_of_iterations(taxonomy, monkeypatch):
+    maxima, optimizer = [], torch.optim.LBFGS
+    monkeypatch.setattr(
+        "torch.optim.LBFGS", lambda *args, **kwargs: maxima.append(kwargs["max_iter"]) or optimizer(*args, **kwargs)
+    )
+    documents = make_documents(taxonomy, 60, seed=1)
+    solve_without_validation(make_model(taxonomy), documents, seed=0, strengths=[1.0, 4.0], max_iterations=7)
+    assert maxima == [7, 7, 7]
+
+
+@pytest.mark.parametrize("kept", [10**9, 0])
+def test_features_and_targets_are_computed_once_for_all_strengths(taxonomy, monkeypatch, kept):
+    """But for targets beyond the memory set aside for them, which each evaluation builds again."""
+    monkeypatch.setattr("hcal_hf.training.solver._KEPT_PAIRS", kept)
+    built = []
+    monkeypatch.setattr("hcal_hf.training.solver.Targets", lambda *args: built.append(1) or Targets(*args))
+    train, validation = make_documents(taxonomy, 70, seed=1), make_documents(taxonomy, 20, seed=2)
+    model = make_model(taxonomy)
+    projected = []
+    model.projection.register_forward_hook(lambda module, inputs, output: projected.append(len(output)))
+    solve(model, train, validation, strengths=[1.0, 4.0])
+    assert projected == [70, 20, 20]
+    assert (len(built) == 3) is (kept > 0)  # the training documents, and the validation documents of each strength
 
 
 def test_weights_are_drawn_towards_the_anchors(taxonomy):
@@ -107,7 +181,7 @@ def test_chunks_of_documents_change_nothing(taxonomy, monkeypatch):
     states, labels = make_documents(taxonomy, 50, seed=1)
     values, weights = [], []
     for cells in (4_000_000, 6 * 7):
-        monkeypatch.setattr("hcal_hf.training.solver._CELLS", cells)
+        monkeypatch.setattr("hcal_hf.training.solver._PAIRS", cells)
         model = make_model(taxonomy).double()
         values.append(fit_head(model, states.double(), labels))
         weights.append(model.prototypes.weight.detach().clone())

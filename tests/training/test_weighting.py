@@ -12,13 +12,11 @@ from hcal_hf import HcalTrainingArguments
 from hcal_hf.training.weighting import (
     WEIGHTERS,
     FamoWeighter,
-    FixedWeighter,
     GradNormWeighter,
     HcalRateWeighter,
     HcalWeighter,
     LikelihoodWeighter,
     LossWeighter,
-    UncertaintyWeighter,
     UniformWeighter,
     build_weighter,
 )
