@@ -1,4 +1,4 @@
-"""Labels as scikit-learn and hiclass write them: arrays of one, two or three dimensions, or lists of paths."""
+"""Reads and writes labels as in scikit-learn and hiclass: arrays of one, two or three dimensions, or lists of paths."""
 
 import numbers
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from sklearn.utils.validation import column_or_1d
 
 from ..data.labels import LabelReader
 from ..taxonomy import Taxonomy
+from .bad_rows import bad_rows
 
 Path = tuple[str, ...]
 SEQUENCE = (list, tuple, np.ndarray)
@@ -19,25 +20,26 @@ SEQUENCE = (list, tuple, np.ndarray)
 
 @dataclass
 class LabelFormat:
-    """How a `y` writes its labels.
+    """Describes the format of a `y`.
 
     Attributes:
-        ndim (`int`): 1 (a label a document), 2 (a path) or 3 (paths).
-        width, most_paths (`int`): levels of its widest row, and paths of its longest document.
-        dtype (`np.dtype`): of the array; object for lists.
-        numbers (`dict`): for the paths of names that end in a number, the number.
+        ndim (`int`): 1 (one label per document), 2 (one path) or 3 (any number of paths).
+        width (`int`): the number of levels of the longest path.
+        most_paths (`int`): the largest number of paths of a document.
+        dtype (`np.dtype`): the type of the array; object for lists.
+        numbers (`dict`): maps the path to each node with a number as its name to that number.
     """
 
     ndim: int
     width: int = 1
     most_paths: int = 1
-    dtype: np.dtype = np.dtype(object)  # noqa: RUF009 - it cannot be changed
+    dtype: np.dtype = np.dtype(object)  # noqa: RUF009 - it is immutable
     numbers: dict[Path, Any] = field(default_factory=dict)
 
 
 @dataclass
 class LabelTable:
-    """The labels of N documents: an array [N] for 1-d labels, else a tuple of paths for each."""
+    """Holds the labels of N documents: an array [N] for 1-d labels, else a tuple of paths for each document."""
 
     format: LabelFormat
     documents: Any
@@ -47,8 +49,8 @@ def read_labels(y: Any) -> LabelTable:
     """Reads labels in the formats of [`HcalClassifier`].
 
     Raises:
-        ValueError: for another number of dimensions, rows that are no paths (listed by index), numbers that are not whole,
-            or a matrix of 0 and 1 with a column a label.
+        ValueError: if y has another number of dimensions, rows that are not paths (the message lists their indices),
+            numbers that are not whole, or is a matrix of 0 and 1 with one column per label.
     """
     if hasattr(y, "iloc") and y.ndim == 2:
         y = y.to_numpy(dtype=object, na_value=None)
@@ -61,55 +63,62 @@ def read_labels(y: Any) -> LabelTable:
             "dimension(s)."
         )
     if ndim == 1:
-        return LabelTable(LabelFormat(1), _flat_labels(y))
+        return LabelTable(LabelFormat(1), _read_flat_labels(y))
     is_array = isinstance(y, np.ndarray)
-    form = LabelFormat(ndim, dtype=y.dtype if is_array else np.dtype(object))
-    rows = y.tolist() if is_array else list(y)
-    documents = []
-    for row, given in enumerate(rows):
-        paths = tuple(given) if ndim == 3 and isinstance(given, SEQUENCE) else (given,)
-        if flat := [path for path in paths if not isinstance(path, SEQUENCE)]:
-            raise bad_rows("y", [(row, f"a path must be a sequence of names, got {flat[0]!r} in {given!r}")])
-        documents.append(paths)
-    form.most_paths = max(map(len, documents), default=1)
-    form.width = max((len(path) for paths in documents for path in paths), default=1)
-    if ndim == 2 and form.width > 1 and all(_is_bit(cell) for (path,) in documents for cell in path):
+    label_format = LabelFormat(ndim, dtype=y.dtype if is_array else np.dtype(object))
+    rows = []
+    for index, row in enumerate(y.tolist() if is_array else y):
+        paths = tuple(row) if ndim == 3 and isinstance(row, SEQUENCE) else (row,)
+        if names := [path for path in paths if not isinstance(path, SEQUENCE)]:
+            raise bad_rows("y", [(index, f"a path must be a sequence of names, got {names[0]!r} in {row!r}")])
+        rows.append(paths)
+    label_format.most_paths = max(map(len, rows), default=1)
+    label_format.width = max((len(path) for paths in rows for path in paths), default=1)
+    if ndim == 2 and label_format.width > 1 and all(_is_bit(cell) for (path,) in rows for cell in path):
         raise ValueError(
-            f"y is a matrix of 0 and 1 [N, {form.width}], but the columns of a 2-d y are levels, from the root down: give "
-            "lists of paths for documents with several labels, or names as strings."
+            f"y is a matrix of 0 and 1 [N, {label_format.width}], but the columns of a 2-d y are levels, from the root "
+            "down: give lists of paths for documents with several labels, or names as strings."
         )
-    reader = LabelReader([f"level {level}" for level in range(form.width)])
-    known: dict[Any, Path] = {}
-    found, bad = [], []
-    for row, paths in enumerate(documents):
+    reader = _PathReader(label_format)
+    documents, bad = [], []
+    for index, paths in enumerate(rows):
         try:
-            read = (_read_path(path, reader, known, form.numbers) for path in paths)
-            found.append(tuple(dict.fromkeys(path for path in read if path)))
+            documents.append(tuple(dict.fromkeys(path for path in map(reader.read, paths) if path)))
         except (ValueError, TypeError) as problem:
-            bad.append((row, str(problem)))
+            bad.append((index, str(problem)))
     if bad:
         raise bad_rows("y", bad)
-    return LabelTable(form, found)
+    return LabelTable(label_format, documents)
 
 
-def _read_path(path: Sequence[Any], reader: LabelReader, known: dict[Any, Path], numbers_of: dict[Path, Any]) -> Path:
-    key = tuple(path)
-    if key not in known:
-        names = reader(key)
-        known[key] = tuple(names[0]) if names else ()
-        for level, cell in enumerate(key[: len(known[key])]):
-            if not isinstance(cell, str):
-                numbers_of.setdefault(known[key][: level + 1], cell)
-    return known[key]
+class _PathReader:
+    """Reads paths as tuples of names, each distinct path once, and records numbers in the format."""
+
+    def __init__(self, label_format: LabelFormat):
+        self.reader = LabelReader([f"level {level}" for level in range(label_format.width)])
+        self.numbers = label_format.numbers
+        self.cache: dict[Any, Path] = {}
+
+    def read(self, cells: Sequence[Any]) -> Path:
+        """Reads one path; () if all its cells are empty."""
+        key = tuple(cells)
+        if key not in self.cache:
+            paths = self.reader(key)
+            path = self.cache[key] = tuple(paths[0]) if paths else ()
+            for level, cell in enumerate(key[: len(path)]):
+                if not isinstance(cell, str):
+                    self.numbers.setdefault(path[: level + 1], cell)
+        return self.cache[key]
 
 
-def _flat_labels(y: Any) -> np.ndarray:
+def _read_flat_labels(y: Any) -> np.ndarray:
+    """Checks one label per document."""
     labels = check_array(column_or_1d(y), dtype=None, ensure_2d=False, input_name="y")
     if labels.dtype == object:
         bad = [
-            (row, f"Unknown label type: {v!r} among labels of type object, which must be strings")
-            for row, v in enumerate(labels)
-            if not isinstance(v, str)
+            (row, f"Unknown label type: {label!r} among labels of type object, which must be strings")
+            for row, label in enumerate(labels)
+            if not isinstance(label, str)
         ]
         if bad:
             raise bad_rows("y", bad)
@@ -118,7 +127,7 @@ def _flat_labels(y: Any) -> np.ndarray:
 
 
 def _nesting(item: Any) -> int:
-    """The number of dimensions of an array, or of nested lists at their deepest."""
+    """Counts the dimensions of an array, or the deepest nesting of lists."""
     if isinstance(item, np.ndarray) and item.dtype != object:
         return item.ndim
     if not isinstance(item, SEQUENCE):
@@ -132,22 +141,58 @@ def _is_bit(cell: Any) -> bool:
     return isinstance(cell, numbers.Number | np.bool_) and cell in (0, 1)
 
 
-def encoded_paths(documents: Sequence[tuple[Path, ...]], taxonomy: Taxonomy) -> list[list[int]]:
-    """The sorted nodes of documents given as paths, with their ancestors."""
-    known: dict[tuple[Path, ...], list[int]] = {}
-    bad = []
-    for row, paths in enumerate(documents):
+def encode_paths(documents: Sequence[tuple[Path, ...]], taxonomy: Taxonomy) -> list[list[int] | ValueError]:
+    """Encodes the paths of each document as sorted nodes with their ancestors, or as the error if it has none.
+
+    Each distinct tuple of paths is encoded once.
+    """
+    encoded: dict[tuple[Path, ...], list[int] | ValueError] = {}
+    for paths in dict.fromkeys(documents):
         try:
-            if paths not in known:
-                known[paths] = taxonomy.encode([list(path) for path in paths]).tolist()
+            encoded[paths] = taxonomy.encode([list(path) for path in paths]).tolist()
         except ValueError as problem:
-            bad.append((row, str(problem)))
-    if bad:
-        raise bad_rows("y", bad)
-    return [known[paths] for paths in documents]
+            encoded[paths] = problem
+    return [encoded[paths] for paths in documents]
 
 
-def bad_rows(name: str, rows: Sequence[tuple[int, str]]) -> ValueError:
-    shown = "\n".join(f"  {name}[{row}]: {problem}" for row, problem in rows[:10])
-    more = f"\n  and {len(rows) - 10} more" if len(rows) > 10 else ""
-    return ValueError(f"{len(rows)} row(s) of {name} cannot be used:\n{shown}{more}")
+def end_nodes(label_sets: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nodes without a child in the same set. Returns their documents [n] and nodes [n], in this order."""
+    parents, children = taxonomy.edges.T
+    documents, edges = label_sets[:, children].nonzero()
+    is_inner = np.zeros_like(label_sets)
+    is_inner[documents, parents[edges]] = True
+    return (label_sets & ~is_inner).nonzero()
+
+
+def write_paths(label_sets: np.ndarray, taxonomy: Taxonomy, label_format: LabelFormat, one_path: bool) -> np.ndarray:
+    """Writes label sets as paths, padded with "".
+
+    Args:
+        label_sets: bool [N, L], with all ancestors.
+        taxonomy: the hierarchy.
+        label_format: the format of the `y` in `fit`, with its numbers and its least size.
+        one_path: whether to write [N, depth] instead of [N, paths, depth].
+    """
+    width = max(label_format.width, len(taxonomy.levels))
+    empty = [""] * width
+
+    def write(path: list[str]) -> list[Any]:
+        cells = [label_format.numbers.get(tuple(path[: k + 1]), name) for k, name in enumerate(path)]
+        return cells + empty[len(path) :]
+
+    documents: list[list[list[Any]]] = [[] for _ in label_sets]
+    written: dict[int, list[list[Any]]] = {}  # several paths per node in a DAG
+    for document, node in zip(*(indices.tolist() for indices in end_nodes(label_sets, taxonomy))):
+        if node not in written:
+            written[node] = [write(path) for path in taxonomy.paths(node)]
+        documents[document] += written[node]
+    if one_path:
+        rows: list[Any] = [paths[0] if paths else empty for paths in documents]
+        shape: tuple[int, ...] = (len(rows), width)
+    else:
+        most_paths = max([1, label_format.most_paths, *map(len, documents)])
+        rows = [paths + [empty] * (most_paths - len(paths)) for paths in documents]
+        shape = (len(rows), most_paths, width)
+    array = np.array(rows, dtype=object).reshape(shape)
+    is_full = label_format.dtype.kind in "iuf" and not (array == "").any()
+    return array.astype(label_format.dtype) if is_full else array

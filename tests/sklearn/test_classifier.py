@@ -368,7 +368,7 @@ def test_labels_that_cannot_be_read_are_refused(y, message):
         ({"taxonomy": Taxonomy.from_paths([["b"]])}, r"y\[0\]: Unknown label 'a'"),
         ({"encoder": 3}, "encoder must be a name"),
         ({"model_kwargs": {"head": "independent"}}, r"model_kwargs holds \['head'\], which are parameters"),
-        ({"model_kwargs": {"poling": "cls"}}, r"model_kwargs holds \['poling'\], which are no fields of HcalConfig"),
+        ({"model_kwargs": {"poling": "cls"}}, r"model_kwargs holds \['poling'\], which are not fields of HcalConfig"),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_fit(parameters, message):
@@ -395,7 +395,7 @@ def test_sparse_text_and_wide_features_are_refused_with_the_way_out(monkeypatch)
         numeric().fit(words, y)
     steps = make_pipeline(TfidfVectorizer(), TruncatedSVD(2), numeric())
     assert steps.fit(words, y).score(words, y) == 1.0
-    monkeypatch.setattr("hcal_hf.sklearn.classifier.MAX_FEATURES", 4)
+    monkeypatch.setattr("hcal_hf.sklearn.feature_model.MAX_FEATURES", 4)
     with pytest.raises(ValueError, match="X has 5 features, more than 4"):
         numeric().fit(sparse.toarray(), y)
     # A projection to fewer dimensions needs no square matrix.
