@@ -14,8 +14,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers.utils import logging
 
-from .card_facts import Facts
-from .model_card import build_card
+from .model_card import Facts, build_card
 
 logger = logging.get_logger(__name__)
 

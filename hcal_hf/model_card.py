@@ -4,23 +4,25 @@ Only facts that are known are told. What comes from outside, label names above a
 nothing is read as Markdown, HTML or a link; huggingface_hub writes the metadata.
 """
 
+import difflib
 import importlib.metadata
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from .card_facts import REPO_ID, Details, Evaluation, Facts
+from .card_markdown import TEMPLATE, block, cell, code, counted, level_table, prose, table, tree_lines
 from .decoding import default_method
 from .hub import TASK
-from .markdown import block, cell, code, isolated, prose, readable, table
-from .model_card_template import TEMPLATE
 from .taxonomy import Taxonomy
 
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # The results in the metadata: the metric's name here, and its type and name there.
 INDEXED = (
     ("micro_f1", "f1", "micro-F1"),
@@ -30,6 +32,140 @@ INDEXED = (
     ("raw_hvr", "hvr", "HVR, raw"),
     ("hvr", "hvr", "HVR, decoded"),
 )
+
+
+# ---- Facts ----
+
+
+@dataclass
+class Details:
+    """What nobody but the author knows; None: not told.
+
+    Args:
+        model_name (`str`): title of the card.
+        language (`str` or `list[str]`): of the texts, as ISO 639 codes.
+        license (`str`): the weights' licence, by the Hub's name for it, such as `apache-2.0`.
+        tags (`str` or `list[str]`): more tags of the repository.
+        finetuned_from (`str`): the encoder's name on the Hub; found by itself where the encoder was loaded from there.
+        dataset (`str`): the data's name, in words.
+        dataset_tags (`str`): the data's name on the Hub.
+        dataset_args (`str`): its configuration there.
+        dataset_license (`str`): its licence, in words.
+        dataset_description (`str`): source, splits, what was left out; Markdown, written as given.
+        benchmark_task (`str`): a task of `dataset_tags` as the Hub's benchmark names it; the result then also goes to
+            `.eval_results/`, where the Hub reads those of its registered benchmarks and of nothing else.
+        benchmark_metric (`str`): which metric that benchmark is about.
+    """
+
+    model_name: str | None = None
+    language: str | list[str] | None = None
+    license: str | None = None
+    tags: str | list[str] | None = None
+    finetuned_from: str | None = None
+    dataset: str | None = None
+    dataset_tags: str | None = None
+    dataset_args: str | None = None
+    dataset_license: str | None = None
+    dataset_description: str | None = None
+    benchmark_task: str | None = None
+    benchmark_metric: str = "micro_f1"
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: for a name on the Hub that is none, or a benchmark's task without its data set.
+        """
+        for name in ("finetuned_from", "dataset_tags"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and REPO_ID.fullmatch(value)):
+                raise ValueError(
+                    f'{name} must be one name on the Hub, such as "sentence-transformers/all-MiniLM-L6-v2", got {value!r}: '
+                    "leave it out for what is not there."
+                )
+        if self.benchmark_task is not None and self.dataset_tags is None:
+            raise ValueError(f"benchmark_task={self.benchmark_task!r} is a task of a data set: give dataset_tags too.")
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any] | str | None) -> "Details":
+        """Details from a mapping, or from JSON.
+
+        Raises:
+            ValueError: for a name that is none of the above (with the closest ones), what is no mapping, or an invalid
+                value.
+        """
+        values = json.loads(given) if isinstance(given, str) else dict(given or {})
+        if not isinstance(values, dict):
+            raise ValueError(f"The model card's details must be a mapping, got {values!r}.")
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=3)
+                raise ValueError(f"The model card has no detail {name!r}. Closest: {close or known}.")
+        return cls(**values)
+
+
+@dataclass
+class DataSummary:
+    """One data set of the training.
+
+    Args:
+        role (`str`): what it was for.
+        documents (`int`, *optional*): how many; None for a stream.
+        labelled (`int`, *optional*): how many have labels.
+        counts (`np.ndarray` of shape `[L]`, *optional*): documents of each label, ancestors included.
+    """
+
+    role: str
+    documents: int | None = None
+    labelled: int | None = None
+    counts: np.ndarray | None = None
+
+
+@dataclass
+class Evaluation:
+    """The scores of a model on one data set.
+
+    Args:
+        split (`str`): its name.
+        documents (`int`): how many.
+        metrics (`dict[str, float]`): as [`hcal_hf.compute_metrics`] names them.
+        support, node_f1 (`np.ndarray` of shape `[L]`, *optional*): documents and F1 of each label; F1 is NaN for a label
+            that no document has.
+    """
+
+    split: str
+    documents: int
+    metrics: Mapping[str, float]
+    support: np.ndarray | None = None
+    node_f1: np.ndarray | None = None
+
+
+@dataclass
+class Facts:
+    """What a card is made of, besides the model.
+
+    Args:
+        model_id (`str`): how the usage block loads the model: its name on the Hub, or a folder.
+        details ([`Details`]): what the author told.
+        data: the data sets of the training.
+        training (`dict[str, str]`, *optional*): settings of the training and their values; None where they are not known.
+        results: scores of the model as it is.
+        pictures (`dict[str, str]`): files in the model's folder and what they show.
+        carries_code (`bool`): whether the model's folder holds its code.
+        carried (`dict[str, str]`): sections of the folder's former card, by title, for what is not known any more.
+    """
+
+    model_id: str
+    details: Details = field(default_factory=Details)
+    data: Sequence[DataSummary] = ()
+    training: Mapping[str, str] | None = None
+    results: Sequence[Evaluation] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    carries_code: bool = False
+    carried: Mapping[str, str] = field(default_factory=dict)
+
+
+# ---- The card ----
 
 
 def build_card(model: Any, facts: Facts) -> ModelCard:
@@ -59,7 +195,7 @@ def build_card(model: Any, facts: Facts) -> ModelCard:
         usage_remote=_usage(facts.model_id, remote=True) if facts.carries_code else "",
         decoding=_decoding(config),
         taxonomy=_taxonomy(taxonomy),
-        levels=_levels(taxonomy, counts),
+        levels=level_table(taxonomy, counts),
         tree=block(tree_lines(taxonomy)),
         data=data or _data(facts),
         training=training or _training(model, facts.training, base),
@@ -141,8 +277,8 @@ def _summary(model: Any, base: str | None) -> str:
     )
     on = f"[{base}](https://huggingface.co/{base})" if base else f"a {prose(config.encoder_config.model_type)} encoder"
     return (
-        f"A hierarchical text classifier: {_number(taxonomy.num_labels, 'label')} on "
-        f"{_number(len(taxonomy.levels), 'level')}, on {on}, made with `hcal_hf`. It gives each text {gives}. {coherent}"
+        f"A hierarchical text classifier: {counted(taxonomy.num_labels, 'label')} on "
+        f"{counted(len(taxonomy.levels), 'level')}, on {on}, made with `hcal_hf`. It gives each text {gives}. {coherent}"
     )
 
 
@@ -170,51 +306,13 @@ def _decoding(config: Any) -> str:
 def _taxonomy(taxonomy: Taxonomy) -> str:
     if taxonomy.is_forest:
         return (
-            f"The {_number(taxonomy.num_labels, 'label')} form a forest: each has one parent, those of level 0 none."
+            f"The {counted(taxonomy.num_labels, 'label')} form a forest: each has one parent, those of level 0 none."
         )
     several = int((np.bincount(taxonomy.edges[:, 1]) > 1).sum())
     return (
-        f"The {_number(taxonomy.num_labels, 'label')} form a directed acyclic graph: {several:,} of them stand below "
+        f"The {counted(taxonomy.num_labels, 'label')} form a directed acyclic graph: {several:,} of them stand below "
         "several parents. A label's level is its longest path from a top label."
     )
-
-
-def _levels(taxonomy: Taxonomy, counts: np.ndarray | None) -> str:
-    header = ["level", "labels", "without children"]
-    header += ["without a training document"] if counts is not None else []
-    rows = []
-    for k, level in enumerate(taxonomy.levels):
-        numbers = [level.stop - level.start, int(taxonomy.is_leaf[level].sum())]
-        numbers += [int((counts[level] == 0).sum())] if counts is not None else []
-        first = ", ".join(
-            cell(taxonomy.names[node], 40) for node in range(level.start, min(level.stop, level.start + 3))
-        )
-        more = ", …" if level.stop - level.start > 3 else ""
-        rows.append([first + more, str(k), *(f"{number:,}" for number in numbers)])
-    return table(["first labels", *header], rows)
-
-
-def tree_lines(taxonomy: Taxonomy, roots: int = 4, children: int = 3) -> list[str]:
-    """The first labels of each level as a tree: the first `roots`, below each of them the first `children`, below the
-    first child in turn its first ones, and so on; what is cut is counted."""
-    number = np.bincount(taxonomy.edges[:, 0], minlength=taxonomy.num_labels)
-    lines: list[str] = []
-
-    def add(nodes: Sequence[int], shown: int, indent: str, is_top: bool) -> None:
-        for i, node in enumerate(nodes[:shown]):
-            below = int(number[node])
-            opened = bool(below) and (is_top or i == 0)
-            name = isolated(readable(taxonomy.names[node], 60))
-            lines.append(f"{indent}{name}" + (f" ({below:,} below)" if below else ""))
-            if opened:
-                found = taxonomy.edges[taxonomy.edges[:, 0] == node, 1].tolist()
-                add(found, children, indent + "    ", False)
-        if len(nodes) > shown:
-            lines.append(f"{indent}… {len(nodes) - shown:,} more")
-
-    top = taxonomy.levels[0]
-    add(range(top.start, top.stop), roots, "  ", True)
-    return lines
 
 
 def _data(facts: Facts) -> str:
@@ -305,7 +403,7 @@ def _result(evaluation: Evaluation, taxonomy: Taxonomy) -> dict[str, str]:
         shown = [f"{code(name)} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
         notes = [", ".join(shown) + "."]
     return {
-        "title": f"{prose(evaluation.split)}: {_number(evaluation.documents, 'document')}"
+        "title": f"{prose(evaluation.split)}: {counted(evaluation.documents, 'document')}"
         + (", in percent" if ours else ""),
         "levels": table(["level", "labels", "accuracy", "micro-F1", "macro-F1"], levels, 0) if ours else "",
         "decisions": table(header, decisions) if ours else "",
@@ -362,14 +460,14 @@ def _thresholds(config: Any, taxonomy: Taxonomy) -> str:
 
 def _limits(model: Any, counts: np.ndarray | None) -> str:
     config, taxonomy = model.config, model.taxonomy
-    items = [f"It knows the {_number(taxonomy.num_labels, 'label')} above and no others."]
+    items = [f"It knows the {counted(taxonomy.num_labels, 'label')} above and no others."]
     if config.label_mode == "single_path" and config.thresholds is None:
         items.append(
             "It answers every text with a path, also one that fits no label: give a `threshold` to let it stop."
         )
     if counts is not None and (unseen := int((counts == 0).sum())):
         items.append(
-            f"{_number(unseen, 'label')} had no training document: what it says about them rests on "
+            f"{counted(unseen, 'label')} had no training document: what it says about them rests on "
             + ("the labels' words alone." if config.prototype_anchor else "nothing but their place in the hierarchy.")
         )
     if model.max_tokens:
@@ -393,8 +491,4 @@ def _licence(details: Details, base: str | None) -> str:
     return f"{own}{rest} `hcal_hf` is under Apache-2.0."
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-__all__ = ["build_card"]
+__all__ = ["DataSummary", "Details", "Evaluation", "Facts", "build_card"]

@@ -16,12 +16,11 @@ from transformers import BertConfig
 
 import hcal_hf.card_file as card_file
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
-from hcal_hf.card_facts import Details, Evaluation, Facts
 from hcal_hf.card_file import is_generated, save_minimal_card, write_card
+from hcal_hf.card_markdown import block, cell, code, isolated, prose, readable, table, tree_lines
 from hcal_hf.commands.run_arguments import parse_arguments
 from hcal_hf.commands.training_run import run_training
-from hcal_hf.markdown import block, cell, code, isolated, prose, readable, table
-from hcal_hf.model_card import build_card, encoder_id, tree_lines
+from hcal_hf.model_card import Details, Evaluation, Facts, build_card, encoder_id
 from tests.builders import build_model
 from tests.commands.test_train import config_file, data_dir  # noqa: F401
 from tests.hub_server import HubServer

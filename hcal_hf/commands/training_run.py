@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..card_facts import Details
 from ..data.taxonomy_builder import build_taxonomy
 from ..data.texts import join_texts
+from ..model_card import Details
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
 from ..taxonomy import SEPARATOR, Taxonomy

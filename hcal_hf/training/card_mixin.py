@@ -17,11 +17,10 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from ..card_facts import DataSummary, Details, Evaluation, Facts
 from ..card_file import carried_sections, carries_code, folder_name, keep_remote_card, write_card
 from ..decoding import decode
 from ..hub import clear_push_errors
-from ..model_card import build_card, package_version
+from ..model_card import DataSummary, Details, Evaluation, Facts, build_card, package_version
 from .evaluation import target_matrix
 from .plots import remove_figure, save_scores, save_weights
 
@@ -91,7 +90,7 @@ class ModelCardMixin(_Trainer):
 
         Args:
             language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args, dataset_license,
-                dataset_description, benchmark_task, benchmark_metric: as in [`hcal_hf.card_facts.Details`].
+                dataset_description, benchmark_task, benchmark_metric: as in [`hcal_hf.model_card.Details`].
             tasks: only `"text-classification"`, which is the default.
             overwrite: whether to overwrite a README.md that was edited by hand. Otherwise it is left as it is, and a
                 warning tells.

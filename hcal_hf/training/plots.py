@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import logging
 
-from ..markdown import readable
+from ..card_markdown import readable
 from ..taxonomy import Taxonomy
 
 if TYPE_CHECKING:
