@@ -66,7 +66,9 @@ def site_links(markdown: str, page: str) -> str:
             relative = posixpath.relpath(site_path, posixpath.dirname(page) or ".")
             return f"{mark}[{text}]({relative}{'#' + anchor if anchor else ''})"
         name = f"`{repository_path}`"
-        return name if text.strip("`") in (repository_path, posixpath.basename(repository_path)) else f"{text} ({name})"
+        return (
+            name if text.strip("`") in (repository_path, posixpath.basename(repository_path)) else f"{text} ({name})"
+        )
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)  # code blocks have odd indices
     return "".join(part if i % 2 else _LINK.sub(replaced, part) for i, part in enumerate(parts))

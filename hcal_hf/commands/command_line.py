@@ -1,34 +1,50 @@
-"""What all subcommands of `hcal` share: exit codes, errors, parsers and types of arguments."""
+"""Exit codes, errors, output and argument types that all subcommands of `hcal` share."""
 
 import argparse
+import io
+import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 # 0: done. 1: a problem with data or a model was found and reported. 2: wrong usage. 130: interrupted.
 OK, PROBLEM, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-# The names of `hcal_hf.decoding.METHODS`, which take seconds to import.
+# A copy of `hcal_hf.decoding.METHODS`, because importing that module takes seconds.
 DECODERS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
 
 
 class UsageError(Exception):
-    """A command line that cannot be run."""
+    """Reports a wrong command line."""
 
 
 def add_command(commands: Any, name: str, help_: str, run: Callable, **kwargs: Any) -> argparse.ArgumentParser:
-    """Adds the parser of one command, with the options that all commands have."""
+    """Adds the parser of one command, with the options of all commands."""
     parser = commands.add_parser(
         name, help=help_, description=kwargs.pop("description", help_), allow_abbrev=False, **kwargs
     )
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
-    parser.add_argument("--traceback", action="store_true", help="Show where in the code a problem arose.")
+    parser.add_argument("--traceback", action="store_true", help="Show the traceback of an error.")
     parser.set_defaults(run=run, parser=parser)
     return parser
 
 
+def replace_unencodable_output() -> None:
+    """Prints "?" for characters that the console cannot encode (cp1252 in a pipe on Windows), instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def to_json(result: Any) -> str:
+    """Formats a result as JSON, with escapes if stdout cannot encode all characters."""
+    is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    return json.dumps(result, indent=2, ensure_ascii=not is_utf8)
+
+
 class VersionAction(argparse.Action):
-    """Prints the installed version without importing the package's modules."""
+    """Prints the installed version. Does not import the modules of the package."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
         super().__init__(option_strings, dest, nargs=0, help=help)

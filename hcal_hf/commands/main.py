@@ -1,11 +1,10 @@
-"""The command `hcal`: train, evaluate, predict, inspect, check a taxonomy, a demo page, export.
+"""The command `hcal`: trains, evaluates, predicts, inspects, checks a taxonomy, shows a demo page and exports.
 
-What takes seconds to import (torch, transformers) is imported by the command that needs it, so that help and usage errors
-come at once. Results go to stdout, everything else to stderr.
+Each command imports slow libraries (torch, transformers) only when it runs, so that help and usage errors appear at once.
+Results go to stdout, and everything else goes to stderr.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -13,7 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 from . import check, evaluate, export, inspect_model, predict, train
-from .command_line import INTERRUPTED, OK, PROBLEM, USAGE, UsageError, VersionAction
+from .command_line import (
+    INTERRUPTED,
+    OK,
+    PROBLEM,
+    USAGE,
+    UsageError,
+    VersionAction,
+    replace_unencodable_output,
+    to_json,
+)
 from .demo import command as demo
 
 _EXTRAS = {"gradio": "demo", "onnx": "export", "onnxruntime": "export", "onnxscript": "export", "yaml": "quickstart"}
@@ -23,25 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line.
 
     Args:
-        argv: the words after `hcal`; those of the process by default.
+        argv: the words after `hcal`. By default those of the process.
 
     Returns:
-        0 if all went well, 1 for a problem with data or a model, 130 if interrupted. Wrong usage exits with 2.
+        0 on success, 1 for a problem with data or a model, and 130 after an interruption. Wrong usage exits with 2.
     """
+    replace_unencodable_output()
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] != ["train"]:  # its overrides are the runner's, with underscores
+    if words[:1] != ["train"]:  # its overrides are names of arguments, with underscores
         words = [_hyphened(word) for word in words]
     args = parser.parse_args(words)
-    if args.command == "train" and "--json" in args.overrides:  # may stand behind the overrides, too
+    if args.command == "train" and "--json" in args.overrides:  # the overrides include all words after the file
         args.overrides.remove("--json")
         args.json = True
     try:
         with _quiet_stdout(args):
             result, text, code = args.run(args)
-        shown = json.dumps(result, indent=2, ensure_ascii=False) if args.json else text
-        if shown:
-            print(shown, flush=True)
+        output = to_json(result) if args.json else text
+        if output:
+            print(output, flush=True)
         return code
     except UsageError as problem:
         args.parser.error(str(problem))  # exits
@@ -52,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as problem:
         if args.traceback or (isinstance(problem, RuntimeError) and not _is_ours(problem)):
             raise
-        print(f"{args.parser.prog}: {_explained(problem)}", file=sys.stderr)
+        print(f"{args.parser.prog}: {_message(problem)}", file=sys.stderr)
         return PROBLEM
     except KeyboardInterrupt:
         print(f"{args.parser.prog}: interrupted.", file=sys.stderr)
@@ -60,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Builds the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="hcal",
         description="Hierarchical text classification: train a model, measure it, and use it.",
-        epilog="Every command explains itself: hcal predict --help. Exit codes: 0 done, 1 a problem with data or a model "
-        "was found and told, 2 wrong usage.",
+        epilog="Each command has its own help: hcal predict --help. Exit codes: 0 success, 1 a problem with data or a "
+        "model, 2 wrong usage.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=VersionAction, help="Print the version and exit.")
@@ -76,14 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _hyphened(word: str) -> str:
-    """Options may be written as in the recipes, with underscores."""
+    """Replaces underscores in the name of an option, so that options can be written as in the recipes."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if re.fullmatch("--[a-z0-9_]+", name) else word
 
 
 @contextmanager
 def _quiet_stdout(args: argparse.Namespace) -> Iterator[None]:
-    """With --json, what the library prints goes to stderr."""
+    """Redirects prints of the library to stderr if --json is set."""
     if not args.json:
         yield
         return
@@ -92,17 +101,18 @@ def _quiet_stdout(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _is_ours(problem: BaseException) -> bool:
-    """Whether a RuntimeError was raised by this package, which then says what to do, and not by torch."""
+    """Returns whether a RuntimeError comes from this package, with a message for users, and not from torch."""
     trace = problem.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hcal_hf")
 
 
-def _explained(problem: BaseException) -> str:
+def _message(problem: BaseException) -> str:
+    """Returns the message of an error, with the extra to install if a library is missing."""
     extra = _EXTRAS.get(getattr(problem, "name", None) or "")
     if isinstance(problem, ImportError) and extra:
-        return f'{problem}. It comes with an extra: pip install "hcal-hf[{extra}]".'
+        return f'{problem}. Install the extra: pip install "hcal-hf[{extra}]".'
     return str(problem)
 
 

@@ -75,7 +75,12 @@ def pooled_features(
             # Another process may write the same file: only a complete one gets the name.
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             save_file({"pooled_states": states}, temporary)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except PermissionError:  # on Windows, if another process has the same file open
+                if not path.exists():
+                    raise
+                temporary.unlink()
     column = pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1)), states.shape[1])
     features = Dataset(pa.table({"pooled_states": column}))
     if "labels" in dataset.column_names:

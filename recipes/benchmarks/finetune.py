@@ -202,10 +202,12 @@ class Runs:
             path.parent.mkdir(parents=True, exist_ok=True)
             logits, info = fit(self.tokens(seed), method, setting, seed, path.with_suffix(""))
             np.savez_compressed(path, **logits)  # type: ignore[arg-type]
-            path.with_suffix(".json").write_text(json.dumps(info))
+            path.with_suffix(".json").write_text(json.dumps(info), encoding="utf-8")
             print(path.stem, info, flush=True)
         with np.load(path) as stored:
-            return {split: stored[split] for split in SPLITS[1:]}, json.loads(path.with_suffix(".json").read_text())
+            return {split: stored[split] for split in SPLITS[1:]}, json.loads(
+                path.with_suffix(".json").read_text(encoding="utf-8")
+            )
 
 
 def outputs_of(method: str, logits: dict[str, np.ndarray], problem: Problem) -> dict[str, Outputs]:

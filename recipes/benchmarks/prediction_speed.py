@@ -22,7 +22,7 @@ def prediction(options: argparse.Namespace) -> Iterator[Row]:
     words that are not truncated. The encoder has the same weights, and reading and writing of files is included. Tokens is
     the number of tokens that the model computes per token of the texts."""
     rng = random.Random(0)
-    pages = " ".join(path.read_text() for path in sorted(RECIPES.rglob("*.md")))
+    pages = " ".join(path.read_text(encoding="utf-8") for path in sorted(RECIPES.rglob("*.md")))
     words = re.findall(r"(?<= )[A-Za-z]+[.,;:]?(?= )", pages)
     texts = [" ".join(rng.choices(words, k=rng.randint(8, 250))) for _ in range(options.texts)]
     taxonomy = tree_of_depth(161, 2)
@@ -33,7 +33,9 @@ def prediction(options: argparse.Namespace) -> Iterator[Row]:
         tokenizer.save_pretrained(f"{folder}/model")
         plain = AutoModelForSequenceClassification.from_pretrained(options.encoder, num_labels=161)
         stock = pipeline("text-classification", model=plain, tokenizer=tokenizer)
-        Path(folder, "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        Path(folder, "texts.jsonl").write_text(
+            "\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8"
+        )
 
         def ours(**how: Any) -> None:
             args = PredictionArguments(**how)

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    measured = json.loads(options.results.read_text()) if options.results.exists() else {}
+    measured = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
     has = {True: "with", False: "without", None: "perhaps with"}[has_bfloat16()]
     for part in () if options.tables else options.parts:
         rounds = options.prediction_rounds if part == "predict" else options.rounds
@@ -103,7 +103,7 @@ def main() -> None:
             rows.append(entry)
             # Rows are stored at once, so that an interrupted part keeps its measurements.
             measured[part] = {"rows": rows, "conditions": conditions}
-            options.results.write_text(json.dumps(measured, indent=1) + "\n")
+            options.results.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     write_page(options.page, {"tables": tables(measured)})
 
 

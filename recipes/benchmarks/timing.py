@@ -84,14 +84,14 @@ def peak_bytes(action: Action) -> int:
         action()
     with tempfile.TemporaryDirectory() as folder:
         record.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     sizes = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event["name"] == "[memory]"]
     return max(size["Total Allocated"] for size in sizes) - (sizes[0]["Total Allocated"] - sizes[0]["Bytes"])
 
 
 def resident_bytes() -> int:
     """Returns the resident memory of this process in bytes (Linux only)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * 4096
 
 

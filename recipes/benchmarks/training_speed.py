@@ -200,7 +200,9 @@ def leaks(options: argparse.Namespace) -> Iterator[Row]:
         seen: list[int] = []
         start = time.perf_counter()
         for _ in range(10):
-            Path(folder, "texts.txt").write_text("\n".join(f"text number {i}" for i in range(20_000)))
+            Path(folder, "texts.txt").write_text(
+                "\n".join(f"text number {i}" for i in range(20_000)), encoding="utf-8"
+            )
             predict_file(
                 f"{folder}/model", f"{folder}/texts.txt", f"{folder}/o.parquet", overwrite=True, progress=False
             )

@@ -1,6 +1,7 @@
 """The command `hcal`: what goes to stdout, exit codes, and messages that help."""
 
 import ast
+import io
 import json
 import sys
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, caps
         assert line.startswith(f"hcal {argv[0]}")
     with pytest.raises(FileNotFoundError):
         cli.main(["taxonomy", "check", str(tmp_path / "no.csv"), "--traceback"])
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_a_console_that_cannot_encode_a_label_gets_a_question_mark(encoding, tmp_path, monkeypatch):
+    HcalConfig.from_taxonomy(Taxonomy.from_paths([["物理", "é"]]), tiny_bert()).save_pretrained(tmp_path)
+    shown = {}
+    for name, options in (("text", []), ("json", ["--json"])):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["inspect", str(tmp_path), *options]) == 0
+        shown[name] = stdout.buffer.getvalue().decode(encoding)
+    assert shown["text"].splitlines()[-2] == ("??" if encoding == "cp1252" else "物理")
+    assert json.loads(shown["json"])["tree"][0]["label"] == "物理"
 
 
 def test_errors_of_our_own_are_told_and_bugs_are_not_hidden(tmp_path, monkeypatch):

@@ -270,8 +270,8 @@ def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
         assert process.poll() is None, "it was done before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert process.wait() == (1 if sys.platform == "win32" else -signal.SIGKILL)
     assert not out.exists()
     left = len(AtomicWriter(out).finished())
     assert 3 <= left < 100
