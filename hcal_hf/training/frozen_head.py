@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 class FrozenHeadMixin(_Trainer):
     """Adds to [`HcalTrainer`] the solver for models with a frozen encoder."""
 
+    control: Any
+
     def _solves_head(self, model: HcalForSequenceClassification) -> bool:
         """Decides whether `train` fits the head by L-BFGS instead of running the optimiser."""
         if self.args.head_solver == "optimizer":

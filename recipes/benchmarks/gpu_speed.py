@@ -161,7 +161,8 @@ def head_speed(small: bool) -> None:
 
         bare = median_ms(products)
         for mode, head in variants:
-            for noise, perturbation in (("plain", {"perturbation": 0.0}), ("perturbed", {})):
+            settings: list[tuple[str, dict[str, Any]]] = [("plain", {"perturbation": 0.0}), ("perturbed", {})]
+            for noise, perturbation in settings:
                 model = build(taxonomy, mode, head, **perturbation).to(DEVICE).train()
 
                 def step(model: Any = model, states: torch.Tensor = states, labels: torch.Tensor = labels) -> None:
