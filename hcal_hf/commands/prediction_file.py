@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.table_formats import Row
 from ..data.tables import TableFile
+from ..data.texts import join_texts
 from ..training.precision import warn_of_slow_bfloat16
 from .atomic_writer import AtomicWriter, file_fingerprint, model_fingerprint
 from .predictor import PredictionArguments, Predictor, TokenizedTexts
@@ -70,7 +71,7 @@ def predict_file(
     """
     args = PredictionArguments() if args is None else args
     table, out = TableFile(Path(file), args.encoding), Path(out)
-    column_names = [args.text_column, *([args.id_column] if args.id_column else [])]
+    column_names = [*args.text_columns, *([args.id_column] if args.id_column else [])]
     table.check_columns(column_names)
     if out.suffix != ".parquet":
         raise ValueError(f"The predictions are written as Parquet: out must end in .parquet, got {out}.")
@@ -185,7 +186,7 @@ def _windows(
         for index, rows in table.windows(column_names, args.window, assignment):
             tokens = None
             if rows is not None:
-                texts = [row.cells[0] for row in rows]
+                texts = [join_texts(row.cells[: len(args.text_columns)]) for row in rows]
                 tokens = executor.submit(predictor.tokenize, texts, [row.problem for row in rows])
             following = _Window(index, rows or [], tokens, table.position)
             if current is not None:
@@ -200,10 +201,12 @@ def _window_table(predictions: pa.Table, window: _Window, table: TableFile, args
     rows, first = window.rows, window.index * args.window
     columns: dict[str, Any] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
     if args.id_column:
-        ids = [row.cells[1] for row in rows]
+        ids = [row.cells[-1] for row in rows]
         columns["id"] = pa.array(ids if table.kind == "parquet" else map(_as_text, ids))
     if args.keep_text:
-        columns["text"] = pa.array([_as_text(row.cells[0]) for row in rows], pa.string())
+        columns["text"] = pa.array(
+            [_as_text(join_texts(row.cells[: len(args.text_columns)])) for row in rows], pa.string()
+        )
     columns |= {name: predictions[name] for name in predictions.column_names}
     return pa.table(columns).cast(_schema(table, args))
 

@@ -29,7 +29,7 @@ class PredictionArguments:
     A resumed run needs the same values, except for `batch_tokens`.
 
     Args:
-        text_column: the column of the texts.
+        text_column: the column of the texts, or several columns, which are joined by a line break.
         id_column (*optional*): the column of a key that is copied to the output.
         keep_text: also write the texts.
         decode, threshold, top_k, max_depth: see [`HierarchicalTextClassificationPipeline`].
@@ -44,7 +44,7 @@ class PredictionArguments:
         ValueError: if `window`, `batch_tokens` or `max_length` is not a positive integer.
     """
 
-    text_column: str = "text"
+    text_column: str | Sequence[str] = "text"
     id_column: str | None = None
     keep_text: bool = False
     decode: str | None = None
@@ -56,6 +56,10 @@ class PredictionArguments:
     batch_tokens: int | None = None
     bf16: bool = False
     encoding: str | None = None
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [self.text_column] if isinstance(self.text_column, str) else list(self.text_column)
 
     def __post_init__(self) -> None:
         for name in ("window", "batch_tokens", "max_length"):

@@ -116,8 +116,11 @@ def test_decoders_and_splits_are_those_of_the_library():
     [
         ([], "required: COMMAND"),
         (["predikt"], "invalid choice: 'predikt'"),
-        (["predict", "m", "f"], "required: --out"),
-        (["predict", "m", "f", "--out", "o.csv"], "--out must end in .parquet, got 'o.csv'"),
+        (["predict", "m", "f"], "give --out, the file of the predictions"),
+        (
+            ["predict", "m", "f", "--out", "o.pdf"],
+            "--out must end in .parquet, .csv, .tsv, .jsonl, .xlsx, got 'o.pdf'",
+        ),
         (["predict", "m", "f", "--out", "o.parquet", "--window", "0"], "whole number of at least 1, got '0'"),
         (["predict", "m", "f", "--out", "o.parquet", "--threshold", "2"], "a probability from 0 to 1, got '2'"),
         (["predict", "m", "f", "--out", "o.parquet", "--top-k", "2", "--decode", "raw"], "give one"),
