@@ -9,47 +9,51 @@ from .command_line import OK, PROBLEM, UsageError, add_command, at_least_0
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command."""
     group = commands.add_parser(
-        "taxonomy", help="Check a hierarchy and labels before training.", description="Work on a hierarchy."
+        "taxonomy", help="Check a hierarchy and labels before training.", description="Check a hierarchy."
     )
     parser = add_command(
         group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True),
         "check",
-        "Say what is wrong with a hierarchy or with the labels of a table, where, and how to mend it.",
+        "Find problems of a hierarchy or of the labels of a table, and say how to fix them.",
         run,
-        description="Say what is wrong with a hierarchy or with the labels of a table of documents, where, and how to mend "
-        "it. Rows are counted as a spreadsheet does. The exit code is 1 if there are errors, 0 if there are only warnings.",
+        description="Find problems of a hierarchy or of the labels of a table of documents, and say where they are and how "
+        "to fix them. Row numbers are those of a spreadsheet. The exit code is 1 for errors and 0 for warnings.",
     )
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="Taxonomy JSON; a table with a row for each edge (columns parent and child); or a table with a row for each "
+        help="Taxonomy JSON, a table with one row per edge (columns parent and child), or a table with one row per "
         "document (.csv, .tsv, .jsonl, .parquet).",
     )
     parser.add_argument(
-        "--labels", nargs="+", metavar="COLUMN", help="Column of the documents' labels, or one column a level."
+        "--labels", nargs="+", metavar="COLUMN", help="Column of the labels of documents, or one column per level."
     )
     parser.add_argument("--edges", nargs=2, metavar=("PARENT", "CHILD"), help="The two columns of a table of edges.")
     parser.add_argument(
-        "--text", metavar="COLUMN", help="Column of texts, to be checked too. Default: text, if there is one."
+        "--text", metavar="COLUMN", help="Column of texts, which are checked too. Default: text, if it exists."
     )
-    parser.add_argument("--taxonomy", metavar="FILE", help="Taxonomy JSON that the documents' labels must be in.")
-    parser.add_argument("--separator", default=" > ", help='Between the steps of a path string. Default: " > ".')
-    parser.add_argument("--delimiter", help="Between several labels in one cell.")
+    parser.add_argument(
+        "--taxonomy", metavar="FILE", help="Taxonomy JSON that must contain the labels of the documents."
+    )
+    parser.add_argument(
+        "--separator", default=" > ", help='Separates the steps of a path in a string. Default: " > ".'
+    )
+    parser.add_argument("--delimiter", help="Separates several labels in one cell.")
     parser.add_argument(
         "--identity",
         default="path",
         choices=("path", "name"),
-        help="Whether the same name below two parents is two labels (path, the default) or one (name).",
+        help="Whether a name below two parents is two labels (path, the default) or one label (name).",
     )
     parser.add_argument(
         "--min-documents",
         type=at_least_0,
         default=5,
         metavar="N",
-        help="Tell labels with fewer documents; 0 if the rows are paths of a hierarchy and no documents. Default: 5.",
+        help="Warn of labels with fewer documents. Use 0 if the rows are paths of a hierarchy. Default: 5.",
     )
     parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
-    parser.add_argument("--strict", action="store_true", help="Exit with 1 for warnings, too.")
+    parser.add_argument("--strict", action="store_true", help="Also exit with 1 for warnings.")
     parser.add_argument("--write", metavar="TAXONOMY.json", help="Write the hierarchy, if there are no errors.")
 
 

@@ -30,7 +30,7 @@ from .saved_model import load_model
 
 @dataclass
 class EvaluationArguments:
-    """What is fitted on the validation split, in this order, and what is evaluated."""
+    """Selects the split to evaluate and the values to fit on the validation split, in this order."""
 
     split: str = field(default="test", metadata={"help": "Split to evaluate: train, validation or test."})
     temperature: bool = field(default=False, metadata={"help": "Fit the temperature of the probabilities."})
@@ -38,24 +38,25 @@ class EvaluationArguments:
         default=None, metadata={"help": "Tune label thresholds for this metric: micro_f1 or macro_f1."}
     )
     granularity: str | None = field(
-        default=None, metadata={"help": "Of the thresholds: global (default), level or label."}
+        default=None,
+        metadata={"help": "Tune one threshold for all labels (global, the default), per level or per label."},
     )
     risk: float | None = field(
         default=None,
         metadata={"help": "Calibrate decode=risk to this share of wrong labels, on documents that fit nothing else."},
     )
     decode: str | None = field(
-        default=None, metadata={"help": f"How to decode: {', '.join(METHODS)}; the label mode's default if not given."}
+        default=None, metadata={"help": f"Decoder: {', '.join(METHODS)}. Default: that of the label mode."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where the model is saved with what was fitted."})
-    save: bool = field(default=False, metadata={"help": "Save what was fitted in the model's own folder."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the model with the fitted values."})
+    save: bool = field(default=False, metadata={"help": "Save the fitted values in the folder of the model."})
     json: bool = field(default=False, metadata={"help": "Print one JSON object instead of tables."})
-    batch_size: int = field(default=32, metadata={"help": "Documents a batch."})
-    seed: int = field(default=0, metadata={"help": "Of the two parts of the validation split."})
+    batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
+    seed: int = field(default=0, metadata={"help": "Seed for halving the validation split."})
     use_cpu: bool = field(default=False, metadata={"help": "Use no accelerator."})
 
     def check(self, model: str) -> None:
-        """Raises ValueError for a value out of range and for arguments that do not go together."""
+        """Raises a ValueError if a value is out of range or arguments conflict."""
         for name, allowed in (
             ("split", SPLITS),
             ("tune", METRICS),
@@ -65,15 +66,15 @@ class EvaluationArguments:
             if getattr(self, name) not in (None, *allowed):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if self.granularity and not self.tune:
-            raise ValueError(f"granularity={self.granularity!r} is of tuned thresholds: give tune (micro_f1) as well.")
+            raise ValueError(f"granularity={self.granularity!r} needs tuned thresholds: give tune (micro_f1) as well.")
         if self.risk is not None and not 0 < self.risk < 1:
             raise ValueError(f"risk must lie between 0 and 1 (0.1: one label in ten may be wrong), got {self.risk}.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         if self.fits and self.split == "validation":
             raise ValueError(
-                "temperature, tune and risk are fitted on the validation split, so that its own scores would say nothing: "
-                'evaluate split="test", or fit nothing.'
+                "temperature, tune and risk are fitted on the validation split, so its scores would be biased: evaluate "
+                'split="test", or fit nothing.'
             )
         if (self.save or self.output_dir) and not self.fits:
             raise ValueError(
@@ -82,13 +83,13 @@ class EvaluationArguments:
         if self.save and self.output_dir:
             raise ValueError("Give save (the model's own folder) or output_dir (another folder), not both.")
         if self.save and not os.path.isdir(model):
-            raise ValueError(f"save writes into the model's own folder, but {model} is none: give output_dir.")
+            raise ValueError(f"save writes into the model's own folder, but {model} is not a folder: give output_dir.")
         if self.output_dir and Path(self.output_dir).resolve() == Path(model).resolve():
             raise ValueError(f"output_dir is the model's own folder, {model}: give save instead.")
 
     @property
     def fits(self) -> bool:
-        """Whether anything is fitted."""
+        """Whether any value is fitted."""
         return self.temperature or self.tune is not None or self.risk is not None
 
 
@@ -101,24 +102,25 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[str, EvaluationArgum
 
 
 def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArguments) -> dict[str, Any]:
-    """Fits what is asked for on the validation split, evaluates, prints, and saves if asked to.
+    """Fits the requested values on the validation split, evaluates a split, prints the results, and saves on request.
 
-    The temperature is fitted first, then the thresholds on the same documents, then the risk. If there is a risk and
-    anything before it, the validation documents are shared out by the seed, one half for the risk alone: its guarantee
-    holds for documents that chose nothing. They must not have chosen the checkpoint either, which is not known here.
+    The temperature is fitted first, then the thresholds on the same documents, and then the risk. If the risk and another
+    value are fitted, the validation documents are halved by the seed, and one half is for the risk alone. The guarantee of
+    the risk holds only for documents that selected nothing. They must not have selected the checkpoint either, which cannot
+    be checked here.
 
     Args:
-        model_name: folder of a saved model with its tokenizer, or its name on the Hub.
-        args: what to fit and to evaluate.
-        tables: texts and labels.
+        model_name: the folder of a saved model with its tokenizer, or its name on the Hub.
+        args: the values to fit and the split to evaluate.
+        tables: the texts and labels.
 
     Returns:
-        `model`, `split`, `documents` (how many each step had), `metrics` of the split (names as the Trainer's, with
-        calibration, and `answers_...` where the model has a calibrated risk), and what `temperature`, `thresholds` and
-        `risk` fitting returned, where asked for.
+        `model`, `split`, `documents` (the number of documents of each step), `metrics` of the split (with the names of the
+        Trainer, calibration, and `answers_...` if the model has a calibrated risk), and the results of fitting
+        `temperature`, `thresholds` and `risk`, if requested.
 
     Raises:
-        ValueError: for what is no HCAL model, missing data, a value out of range, or arguments that do not go together.
+        ValueError: if the model is not an HCAL model, data is missing, a value is out of range, or arguments conflict.
     """
     args.check(model_name)
     model, tokenizer = load_model(model_name)
@@ -141,7 +143,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
             processing_class=tokenizer,
             compute_metrics=lambda predictions: _metrics(predictions, model, args.decode),
         )
-        trainer.remove_callback(PrinterCallback)  # what is printed is up to us
+        trainer.remove_callback(PrinterCallback)  # this function prints the results itself
         report = {"model": model_name, "split": args.split, **_fit(trainer, args, encoded.get("validation"))}
         report["documents"][args.split] = len(encoded[args.split])
         report["metrics"] = trainer.evaluate(encoded[args.split], metric_key_prefix=args.split)
@@ -153,61 +155,62 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
 
 
 def _check_decoder(args: EvaluationArguments, config: HcalConfig) -> None:
-    """Lets the decoder speak before any document has been through the model."""
+    """Validates the decoder options before the first batch."""
     if args.decode == "risk" and config.risk_threshold is None and args.risk is None:
         raise ValueError("decode='risk' needs a calibrated model: give risk=0.1 (a share of wrong labels) as well.")
     if args.decode == "risk" and args.temperature and args.risk is None:
         raise ValueError(
             "A new temperature drops the model's risk calibration, which decode='risk' needs: give risk too."
         )
-    nothing = torch.zeros(1, len(config.labels))
+    logits = torch.zeros(1, len(config.labels))
     risk_threshold = 1.0 if args.decode == "risk" else None
-    decode(nothing, config.to_taxonomy(), config.label_mode, args.decode, risk_threshold=risk_threshold)
+    decode(logits, config.to_taxonomy(), config.label_mode, args.decode, risk_threshold=risk_threshold)
 
 
 def _fit(trainer: HcalTrainer, args: EvaluationArguments, validation: Dataset | None) -> dict[str, Any]:
-    """Fits on the validation documents: what each method returned, and the number of documents that each had."""
+    """Fits the requested values. Returns the result of each method, and the number of its documents."""
     report: dict[str, Any] = {"documents": {}}
     if validation is None or not args.fits:
         return report
-    chosen, untouched = validation, validation
+    fitting, risk_only = validation, validation
     if args.risk is not None and (args.temperature or args.tune):
         if len(validation) < 2:
             raise ValueError(
                 f"The validation split has {len(validation)} document: risk needs others than temperature and tune. Give "
-                "more documents, or one of them alone."
+                "more documents, or fit only one of them."
             )
         order = np.random.default_rng(args.seed).permutation(len(validation))
         half = len(validation) // 2
-        chosen, untouched = (validation.select(np.sort(part)) for part in (order[:half], order[half:]))
+        fitting, risk_only = (validation.select(np.sort(part)) for part in (order[:half], order[half:]))
     if args.temperature:
-        report["temperature"] = trainer.calibrate_temperature(chosen)
-        report["documents"]["temperature"] = len(chosen)
+        report["temperature"] = trainer.calibrate_temperature(fitting)
+        report["documents"]["temperature"] = len(fitting)
     if args.tune:
-        report["thresholds"] = trainer.tune_thresholds(chosen, args.granularity or "global", args.tune)
-        report["documents"]["thresholds"] = len(chosen)
+        report["thresholds"] = trainer.tune_thresholds(fitting, args.granularity or "global", args.tune)
+        report["documents"]["thresholds"] = len(fitting)
     if args.risk is not None:
-        report["risk"] = trainer.calibrate_risk(untouched, args.risk)
-        report["documents"]["risk"] = len(untouched)
+        report["risk"] = trainer.calibrate_risk(risk_only, args.risk)
+        report["documents"]["risk"] = len(risk_only)
     return report
 
 
 def _metrics(predictions: Any, model: HcalForSequenceClassification, method: str | None) -> dict[str, float]:
-    """Metrics of the decisions and of the probabilities; `answers_...`: of the answers at the calibrated risk."""
+    """Computes metrics of the predictions and probabilities, and `answers_...` for predictions at the calibrated risk."""
     config, taxonomy = model.config, model.taxonomy
     mode, partial, head = config.label_mode, config.partial_paths, config.head
     risk_threshold = config.risk_threshold
-    found = compute_metrics(predictions, taxonomy, mode, partial, head, config.thresholds, method, risk_threshold)
+    metrics = compute_metrics(predictions, taxonomy, mode, partial, head, config.thresholds, method, risk_threshold)
     logits = torch.from_numpy(np.asarray(predictions.predictions))
     targets = target_matrix(np.asarray(predictions.label_ids), taxonomy.num_labels)
-    found |= calibration_metrics(logits, targets, taxonomy, mode, partial, head)
+    metrics |= calibration_metrics(logits, targets, taxonomy, mode, partial, head)
     if risk_threshold is not None:
         answers = decode(logits, taxonomy, mode, "risk", None, partial, head, risk_threshold)
-        found |= {f"answers_{name}": value for name, value in describe_answers(answers, targets, taxonomy).items()}
-    return found
+        metrics |= {f"answers_{name}": value for name, value in describe_answers(answers, targets, taxonomy).items()}
+    return metrics
 
 
 def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSequenceClassification) -> str:
+    """Formats the report as text."""
     config, documents, metrics = model.config, report["documents"], report["metrics"]
     lines = []
     if fitted := report.get("temperature"):
@@ -226,7 +229,7 @@ def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSe
         other = " that fitted nothing else" if args.temperature or args.tune else ""
         lines.append(
             f"risk {fitted['alpha']:g}, calibrated on {documents['risk']:,} validation documents"
-            f"{other}: labels answered from a probability of "
+            f"{other}: labels are predicted from a probability of "
             f"{fitted['threshold']:.3f}"
         )
     lines.append(results_table(metrics, model.taxonomy, args.split, documents[args.split]))
@@ -237,9 +240,9 @@ def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSe
             metrics[f"{args.split}_answers_{name}"] for name in ("risk", "answered", "levels", "completeness", "empty")
         )
         lines.append(
-            f'\ndecode="risk" at {config.risk_alpha:g}: {100 * risk:.1f} % of an answer\'s labels are wrong; it has '
-            f"{answered:.2f} labels down to {levels:.2f} levels, {100 * completeness:.1f} % of the true ones; "
-            f"{100 * empty:.1f} % of the answers are empty."
+            f'\ndecode="risk" at {config.risk_alpha:g}, means over the documents: {100 * risk:.1f} % of the predicted labels '
+            f"are wrong, {answered:.2f} labels are predicted down to {levels:.2f} levels, {100 * completeness:.1f} % of the "
+            f"true labels are found, and {100 * empty:.1f} % of the documents have no predicted label."
         )
     return "\n".join(lines)
 
@@ -251,9 +254,10 @@ def _save(
     args: EvaluationArguments,
     report: dict[str, Any],
 ) -> None:
+    """Saves the fitted values and the metrics if requested."""
     if args.save:
-        model.config.save_pretrained(model_name)  # all that was fitted; the weights are as they were
-        save_minimal_card(model, model_name)  # its scores were those of other decisions
+        model.config.save_pretrained(model_name)  # fitting changes only the configuration
+        save_minimal_card(model, model_name)  # the scores of the old card belong to other predictions
     elif args.output_dir:
         model.save_pretrained(args.output_dir)
         tokenizer.save_pretrained(args.output_dir)

@@ -11,9 +11,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "export", "Write a model as ONNX.", run)
     parser.add_argument("model", metavar="MODEL", help="Folder of a saved model, or its name on the Hub.")
     parser.add_argument("directory", metavar="DIR", help="Folder for the ONNX files.")
-    parser.add_argument(
-        "--quantize", action="store_true", help="Also write the model with its encoder's weights as int8."
-    )
+    parser.add_argument("--quantize", action="store_true", help="Also write the model with encoder weights as int8.")
 
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:

@@ -8,7 +8,7 @@ from .command_line import OK, add_command, at_least_1
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command."""
-    parser = add_command(commands, "inspect", "Show a model's sizes, settings and hierarchy.", run)
+    parser = add_command(commands, "inspect", "Show sizes, settings and hierarchy of a model.", run)
     parser.add_argument("model", metavar="MODEL", help="Folder of a saved model, or its name on the Hub.")
     parser.add_argument("--depth", type=at_least_1, default=2, metavar="N", help="Levels of the tree. Default: 2.")
     parser.add_argument(
@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
         type=at_least_1,
         default=10,
         metavar="N",
-        help="Labels listed below each label. Default: 10.",
+        help="Maximum number of labels below each label. Default: 10.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is inside a saved model: sizes, settings and its hierarchy as a tree."""
+"""Summarises a saved model: sizes, settings and the hierarchy as a tree."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,21 +27,21 @@ _SETTINGS = (
 
 
 def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str, Any]:
-    """Describes a saved model from its configuration alone; no weights are read.
+    """Describes a saved model from its configuration. Does not read weights.
 
     Args:
-        name: folder of a saved model, or its name on the Hub.
-        depth: levels of the tree that are listed, from the roots down.
-        max_children: labels listed below each label, and roots.
+        name: the folder of a saved model, or its name on the Hub.
+        depth: the number of levels in the tree, from the roots down.
+        max_children: the maximum number of roots, and of labels below each label.
 
     Returns:
-        `model`, `encoder` (its type and sizes), `parameters` (of encoder, head and prototypes), `labels` (L), `edges`,
-        `leaves`, `is_forest`, `levels` (labels of each), `settings`, `score_temperature`, `thresholds` (None, one number,
-        or the lowest and highest of each level), `risk` (None, or level and threshold), and `tree`: a list of `label`,
-        `children` (such a list), and `hidden`, the number of children that are not listed.
+        `model`, `encoder` (type and sizes), `parameters` (numbers in encoder and head), `labels` (L), `edges`, `leaves`,
+        `is_forest`, `levels` (labels per level), `settings`, `score_temperature`, `thresholds` (None, one number, or the
+        lowest and highest of each level), `risk` (None, or level and threshold), and `tree`. A tree is a list of `label`,
+        `children` (again a tree) and `hidden`, the number of children that are left out.
 
     Raises:
-        ValueError: for what is no HCAL model, or a limit out of range.
+        ValueError: if the model is not an HCAL model, or if a limit is out of range.
     """
     if depth < 1 or max_children < 1:
         raise ValueError(f"depth and max_children must be at least 1, got {depth} and {max_children}.")
@@ -72,7 +72,8 @@ def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str
 
 
 def _parameters(config: HcalConfig) -> dict[str, int]:
-    with torch.device("meta"):  # counts without memory
+    """Counts the parameters of encoder and head."""
+    with torch.device("meta"):  # needs no memory for weights
         model = HcalForSequenceClassification(config)
     counts = {"encoder": 0, "head": 0}
     for name, parameter in model.named_parameters():
@@ -81,6 +82,7 @@ def _parameters(config: HcalConfig) -> dict[str, int]:
 
 
 def _thresholds(config: HcalConfig, taxonomy: Taxonomy) -> Any:
+    """Summarises thresholds as None, one number, or the range of each level."""
     if config.thresholds is None:
         return None
     if len(set(config.thresholds)) == 1:
@@ -90,27 +92,28 @@ def _thresholds(config: HcalConfig, taxonomy: Taxonomy) -> Any:
 
 
 def _tree(taxonomy: Taxonomy, depth: int, max_children: int) -> list[dict[str, Any]]:
+    """Builds the tree of bounded size."""
     children: dict[int, list[int]] = defaultdict(list)
     for parent, child in taxonomy.edges.tolist():
         children[parent].append(child)
 
-    def listed(nodes: list[int], levels: int) -> list[dict[str, Any]]:
-        return [entry(node, levels) for node in nodes[:max_children]]
+    def subtrees(nodes: list[int], levels: int) -> list[dict[str, Any]]:
+        return [subtree(node, levels) for node in nodes[:max_children]]
 
-    def entry(node: int, levels: int) -> dict[str, Any]:
-        below = children.get(node, [])
-        shown = listed(below, levels - 1) if levels > 1 else []
-        return {"label": taxonomy.names[node], "children": shown, "hidden": len(below) - len(shown)}
+    def subtree(node: int, levels: int) -> dict[str, Any]:
+        child_nodes = children.get(node, [])
+        visible = subtrees(child_nodes, levels - 1) if levels > 1 else []
+        return {"label": taxonomy.names[node], "children": visible, "hidden": len(child_nodes) - len(visible)}
 
     roots = [node for node in range(taxonomy.num_labels) if not len(taxonomy.parents(node))]
-    tree = listed(roots, depth)
+    tree = subtrees(roots, depth)
     if len(roots) > len(tree):
         tree.append({"label": None, "children": [], "hidden": len(roots) - len(tree)})
     return tree
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """A report of [`inspect_model`] to read."""
+    """Formats the result of [`inspect_model`] as text."""
     encoder, parameters = dict(report["encoder"]), report["parameters"]
     sizes = ", ".join(f"{name} {value:,}" for name, value in encoder.items() if name != "model_type")
     levels = " + ".join(f"{size:,}" for size in report["levels"])
@@ -137,6 +140,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _tree_lines(tree: list[dict[str, Any]], depth: int) -> Iterator[str]:
+    """Yields the lines of a tree, indented by depth."""
     for entry in tree:
         indent = "    " * depth
         if entry["label"] is None:

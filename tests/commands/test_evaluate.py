@@ -234,7 +234,7 @@ def test_the_script_prints_one_json_object(model_dir, data_dir):
             ["--tune", "micro_f1", "--granularity", "leaf"],
             "granularity must be one of global, level, label, got 'leaf'",
         ),
-        (["--granularity", "level"], "granularity='level' is of tuned thresholds: give tune"),
+        (["--granularity", "level"], "granularity='level' needs tuned thresholds: give tune"),
         (["--risk", "10"], r"risk must lie between 0 and 1 .*, got 10\.0"),
         (["--risk", "0"], r"risk must lie between 0 and 1 .*, got 0\.0"),
         (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
