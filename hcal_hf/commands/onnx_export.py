@@ -1,4 +1,4 @@
-"""Models as ONNX files, for onnxruntime: text classification without torch and transformers.
+"""Exports models as ONNX files, which classify texts with onnxruntime, without torch and transformers.
 
     report = export_onnx("outputs/quickstart/model", "outputs/quickstart/onnx", quantize=True)
 
@@ -31,23 +31,23 @@ from .saved_model import load_model
 
 logger = logging.get_logger(__name__)
 
-# The encoder's inputs that a tokenizer makes.
+# The inputs of an encoder that a tokenizer can provide.
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
-# From this version on ONNX reduces segments (ScatterElements with min and max), which the heads need.
+# The heads need ScatterElements with min and max, which ONNX has from this version.
 MIN_OPSET = 18
-# The largest difference of a probability between ONNX and torch.
+# The largest allowed difference of a probability between ONNX and torch.
 TOLERANCE = 1e-4
-# A protocol buffer holds up to 2 GiB; weights beyond this (in bytes) lie in a file of their own.
+# A protocol buffer holds up to 2 GiB. Weights beyond this number of bytes are written to a separate file.
 MAX_SINGLE_FILE = 1_900_000_000
 
 MODEL, INT8, TOKENIZER, HIERARCHY = "model.onnx", "model_int8.onnx", "tokenizer.json", "hierarchy.json"
 FILES = (MODEL, f"{MODEL}.data", INT8, f"{INT8}.data", TOKENIZER, HIERARCHY)
-# Of these, weights that int8 leaves alone: the head's, see recipes/benchmarks/pages/export.md.
+# The weights of the head, which stay in float32 (see recipes/benchmarks/pages/export.md).
 _HEAD_WEIGHTS = ("projection.weight", "prototypes")
 
 
 class _Probabilities(nn.Module):
-    """An HCAL model in evaluation mode from token ids to node probabilities [B, L], its prototypes as they are used."""
+    """Computes node probabilities [B, L] from token ids, with the prototypes as constants."""
 
     prototypes: torch.Tensor
     bias: torch.Tensor | None
@@ -56,10 +56,10 @@ class _Probabilities(nn.Module):
         super().__init__()
         self.encoder, self.projection, self.head = model.encoder, model.projection, model.head
         self.config, self.pool = model.config, model.pool
-        found = model.prototypes
-        prototypes = found.vectors(model.projection) if found.is_linear else found(model.projection)
+        module = model.prototypes
+        prototypes = module.vectors(model.projection) if module.is_linear else module(model.projection)
         self.register_buffer("prototypes", prototypes.detach().clone())
-        self.register_buffer("bias", None if found.bias is None else found.bias.detach().clone())
+        self.register_buffer("bias", None if module.bias is None else module.bias.detach().clone())
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
@@ -68,7 +68,7 @@ class _Probabilities(nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         features = F.normalize(self.projection(self.pool(states, attention_mask)), dim=-1)
         scores = self.head.scores(F.linear(features, self.prototypes, self.bias))
-        # exp(log p) and not sigmoid(logit p): ONNX has no log1p and expm1, and exp keeps P(child) <= P(parent).
+        # exp(log p), not sigmoid(logit p), because ONNX has no log1p and expm1, and exp keeps P(child) <= P(parent).
         return self.head.log_probs(scores, self.config.score_temperature).exp()
 
 
@@ -80,36 +80,36 @@ def export_onnx(
     quantize: bool = False,
     opset: int = MIN_OPSET,
 ) -> dict[str, Any]:
-    """Writes a model as ONNX, with all that prediction needs beside onnxruntime, tokenizers and numpy.
+    """Writes a model as ONNX. Prediction then needs only the written files, onnxruntime, tokenizers and numpy.
 
-    The graph takes `input_ids`, `attention_mask` and, where the encoder and the tokenizer have them, `token_type_ids`,
-    int64 `[B, S]` of any B and S, and returns `probabilities`, float32 `[B, L]` in the order of the labels: sigmoid of
-    the model's logits, its score temperature included, and with a coherent head P(child) <= P(parent). It is computed in
-    float32 whatever the model's dtype. What was exported is compared with torch at several sizes before any file of
+    The graph takes `input_ids`, `attention_mask` and, if the encoder and the tokenizer have them, `token_type_ids`, int64
+    `[B, S]` for any B and S. It returns `probabilities`, float32 `[B, L]` in the order of the labels. These are the sigmoid
+    of the model's logits with its score temperature. With a coherent head, P(child) <= P(parent). The graph computes in
+    float32 for any dtype of the model. The exported graph is compared with torch at several sizes before any file in
     `directory` is replaced.
 
     Args:
-        model: a trained model, its folder or its name on the Hub. A model given as such is left as it is.
-        directory: where the files go, those of an earlier export are replaced:
-            `model.onnx` (and `model.onnx.data`, the weights, above about 1.9 GB); `model_int8.onnx`, with `quantize`;
-            `tokenizer.json`, which truncates and pads as the pipeline does; `hierarchy.json`: labels, edges, depths, paths,
-            label mode, thresholds and what else a decision needs (`recipes/export/predict.py` reads it).
-        tokenizer (*optional*): the model's, a fast one; loaded with the model by default. With a model given as such and
-            no tokenizer, no `tokenizer.json` is written, and the log says so.
-        quantize: also writes the encoder's weights as int8 (onnxruntime's dynamic quantisation: int8 per channel,
-            activations uint8), the head in float32. It changes probabilities; measure before use.
+        model: a trained model, which is not changed, or its folder or its name on the Hub.
+        directory: the folder of the files. Files of an earlier export are replaced. `model.onnx` is the model (with
+            `model.onnx.data` for weights above about 1.9 GB). `model_int8.onnx` is written with `quantize`.
+            `tokenizer.json` truncates and pads as the pipeline does. `hierarchy.json` holds labels, edges, depths, paths,
+            label mode, thresholds and the other data for decoding (`recipes/export/predict.py` reads it).
+        tokenizer (*optional*): the fast tokenizer of the model. By default, it is loaded with the model. If `model` is
+            not a folder or a name, and there is no tokenizer, `tokenizer.json` is not written, and a warning is logged.
+        quantize: also write a model with int8 weights in the encoder and a float32 head (dynamic quantisation of
+            onnxruntime: int8 per channel, activations uint8). Measure it before use, because it changes probabilities.
         opset: the version of the ONNX operators, 18 or above.
 
     Returns:
-        `directory`, `files` (bytes of each), `inputs` (names), `checked` (the sizes [B, S] compared), `max_difference` (of
-        a probability between ONNX and torch over them), and with `quantize` `int8_max_difference` likewise.
+        `directory`, `files` (bytes of each), `inputs` (names), `checked` (the compared sizes [B, S]), `max_difference` (the
+        largest difference of a probability between ONNX and torch), and with `quantize` `int8_max_difference` likewise.
 
     Raises:
         ImportError: if onnx, onnxruntime or onnxscript is missing.
-        ValueError: for an opset below 18, what is no HCAL model, a tokenizer that is not a fast one, or a directory that
+        ValueError: if opset is below 18, the model is not an HCAL model, the tokenizer is not a fast one, or the directory
             holds a saved model.
-        RuntimeError: if a probability differs from torch's by more than 1e-4, or one exceeds its parent's; nothing is
-            written then.
+        RuntimeError: if a probability differs from that of torch by more than 1e-4, or exceeds that of its parent. Nothing
+            is written then.
     """
     _require_extra()
     if opset < MIN_OPSET:
@@ -117,11 +117,11 @@ def export_onnx(
     directory = Path(directory)
     if (directory / "config.json").exists():
         raise ValueError(
-            f"{directory} holds a saved model, whose {TOKENIZER} would be replaced: give a folder of its own, such as "
+            f"{directory} holds a saved model, whose {TOKENIZER} would be replaced: give another folder, such as "
             f"{directory / 'onnx'}."
         )
-    found, tokenizer = _resolve(model, tokenizer)
-    names = _input_names(found, tokenizer)
+    resolved, tokenizer = _resolve(model, tokenizer)
+    names = _input_names(resolved, tokenizer)
     pad_id = getattr(tokenizer, "pad_token_id", None) or 0
     directory.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"directory": str(directory), "inputs": names}
@@ -130,21 +130,21 @@ def export_onnx(
         if tokenizer is None:
             logger.warning(f"No tokenizer was given with the model: {TOKENIZER} is not written to {directory}.")
         else:
-            _save_tokenizer(tokenizer, found, files / TOKENIZER)
-        (files / HIERARCHY).write_text(json.dumps(hierarchy(found), ensure_ascii=False), encoding="utf-8")
-        _export(found, names, pad_id, opset, files / MODEL)
-        inputs = list(_check_inputs(found, names, pad_id))
-        expected = [_torch_probabilities(found, batch) for batch in inputs]
+            _save_tokenizer(tokenizer, resolved, files / TOKENIZER)
+        (files / HIERARCHY).write_text(json.dumps(hierarchy(resolved), ensure_ascii=False), encoding="utf-8")
+        _export(resolved, names, pad_id, opset, files / MODEL)
+        inputs = list(_check_inputs(resolved, names, pad_id))
+        expected = [_torch_probabilities(resolved, batch) for batch in inputs]
         report["checked"] = [list(batch["input_ids"].shape) for batch in inputs]
         probabilities = run_onnx(files / MODEL, inputs)
         report["max_difference"] = largest = _largest_difference(probabilities, expected)
         if not largest <= TOLERANCE:
             raise RuntimeError(
                 f"The exported model's probabilities differ from torch's by up to {largest:.2g}, more than {TOLERANCE:g}: "
-                f"nothing was written to {directory}. Please report the encoder's type "
-                f"({found.encoder.config.model_type!r}) and the versions of torch and onnxruntime."
+                f"nothing was written to {directory}. Please report the type of the encoder "
+                f"({resolved.encoder.config.model_type!r}) and the versions of torch and onnxruntime."
             )
-        _check_coherence(probabilities, found)
+        _check_coherence(probabilities, resolved)
         if quantize:
             quantize_int8(files / MODEL, files / INT8)
             report["int8_max_difference"] = _largest_difference(run_onnx(files / INT8, inputs), expected)
@@ -155,17 +155,19 @@ def export_onnx(
                 (files / name).replace(directory / name)
             elif (directory / name).exists():
                 (directory / name).unlink()
-                logger.warning(f"{directory / name} was of an earlier export and is removed.")
+                logger.warning(f"{directory / name} was from an earlier export and is removed.")
     return report
 
 
 def hierarchy(model: HcalForSequenceClassification) -> dict[str, Any]:
-    """What a decision needs beside the probabilities, as it is written to `hierarchy.json`.
+    """Collects the data for decoding probabilities, as in `hierarchy.json`.
 
-    `labels` [L] and their `depths` [L] (0 = top level); `edges`, (parent, child) indices into them, parents' own edges
-    before their children's; `ancestors` of each label and itself, from the root down; `paths`, the names on the (first
-    100) ways to each label; `label_mode`, `partial_paths`, `head`; `decode`, the pipeline's default; `thresholds` [L],
-    tuned or the pipeline's default (0.5 for multi_path, 0 for single_path); `risk_threshold`, None unless calibrated.
+    Returns:
+        `labels` [L] and `depths` [L] (0 = top level); `edges` as (parent, child) indices, sorted so that the edges to a
+        node come before the edges from it; `ancestors` of each label with itself, from the root down; `paths`, the names
+        on up to 100 paths to each label; `label_mode`, `partial_paths` and `head`; `decode`, the default of the pipeline;
+        `thresholds` [L], tuned or the default of the pipeline (0.5 for multi_path, 0 for single_path); `risk_threshold`,
+        None unless calibrated.
     """
     config, taxonomy = model.config, model.taxonomy
     default = 0.0 if config.label_mode == "single_path" else 0.5
@@ -185,17 +187,19 @@ def hierarchy(model: HcalForSequenceClassification) -> dict[str, Any]:
 
 
 def run_onnx(path: str | os.PathLike, batches: list[dict[str, np.ndarray]], threads: int = 0) -> list[np.ndarray]:
-    """The probabilities [B, L] of each batch of inputs, by an ONNX file on the CPU.
+    """Computes the probabilities [B, L] of each batch of inputs with an ONNX file on the CPU.
 
     Args:
-        threads: of onnxruntime; its own choice by default.
+        path: the ONNX file.
+        batches: the inputs, int64 [B, S] by name.
+        threads: the number of threads of onnxruntime; 0 lets onnxruntime choose.
     """
     session = open_session(path, threads)
     return [session.run(["probabilities"], batch)[0] for batch in batches]
 
 
 def open_session(path: str | os.PathLike, threads: int = 0) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU, with this many threads (0: as many as onnxruntime likes)."""
+    """Opens an `onnxruntime.InferenceSession` on the CPU. With `threads=0`, onnxruntime chooses their number."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -210,7 +214,7 @@ def _require_extra() -> None:
 
 
 def _resolve(model: Any, tokenizer: Any) -> tuple[HcalForSequenceClassification, Any]:
-    """A copy of the model on the CPU, in float32 and evaluation mode, and its tokenizer."""
+    """Returns a copy of the model on the CPU, in float32 and evaluation mode, and its tokenizer."""
     if isinstance(model, str | os.PathLike) and tokenizer is None:
         model, tokenizer = load_model(str(model))
     elif isinstance(model, str | os.PathLike):
@@ -225,18 +229,19 @@ def _resolve(model: Any, tokenizer: Any) -> tuple[HcalForSequenceClassification,
 
 
 def _input_names(model: HcalForSequenceClassification, tokenizer: Any) -> list[str]:
-    """The inputs that the encoder takes and the tokenizer makes."""
-    taken = inspect.signature(model.encoder.forward).parameters
+    """Returns the inputs that the encoder takes and the tokenizer provides."""
+    encoder_inputs = inspect.signature(model.encoder.forward).parameters
     if tokenizer is not None:
-        made = {*tokenizer.model_input_names, "input_ids", "attention_mask"}
+        tokenizer_outputs = {*tokenizer.model_input_names, "input_ids", "attention_mask"}
     else:
-        # An encoder with one type knows no other than 0, and takes it by default.
-        made = {*INPUT_NAMES} if getattr(model.encoder.config, "type_vocab_size", 0) > 1 else {*INPUT_NAMES[:2]}
-    return [name for name in INPUT_NAMES if name in taken and name in made]
+        # An encoder with a single token type does not need this input.
+        has_types = getattr(model.encoder.config, "type_vocab_size", 0) > 1
+        tokenizer_outputs = {*INPUT_NAMES} if has_types else {*INPUT_NAMES[:2]}
+    return [name for name in INPUT_NAMES if name in encoder_inputs and name in tokenizer_outputs]
 
 
 def _save_tokenizer(tokenizer: Any, model: HcalForSequenceClassification, path: Path) -> None:
-    """A tokenizer.json that truncates and pads by itself, as the pipeline does."""
+    """Writes a tokenizer.json with the truncation and padding of the pipeline."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(
             f"tokenizer must be a fast one, so that the library tokenizers can read it without transformers, got "
@@ -248,7 +253,7 @@ def _save_tokenizer(tokenizer: Any, model: HcalForSequenceClassification, path: 
         backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     else:
         backend.no_truncation()
-    # Where there is no token for padding any other does: the mask hides it.
+    # Without a padding token, any token works, because the mask hides it.
     backend.enable_padding(
         direction=tokenizer.padding_side,
         pad_id=tokenizer.pad_token_id or 0,
@@ -259,6 +264,7 @@ def _save_tokenizer(tokenizer: Any, model: HcalForSequenceClassification, path: 
 
 
 def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int, opset: int, path: Path) -> None:
+    """Traces the model and writes the ONNX file."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
 
@@ -268,7 +274,7 @@ def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int,
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     size = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     with _quiet(), torch.no_grad():
-        # torch.onnx.export would fall back to other tracers, whose errors hide the first one.
+        # torch.onnx.export alone would try other tracers after an error, and hide the first error.
         program = torch.export.export(
             _Probabilities(model).eval(), (), kwargs=example, dynamic_shapes=dynamic, strict=False
         )
@@ -282,7 +288,7 @@ def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int,
             verbose=False,
         )
         assert exported is not None
-        # Not its rewriting rules: those of onnxscript 0.7 drop the addends of an index_add that covers all rows.
+        # The rewriting rules of onnxscript 0.7 are left out. They drop addends of an index_add that covers all rows.
         optimizer.fold_constants(exported.model)
         optimizer.remove_unused_nodes(exported.model)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(exported.model)
@@ -294,26 +300,25 @@ def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int,
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on torch's own code and on torchvision, which is not used here, and the quantiser's
-    advice to infer shapes, which the exporter has done."""
+    """Hides irrelevant warnings of the exporter (on torch and torchvision) and of the quantiser (on inferring shapes)."""
     root, registration = (
         python_logging.getLogger(name) for name in (None, "torch.onnx._internal.exporter._registration")
     )
     levels = root.level, registration.level
-    # The quantiser logs by logging.warning, which would give a root logger without handlers one for good.
-    nowhere = python_logging.NullHandler()
-    root.addHandler(nowhere)
-    for chatty in (root, registration):
-        chatty.setLevel(python_logging.ERROR)
+    # The quantiser calls logging.warning, which would add a permanent handler to a root logger without one.
+    null_handler = python_logging.NullHandler()
+    root.addHandler(null_handler)
+    for log in (root, registration):
+        log.setLevel(python_logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        for chatty, level in zip((root, registration), levels):
-            chatty.setLevel(level)
-        root.removeHandler(nowhere)
+        for log, level in zip((root, registration), levels):
+            log.setLevel(level)
+        root.removeHandler(null_handler)
 
 
 def _random_batch(
@@ -325,7 +330,7 @@ def _random_batch(
     generator: torch.Generator,
     left: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Random tokens, int64 [size, length]; the first document is full, the others are padded."""
+    """Draws random tokens, int64 [size, length]. The first document has full length, and the others are padded."""
     embeddings: Any = model.get_input_embeddings()
     vocabulary = embeddings.num_embeddings
     ids = torch.randint(vocabulary, (size, length), generator=generator)
@@ -334,18 +339,18 @@ def _random_batch(
     lengths[0] = length
     mask = (torch.arange(length) < lengths).long()
     mask = mask.flip(1) if left else mask
-    made = {
+    tensors = {
         "input_ids": torch.where(mask > 0, ids, pad_id),
         "attention_mask": mask,
         "token_type_ids": torch.zeros_like(ids),
     }
-    return {name: made[name].numpy() for name in names}
+    return {name: tensors[name].numpy() for name in names}
 
 
 def _check_inputs(
     model: HcalForSequenceClassification, names: list[str], pad_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of other sizes than the traced one, padded on either side."""
+    """Yields batches of other sizes than the traced one, padded on either side."""
     generator = torch.Generator().manual_seed(1)
     longest = 64 if model.max_tokens is None else min(64, model.max_tokens)
     for size, length, left in ((1, 1, False), (1, 5, False), (3, 7, True), (5, 13, False), (4, longest, False)):
@@ -358,16 +363,17 @@ def _torch_probabilities(model: HcalForSequenceClassification, batch: dict[str, 
     return model.probabilities(outputs).numpy()
 
 
-def _largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """nan where any is."""
-    return max((float(np.abs(a - b).max()) for a, b in zip(found, expected)), key=lambda x: (np.isnan(x), x))
+def _largest_difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Computes the largest absolute difference; NaN if any difference is NaN."""
+    return max((float(np.abs(a - b).max()) for a, b in zip(actual, expected)), key=lambda x: (np.isnan(x), x))
 
 
-def _check_coherence(found: list[np.ndarray], model: HcalForSequenceClassification) -> None:
+def _check_coherence(probabilities: list[np.ndarray], model: HcalForSequenceClassification) -> None:
+    """Raises a RuntimeError if a probability exceeds that of a parent."""
     if model.config.head == "independent" or not len(model.taxonomy.edges):
         return
     parents, children = model.taxonomy.edges.T
-    excess = np.stack([(p[:, children] - p[:, parents]).max(axis=0) for p in found]).max(axis=0)
+    excess = np.stack([(p[:, children] - p[:, parents]).max(axis=0) for p in probabilities]).max(axis=0)
     worst = int(excess.argmax())
     if excess[worst] > 1e-6:
         parent, child = (model.config.labels[node[worst]] for node in (parents, children))
@@ -385,13 +391,14 @@ def quantize_int8(
     embeddings: bool = True,
     head: bool = False,
 ) -> None:
-    """Weights of matrix products as int8, their other factors quantised as they come (onnxruntime's dynamic quantisation).
+    """Writes a copy of a model with int8 weights in matrix products (dynamic quantisation of onnxruntime).
 
     Args:
-        source, target: the float32 file that [`export_onnx`] wrote, and the new one.
-        per_channel: one scale a column instead of one a matrix.
-        embeddings: also those of tokens, positions and types.
-        head: also projection and prototypes.
+        source: the float32 file that [`export_onnx`] wrote.
+        target: the new file.
+        per_channel: use one scale per column instead of one per matrix.
+        embeddings: also quantise the embeddings of tokens, positions and types.
+        head: also quantise the projection and the prototypes.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -407,7 +414,7 @@ def quantize_int8(
     }
     kinds = ("MatMul", "Gemm", "Gather") if embeddings else ("MatMul", "Gemm")
     nodes = [node.name for node in graph.node if node.op_type in kinds and floats & set(node.input)]
-    nodes += [f"{name}_MatMul" for name in nodes]  # what the quantiser calls the product that it makes of a Gemm
+    nodes += [f"{name}_MatMul" for name in nodes]  # the name that the quantiser gives to the product in a Gemm
     large = source.with_name(f"{source.name}.data").exists()
     with _quiet():
         quantize_dynamic(

@@ -344,7 +344,7 @@ def test_messages_for_texts_and_answers_that_are_none(taxonomy):
     best = taxonomy.labels[int(short.logits.argmax())]
     assert f"No label reaches its threshold. The most probable one is {best}" in none
     assert "hcal-predicted" not in none
-    assert "No answer: no label is sure enough for a risk of at most 5 %" in reader.html(short, "risk", 0.5, 30)
+    assert "No label is probable enough for a risk of at most 5 %" in reader.html(short, "risk", 0.5, 30)
 
 
 def test_a_text_of_which_no_token_is_left_has_a_message_too(taxonomy):
@@ -352,7 +352,7 @@ def test_a_text_of_which_no_token_is_left_has_a_message_too(taxonomy):
     pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
     reader = Reader(pipe)
     reading = reader.read("~~")
-    assert "The text has no words that the model knows." in reader.html(reading, "path", 0.0, 30)
+    assert "The text has no tokens for this model." in reader.html(reading, "path", 0.0, 30)
     assert reader.read("~stars").logits is not None
 
 

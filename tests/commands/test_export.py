@@ -210,7 +210,7 @@ def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer,
         hcal_hf.commands.onnx_export.logger.addHandler(caplog.handler)
         report = export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
         hcal_hf.commands.onnx_export.logger.removeHandler(caplog.handler)
-    assert "model_int8.onnx was of an earlier export" in caplog.text
+    assert "model_int8.onnx was from an earlier export" in caplog.text
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {*report["files"], "notes.txt"}
     assert report["files"].keys() == {"model.onnx", "tokenizer.json", "hierarchy.json"}
 

@@ -19,12 +19,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine only."
     )
-    parser.add_argument("--port", type=int, help="Port to listen on; by default the first free one from 7860.")
-    parser.add_argument("--share", action="store_true", help="Also make a public link, through gradio's servers.")
+    parser.add_argument("--port", type=int, help="Port to listen on. Default: the first free port from 7860.")
     parser.add_argument(
-        "--export", metavar="DIR", help="Write the page as a Space into this folder, and show nothing."
+        "--share", action="store_true", help="Also create a public link through the servers of gradio."
     )
-    parser.add_argument("--examples", metavar="FILE", help="Texts to offer on the page, one a line, UTF-8.")
+    parser.add_argument(
+        "--export", metavar="DIR", help="Write the page as a Space into this folder, and do not show it."
+    )
+    parser.add_argument("--examples", metavar="FILE", help="Example texts for the page, one per line, UTF-8.")
 
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:

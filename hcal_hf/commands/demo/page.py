@@ -1,4 +1,4 @@
-"""A page to try a model: a text in, the label tree with probabilities out; and the same page as a Space."""
+"""Builds a web page that classifies texts and shows the label tree with probabilities, and writes it as a Space."""
 
 import itertools
 import os
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 TITLE = "Hierarchical text classification"
 
-# Labels in the tree: at first, and at most however large the taxonomy is.
+# The number of labels in the tree at the start, and its limits for any taxonomy.
 START_LABELS = 30
 MAX_LABELS = 200
 MIN_LABELS = 5
 
-# Characters of a text that the page repeats above its labels.
+# Characters of the text that the page shows above its labels.
 EXCERPT = 160
 
 
@@ -40,21 +40,21 @@ EXCERPT = 160
 
 
 def build_page(model: Any, examples: Sequence[str] | None = None, title: str = TITLE) -> "gradio.Blocks":
-    """A gradio page for a model.
+    """Builds a gradio page for a model.
 
-    A text is read by the encoder once; the decision, the threshold and the number of labels then change the tree at once,
-    from the same logits. Decisions that are the same for the model are offered once, `risk` only where it is calibrated.
+    The encoder reads a text once. A change of decision, threshold or number of labels uses the same logits, so the tree
+    changes at once. Decoders with equal results are offered once, and `risk` only if it is calibrated.
 
     Args:
-        model (`str`, path or [`HierarchicalTextClassificationPipeline`]): a folder, a name on the Hub, or a pipeline, whose
-            own `decode` and `threshold` the page starts from.
-        examples (`Sequence[str]`, *optional*): texts to click on.
+        model (`str`, path or [`HierarchicalTextClassificationPipeline`]): a folder, a name on the Hub, or a pipeline. The
+            page starts with the `decode` and `threshold` of a pipeline.
+        examples (`Sequence[str]`, *optional*): texts that a user can click on.
         title (`str`): the heading.
 
     Raises:
         ImportError: without gradio.
-        TypeError: for a model or examples of another type.
-        ValueError: for a model that is not an HCAL model.
+        TypeError: if `model` or `examples` has another type.
+        ValueError: if the model is not an HCAL model.
     """
     gr = _import_gradio()
     _check_examples(examples)
@@ -147,10 +147,13 @@ def launch(
 
     Args:
         model, examples: as in [`build_page`].
-        host (`str`): the address to listen on; `"0.0.0.0"` for all of the machine.
-        port (`int`, *optional*): by default the first free one from 7860.
-        share (`bool`): a public link through gradio's servers.
-        kwargs: further arguments of `gradio.Blocks.launch`, whose result is returned.
+        host (`str`): the address to listen on; `"0.0.0.0"` for all addresses of the machine.
+        port (`int`, *optional*): the port. By default the first free port from 7860.
+        share (`bool`): create a public link through the servers of gradio.
+        kwargs: other arguments of `gradio.Blocks.launch`.
+
+    Returns:
+        the result of `gradio.Blocks.launch`.
 
     Raises:
         ImportError: without gradio.
@@ -161,61 +164,61 @@ def launch(
 
 
 def decisions(config: HcalConfig) -> list[tuple[str, str]]:
-    """(name on the page, `decode`) of the decisions that differ for a model.
+    """Lists (name on the page, `decode`) of the decoders with different results for a model.
 
-    Of a coherent head, `raw`, `closure`, `prune` (and in multi_path `top_down`) are the default decision.
+    For a coherent head, `raw`, `closure` and `prune` (and `top_down` for multi_path) equal the default decoder.
     """
     single, coherent = config.label_mode == "single_path", config.head != "independent"
-    found = {"path": "best path", "top_down": "step by step"} if single else {"closure": "above threshold"}
+    names = {"path": "best path", "top_down": "step by step"} if single else {"closure": "above threshold"}
     if not coherent:
-        found["raw"] = "each level by itself" if single else "each label by itself"
-        found["closure"] = "raw, missing parents added"
-        found["prune"] = "raw, labels without their parents left out"
-    found["expected_f1"] = "best expected F1"
+        names["raw"] = "each level by itself" if single else "each label by itself"
+        names["closure"] = "raw, missing parents added"
+        names["prune"] = "raw, labels without their parents left out"
+    names["expected_f1"] = "best expected F1"
     if config.risk_alpha is not None:
-        found["risk"] = f"risk at most {100 * config.risk_alpha:g} %"
-    return [(f"{name} ({method})", method) for method, name in found.items()]
+        names["risk"] = f"risk at most {100 * config.risk_alpha:g} %"
+    return [(f"{name} ({method})", method) for method, name in names.items()]
 
 
 class Thresholds:
-    """A slider over thresholds of any kind.
+    """Maps the position of a slider to thresholds.
 
-    One threshold for all labels is what the slider shows. With a threshold for each label the slider stands at the middle
-    one (the median); moving it moves them all by the same step in log-odds, logit(t) - logit(start), so that a label that
-    is stricter than its parent stays so. Where the slider has not been moved, the given thresholds hold to the last digit.
+    The slider shows a threshold for all labels directly. With one threshold per label, the slider starts at their median.
+    Moving it changes all of them by the same step in log-odds, logit(t) - logit(start), so that a label with a larger
+    threshold than its parent keeps it. At the start position, the thresholds are exactly the tuned ones.
 
     Args:
-        given (`float` or L numbers, *optional*): the thresholds to start from.
-        otherwise (`float`): where the slider starts without them.
+        tuned (`float` or L numbers, *optional*): the thresholds to start from.
+        default (`float`): the start of the slider without tuned thresholds.
     """
 
-    def __init__(self, given: float | Sequence[float] | None, otherwise: float):
-        self.given = None if given is None else np.asarray(given, dtype=np.float64)
-        self.start = otherwise
-        if self.given is not None:
-            middle = round(float(np.median(self.given)), 2)
+    def __init__(self, tuned: float | Sequence[float] | None, default: float):
+        self.tuned = None if tuned is None else np.asarray(tuned, dtype=np.float64)
+        self.start = default
+        if self.tuned is not None:
+            middle = round(float(np.median(self.tuned)), 2)
             self.start = middle if self.is_one else min(max(middle, 0.01), 0.99)
 
     @property
     def is_one(self) -> bool:
-        """Whether all labels share a threshold."""
-        return self.given is None or bool((self.given == self.given.flat[0]).all())
+        """Whether all labels have the same threshold."""
+        return self.tuned is None or bool((self.tuned == self.tuned.flat[0]).all())
 
     def at(self, position: float) -> float | list[float]:
-        """What `decode` gets where the slider stands at a position from 0 to 1."""
-        if self.given is not None and position == self.start:
-            return self.given.tolist()
-        if self.given is None or self.is_one or position in (0, 1):
+        """Returns the `threshold` of `decode` for a position of the slider from 0 to 1."""
+        if self.tuned is not None and position == self.start:
+            return self.tuned.tolist()
+        if self.tuned is None or self.is_one or position in (0, 1):
             return position
-        with np.errstate(divide="ignore"):  # 0 and 1 stay
-            log_odds = np.log(self.given) - np.log1p(-self.given)
+        with np.errstate(divide="ignore"):  # thresholds of 0 and 1 do not change
+            log_odds = np.log(self.tuned) - np.log1p(-self.tuned)
         step = np.log(position / (1 - position)) - np.log(self.start / (1 - self.start))
         return (1 / (1 + np.exp(-(log_odds + step)))).tolist()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the encoder made of a text: logits [1, L], or None where the text has no words; and how much of it was read."""
+    """Holds the logits [1, L] of a text, or None for a text without tokens, and the number of tokens that were read."""
 
     text: str
     number: int
@@ -225,16 +228,16 @@ class Reading:
 
 
 class Reader:
-    """A pipeline in two steps: a text is read by the encoder, and what was read is decided and shown, as often as asked."""
+    """Splits a pipeline into two steps: the encoder reads a text once, and each change only decodes and shows it again."""
 
     def __init__(self, pipe: HierarchicalTextClassificationPipeline):
         self.pipe, self.config, self.taxonomy = pipe, pipe.model.config, pipe.model.taxonomy
-        own = pipe._postprocess_params
+        options = pipe._postprocess_params
         offered = [method for _, method in decisions(self.config)]
         default = default_method(self.config.label_mode)
-        self.start_method = own.get("decode") if own.get("decode") in offered else default
-        given = own["threshold"] if own.get("threshold") is not None else self.config.thresholds
-        self.thresholds = Thresholds(given, 0.0 if self.config.label_mode == "single_path" else 0.5)
+        self.start_method = options.get("decode") if options.get("decode") in offered else default
+        tuned = options["threshold"] if options.get("threshold") is not None else self.config.thresholds
+        self.thresholds = Thresholds(tuned, 0.0 if self.config.label_mode == "single_path" else 0.5)
         self._numbers = itertools.count(1)
 
     def read(self, text: str) -> Reading:
@@ -250,7 +253,7 @@ class Reader:
         return Reading(text, next(self._numbers), logits, tokens, tokens_read)
 
     def decide(self, logits: torch.Tensor, method: str, position: float) -> torch.Tensor:
-        """The predicted labels, bool [L], of logits [1, L], as the pipeline with `decode=method` predicts them."""
+        """Predicts labels, bool [L], from logits [1, L], as the pipeline does with `decode=method`."""
         return decode(
             logits,
             self.taxonomy,
@@ -263,27 +266,27 @@ class Reader:
         )[0]
 
     def threshold_info(self, method: str) -> str:
-        """The line below the slider."""
+        """Returns the line below the slider."""
         if method in UNTHRESHOLDED:
-            return "Not used: this decision finds the size of its answer itself."
-        given = self.thresholds.given
-        if given is not None and not self.thresholds.is_one:
+            return "Not used: this decision needs no threshold."
+        tuned = self.thresholds.tuned
+        if tuned is not None and not self.thresholds.is_one:
             return (
-                f"Tuned for each label, from {given.min():.2f} to {given.max():.2f}: the slider stands at the middle one "
-                "and moves them all. The tick on a bar is the label's own."
+                f"Tuned for each label, from {tuned.min():.2f} to {tuned.max():.2f}. The slider starts at the median and "
+                "moves all of them. The tick on a bar is the threshold of the label."
             )
         rule = (
             "A path ends before its first label below it."
             if self.config.label_mode == "single_path"
             else "The lowest probability of a predicted label."
         )
-        return rule if given is None else f"{rule} Tuned: {float(given.flat[0]):.3f}."
+        return rule if tuned is None else f"{rule} Tuned: {float(tuned.flat[0]):.3f}."
 
     def html(self, reading: Reading, method: str, position: float, limit: int) -> str:
-        """The answer in words, and below it the tree of at most `limit` labels."""
+        """Formats the predicted paths, and below them the tree of at most `limit` labels."""
         if reading.logits is None:
             empty = "The text is empty: write one and press Classify."
-            return _message("The text has no words that the model knows." if reading.text.strip() else empty)
+            return _message("The text has no tokens for this model." if reading.text.strip() else empty)
         taxonomy, probabilities = self.taxonomy, torch.sigmoid(reading.logits[0])
         predicted = self.decide(reading.logits, method, position)
         excerpt = " ".join(reading.text[: 4 * EXCERPT].split())
@@ -311,7 +314,7 @@ class Reader:
 
     def _no_label(self, probabilities: torch.Tensor, method: str) -> str:
         if method == "risk":
-            return f"No answer: no label is sure enough for a risk of at most {100 * self.config.risk_alpha:g} %."
+            return f"No label is probable enough for a risk of at most {100 * self.config.risk_alpha:g} %."
         best = int(probabilities.argmax())
         return (
             f"No label reaches its threshold. The most probable one is {escape(self.taxonomy.labels[best])} "
@@ -324,7 +327,7 @@ def _message(text: str) -> str:
 
 
 def _import_gradio() -> Any:
-    # Read when gradio is imported or launched: no usage statistics, and no texts kept in the browser.
+    # gradio reads these when it is imported or launched. They disable usage statistics and storing texts in the browser.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
     try:
@@ -392,7 +395,7 @@ _README = """---
 
 # {title}
 
-Texts in, labels of a hierarchy out, with hcal_hf; {source}.
+Classifies texts into a hierarchy of labels with hcal_hf. {source}.
 
 `pip install -r requirements.txt && python app.py` starts the page on your own machine.
 """
@@ -401,22 +404,21 @@ Texts in, labels of a hierarchy out, with hcal_hf; {source}.
 def export_space(
     model: Any, directory: str | os.PathLike, examples: Sequence[str] | None = None, title: str = TITLE
 ) -> Path:
-    """Writes the page as a gradio Space: `app.py`, `requirements.txt`, `README.md` with the Space's header, and the model.
+    """Writes the page as a gradio Space: `app.py`, `requirements.txt`, `README.md` with a header, and the model.
 
-    A model from a folder or a pipeline is saved to `model/` (weights, configuration, tokenizer and model card, nothing
-    else that lies there); of a model on the Hub only the name is written. `hf upload NAME DIRECTORY --repo-type space`
-    pushes the folder.
+    A model from a folder or a pipeline is saved to `model/` (weights, configuration, tokenizer and model card, but no other
+    files). For a model on the Hub, only the name is written. `hf upload NAME DIRECTORY --repo-type space` pushes it.
 
     Args:
         model, examples, title: as in [`build_page`].
-        directory: a folder, made if need be, that holds none of these files yet.
+        directory: a folder without any of these files. It is created if necessary.
 
     Returns:
         the folder.
 
     Raises:
         ImportError: without gradio.
-        FileExistsError: if one of the files is there already; nothing is written then.
+        FileExistsError: if one of the files exists. Nothing is written then.
         TypeError, ValueError: as in [`build_page`].
     """
     gr = _import_gradio()
@@ -424,9 +426,9 @@ def export_space(
 
     _check_examples(examples)
     folder = Path(directory)
-    taken = [name for name in ("app.py", "requirements.txt", "README.md", "model") if (folder / name).exists()]
-    if taken:
-        raise FileExistsError(f"{folder} already holds {', '.join(taken)}: give a new folder, or remove them.")
+    existing = [name for name in ("app.py", "requirements.txt", "README.md", "model") if (folder / name).exists()]
+    if existing:
+        raise FileExistsError(f"{folder} already holds {', '.join(existing)}: give a new folder, or remove them.")
     on_hub = _is_on_hub(model)
     header: dict[str, Any] = {}
     if on_hub:
@@ -461,7 +463,7 @@ def export_space(
         app_file="app.py",
         **header,
     )
-    source = f"the model `{model}`" if on_hub else "the model lies in `model/`"
+    source = f"The model is `{model}`" if on_hub else "The model is in `model/`"
     readme = _README.format(header=data.to_yaml(), title=" ".join(title.split()), source=source)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return folder

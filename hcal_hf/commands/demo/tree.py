@@ -1,4 +1,4 @@
-"""The label tree of the demonstration page: probabilities and predictions as HTML."""
+"""Formats the label tree of the demo page as HTML, with probabilities and predictions."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,13 +9,13 @@ import torch
 from ...decoding import raise_to_descendants
 from ...taxonomy import SEPARATOR, Taxonomy
 
-# Branches of at least this probability are open.
+# Branches with at least this probability are open.
 OPEN_FROM = 0.2
 
-# Paths in words above the tree; more are counted.
+# The number of predicted paths above the tree. Further paths are only counted.
 MAX_ANSWERS = 20
 
-# Colours are those of gradio's theme, light or dark. No backslash and no "${": gradio reads this as a template.
+# The colours come from the theme of gradio. gradio reads this as a template, so it must have no backslash and no "${".
 CSS = """
 color: var(--body-text-color);
 .hcal-answer { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 16px; margin-bottom: 16px;
@@ -50,8 +50,8 @@ color: var(--body-text-color);
 .hcal-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 """
 
-# Folds that a reader has opened or closed stay so while threshold and decision change; a new text starts afresh, and where
-# its answer lies below the screen (the columns are stacked on a telephone) it is brought up.
+# Branches that a user opened or closed keep their state until the next text. On a narrow screen, results are below the
+# input, so the page scrolls to them.
 SCRIPT = """
 let reading = null;
 const chosen = new Map();
@@ -75,22 +75,22 @@ watch('value', apply);
 
 
 def shown_labels(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy, limit: int) -> np.ndarray:
-    """The labels that a tree of bounded size holds: predicted ones first, then the most probable, with their ancestors.
+    """Selects the labels of a tree of bounded size: predicted labels first, then the most probable, with their ancestors.
 
-    A label ranks with the best of its descendants, so that none is shown without its parents and no probable label is
-    lost below an improbable parent.
+    A label has the rank of its best descendant. So no label is shown without its parents, and a probable label below an
+    improbable parent is not lost.
 
     Args:
         probabilities (`torch.Tensor` of shape `[L]`).
         predicted (bool `torch.Tensor` of shape `[L]`).
         taxonomy ([`Taxonomy`]): the hierarchy.
-        limit (`int`): the most labels.
+        limit (`int`): the maximum number of labels.
 
     Returns:
         bool `np.ndarray` of shape `[L]`.
     """
     ranks = raise_to_descendants((probabilities + predicted.to(probabilities))[None], taxonomy)[0]
-    # Stable, and parents have smaller indices than children: at equal rank the parent comes first.
+    # The sort is stable and parents have smaller indices, so a parent comes before a child of equal rank.
     order = ranks.argsort(descending=True, stable=True)
     shown = np.zeros(taxonomy.num_labels, dtype=bool)
     shown[order[:limit].numpy()] = True
@@ -104,28 +104,28 @@ def tree_html(
     limit: int,
     thresholds: Sequence[float] | None = None,
 ) -> str:
-    """The taxonomy as nested lists, the most probable label first; branches are `<details>`.
+    """Formats the taxonomy as nested lists, with the most probable label first. Branches are `<details>`.
 
-    Branches that hold a prediction or have a probability of at least 0.2 are open. At most `limit` labels are shown, what
-    is left out is counted where it stands. A label of a DAG stands below each of its parents, its own branch below
-    the first of them alone.
+    Branches with a prediction or with a probability of at least 0.2 are open. At most `limit` labels are shown, and each
+    branch counts its hidden labels. In a DAG, a label appears below each of its parents, and its own branch only below the
+    first of them.
 
     Args:
         probabilities (`torch.Tensor` of shape `[L]`).
         predicted (bool `torch.Tensor` of shape `[L]`).
         taxonomy ([`Taxonomy`]): the hierarchy.
-        limit (`int`): the most labels.
-        thresholds (L numbers, *optional*): lowest probability of each predicted label, a tick on its bar.
+        limit (`int`): the maximum number of labels.
+        thresholds (L numbers, *optional*): lowest probability of each predicted label, shown as a tick on its bar.
 
     Returns:
-        HTML, all names escaped.
+        HTML with escaped names.
     """
     shown = shown_labels(probabilities, predicted, taxonomy, limit)
     return _Tree(probabilities.double().numpy(), predicted.numpy(), taxonomy, shown, thresholds).html()
 
 
 class _Tree:
-    """The lists over the shown labels; what it keeps of the others are counts and largest probabilities."""
+    """Builds the lists of the shown labels. Keeps only counts and largest probabilities of the others."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class _Tree:
         self.thresholds = thresholds
         self.num_shown = int(shown.sum())
         parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
-        inside = shown[children]  # so are its parents
+        inside = shown[children]  # then their parents are shown too
         self.children: dict[int, list[int]] = {}
         for parent, child in taxonomy.edges[inside].tolist():
             self.children.setdefault(parent, []).append(child)
@@ -153,7 +153,7 @@ class _Tree:
         self.is_open = shown & (predicted | (probabilities >= OPEN_FROM))
         for parent, child in taxonomy.edges[inside][::-1].tolist():  # from the deepest level up
             self.is_open[parent] |= self.is_open[child]
-        self.branch_of: dict[int, int | None] = {}  # the parent below which a label's own branch stands
+        self.branch_of: dict[int, int | None] = {}  # the parent with the branch of a label
 
     def html(self) -> str:
         left_out = self.roots_left_out
@@ -175,7 +175,7 @@ class _Tree:
             return f"<li>{self._row('div', node)}</li>"
         if node in self.branch_of:
             above = self.branch_of[node]
-            assert above is not None  # a root stands in one place
+            assert above is not None  # a root appears once
             name = escape(self.taxonomy.names[above])
             return f"<li>{self._row('div', node, f' <small>(its labels: see below {name})</small>')}</li>"
         self.branch_of[node] = parent
@@ -208,7 +208,7 @@ class _Tree:
 
 
 def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy) -> str:
-    """The predicted paths in words, the most probable first; the first 20, the others are counted.
+    """Formats the predicted paths, with the most probable first. After the first 20, paths are only counted.
 
     Args:
         probabilities (`torch.Tensor` of shape `[L]`).
@@ -216,13 +216,13 @@ def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: 
         taxonomy ([`Taxonomy`]): the hierarchy.
 
     Returns:
-        HTML, all names escaped; the empty string for no labels.
+        HTML with escaped names, or an empty string without labels.
     """
     p, ends = probabilities.double().numpy(), predicted.numpy().copy()
     if not ends.any():
         return ""
     parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
-    ends[parents[ends[children]]] = False  # read as a whole before it is written
+    ends[parents[ends[children]]] = False  # the right side is computed before the assignment
     nodes = np.flatnonzero(ends)
     best = nodes[np.argsort(-p[nodes], kind="stable")]
     rows = ""
@@ -239,7 +239,7 @@ def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: 
 
 
 def number(p: float) -> str:
-    """A probability with three decimals that never says 0 or 1 of what is neither; as HTML."""
+    """Formats a probability with three decimals as HTML. Only exact values are shown as 0.000 and 1.000."""
     if 0 < p < 0.0005:
         return "&lt;0.001"
     if 0.9995 <= p < 1:
