@@ -156,7 +156,7 @@ class _Cosines(torch.autograd.Function):
                 by_length = (by_product * clean[rows]).sum(dim=1, keepdim=True)
                 if noise is not None:
                     by_noise = (by_product * cosines[rows]).sum(dim=1, keepdim=True) / perturbed_lengths[rows, None]
-                    # Removes what the step along U adds in the direction of u.
+                    # Removes the part of the step along U that lies in the direction of u.
                     by_length -= by_noise * along[rows, None]
                 by_length = torch.where(length > _SHORTEST, by_length / length, 0.0)
                 torch.mul(weight[rows], -by_length, out=weight_gradient[rows]).addmm_(by_product, features)

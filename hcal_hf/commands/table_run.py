@@ -113,7 +113,7 @@ def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
 def _infer_mode(
     table: Any, reader: LabelReader, taxonomy: Taxonomy, model_args: ModelArguments, given: set[str]
 ) -> None:
-    """Sets label_mode and partial_paths to what the rows need, unless they are given, and prints why."""
+    """Sets label_mode and partial_paths as the rows need them, unless they are given, and prints the reason."""
     encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
     problems: list[str | None] = [None] * len(table)
     rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)

@@ -34,7 +34,7 @@ DELIMITERS = ",;\t|"
 # Records that are read to find the delimiter of a CSV file or the columns of JSON lines.
 SAMPLE_ROWS = 100
 _CHUNK_BYTES = 2**20
-# What the error handler "surrogateescape" makes of bytes that cannot be decoded.
+# Bytes that cannot be decoded, as the error handler "surrogateescape" represents them.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
 _NOT_ASCII = re.compile("[^\x00-\x7f]")
 

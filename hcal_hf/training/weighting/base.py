@@ -7,9 +7,9 @@ from torch import nn
 class LossWeighter(nn.Module):
     """Turns the losses of T tasks into weights.
 
-    `forward` reads the state and never moves it; `after_step` moves it, once per optimiser step, never in evaluation.
+    `forward` reads the state and never changes it. `after_step` updates it once per optimiser step, never in evaluation.
     Buffers and parameters are saved with each checkpoint and restored on resuming; parameters join the optimiser, without
-    weight decay. A task that is absent from a batch has no weight there, and its part of the state stands still.
+    weight decay. A task that is absent from a batch has no weight there, and its part of the state is not updated.
 
     Args:
         num_tasks (`int`): T.
@@ -63,7 +63,7 @@ class LossWeighter(nn.Module):
         """
 
     def report(self) -> dict[str, torch.Tensor]:
-        """What the training log shows beside losses and weights: names of values `[T]`, one for each task."""
+        """Returns further values `[T]` for the training log, by name, one for each task."""
         return {}
 
 
