@@ -43,6 +43,7 @@ _LAZY = {
     "PathSearch": "path_search",
     "PredictionArguments": "commands.predictor",
     "Predictor": "commands.predictor",
+    "Regime": "training.regime",
     "TableArguments": "commands.run_arguments",
     "WEIGHTERS": "training.weighting",
     "best_of_all": "path_search",
@@ -52,8 +53,10 @@ _LAZY = {
     "calibrate_risk": "training.risk",
     "calibration_metrics": "training.calibration",
     "calibration_scores": "metrics",
+    "choose_regime": "training.regime",
     "classification_scores": "metrics",
     "compute_metrics": "training.evaluation",
+    "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
     "describe_answers": "training.risk",
     "document_scores": "training.calibration",
@@ -75,8 +78,11 @@ _LAZY = {
     "read_table": "data.tables",
     "run_training": "commands.training_run",
     "solve": "training.solver",
+    "split_rows": "data.split",
     "target_matrix": "training.evaluation",
+    "train_table": "commands.table_run",
     "tune_for_decoding": "training.thresholds",
+    "tune_model": "training.tuning",
     "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
 }
@@ -101,6 +107,7 @@ __all__ = [
     "PathSearch",
     "PredictionArguments",
     "Predictor",
+    "Regime",
     "TableArguments",
     "Taxonomy",
     "best_of_all",
@@ -110,8 +117,10 @@ __all__ = [
     "calibrate_risk",
     "calibration_metrics",
     "calibration_scores",
+    "choose_regime",
     "classification_scores",
     "compute_metrics",
+    "convert_predictions",
     "decode",
     "describe_answers",
     "document_scores",
@@ -133,8 +142,11 @@ __all__ = [
     "read_table",
     "run_training",
     "solve",
+    "split_rows",
     "target_matrix",
+    "train_table",
     "tune_for_decoding",
+    "tune_model",
     "tune_thresholds",
     "violation_rates",
 ]
@@ -161,14 +173,17 @@ if TYPE_CHECKING:
     from .commands.evaluation_run import EvaluationArguments, evaluate_model
     from .commands.onnx_export import export_onnx, open_session, quantize_int8
     from .commands.prediction_file import predict_file
+    from .commands.prediction_formats import convert_predictions
     from .commands.predictor import PredictionArguments, Predictor
     from .commands.run_arguments import DataArguments, ModelArguments, TableArguments
     from .commands.run_data import encode_splits, load_data
     from .commands.saved_model import load_model
+    from .commands.table_run import train_table
     from .commands.training_run import run_training
     from .data.collator import HcalDataCollator
     from .data.encoding import encode_dataset
     from .data.rows import BadRowsError
+    from .data.split import split_rows
     from .data.tables import read_table
     from .data.taxonomy_builder import build_taxonomy
     from .decoding import decode
@@ -186,8 +201,10 @@ if TYPE_CHECKING:
     from .training.evaluation import compute_metrics, target_matrix
     from .training.features import pooled_features
     from .training.precision import has_bfloat16
+    from .training.regime import Regime, choose_regime
     from .training.risk import calibrate_risk, describe_answers
     from .training.solver import fit_head, solve
     from .training.thresholds import tune_for_decoding, tune_thresholds
     from .training.trainer import HcalTrainer
+    from .training.tuning import tune_model
     from .training.weighting import WEIGHTERS, LossWeighter, build_weighter
