@@ -240,9 +240,10 @@ def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSe
             metrics[f"{args.split}_answers_{name}"] for name in ("risk", "answered", "levels", "completeness", "empty")
         )
         lines.append(
-            f'\ndecode="risk" at {config.risk_alpha:g}, means over the documents: {100 * risk:.1f} % of the predicted '
-            f"labels are wrong, {answered:.2f} labels are predicted down to {levels:.2f} levels, {100 * completeness:.1f} % "
-            f"of the true labels are found, and {100 * empty:.1f} % of the documents have no predicted label."
+            f'\ndecode="risk" at {config.risk_alpha:g}: on average over the documents, {100 * risk:.1f} % of the predicted '
+            f"labels are wrong, {answered:.2f} labels are predicted down to {levels:.2f} levels, "
+            f"{100 * completeness:.1f} % of the true labels are found. {100 * empty:.1f} % of the documents have no "
+            "predicted label."
         )
     return "\n".join(lines)
 

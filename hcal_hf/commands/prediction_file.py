@@ -131,6 +131,7 @@ def _run_identity(model: Any, tokenizer: Any, table: TableFile, args: Prediction
     settings = asdict(args)
     # It changes probabilities only by rounding, and a smaller value resumes a run that was out of memory.
     settings.pop("batch_tokens")
+    settings["text_column"] = args.text_columns  # one column may be given as a string or as a list
     if args.threshold is not None:
         settings["threshold"] = np.asarray(args.threshold).tolist()
     return {
