@@ -1,27 +1,88 @@
-"""From node probabilities to sets of labels.
+"""Decodes node probabilities into sets of labels.
 
-Decoders take logits [N, L] (sigmoid(logits) is each node's probability) and return bool masks [N, L]. They work level
-by level on edge lists, for all documents at once. Whatever the probabilities, every decoder but `raw` returns sets that
-agree with the hierarchy.
+Decoders take logits [N, L] (sigmoid(logits) is the probability of each node) and return bool masks [N, L]. They work level
+by level on edge lists, for all documents at once. Every decoder except `raw` returns sets that are consistent with the
+hierarchy, whatever the probabilities.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from .taxonomy import Taxonomy
 
 METHODS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")
-# These choose the size of the set themselves and take no thresholds.
+# These methods choose the size of the set themselves and take no thresholds.
 UNTHRESHOLDED = ("expected_f1", "risk")
-# Cells (document x label) that are decoded at a time on a CPU: what its caches hold, so that memory is read once.
-_CELLS = 2**18
+# (document, label) pairs per chunk of documents in a head, to bound the memory: 32 MB per float64 tensor.
+PAIRS_PER_CHUNK = 4_000_000
+# Pairs that are decoded at a time on a CPU. They stay in its caches, so `expected_f1` takes half the time of larger chunks.
+_CACHED_PAIRS = 2**18
 
 
 def default_method(label_mode: str) -> str:
-    """`path` for single_path, `closure` for multi_path."""
+    """Returns `"path"` for single_path and `"closure"` for multi_path."""
     return "path" if label_mode == "single_path" else "closure"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Describes how node probabilities become label sets.
+
+    Attributes:
+        label_mode (`"single_path"` or `"multi_path"`).
+        partial_paths (`bool`): whether a path may end at an inner node.
+        head (`str`): the model's head. All heads except `independent` are coherent.
+        thresholds: as `threshold` of [`decode`]. Methods without thresholds ignore them.
+        method (`str`, *optional*): as in [`decode`].
+        risk_threshold (`float`, *optional*): as in [`decode`]. Methods other than `risk` ignore it.
+    """
+
+    label_mode: str
+    partial_paths: bool = False
+    head: str = "independent"
+    thresholds: float | Sequence[float] | torch.Tensor | None = None
+    method: str | None = None
+    risk_threshold: float | None = None
+
+    @classmethod
+    def from_config(cls, config: Any, **changes: Any) -> "Decision":
+        """Reads the decision from an [`HcalConfig`]. `changes` replace single attributes."""
+        names = ("label_mode", "partial_paths", "head", "thresholds", "risk_threshold")
+        return cls(**{name: getattr(config, name) for name in names} | changes)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The options that belong to the model: `label_mode`, `partial_paths` and `head`."""
+        return {"label_mode": self.label_mode, "partial_paths": self.partial_paths, "head": self.head}
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether the head gives no node a larger probability than its parents."""
+        return self.head != "independent"
+
+    def decode(self, logits: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+        """Decodes logits [N, L] into label sets, bool [N, L]."""
+        return decode(
+            logits,
+            taxonomy,
+            method=self.method,
+            threshold=None if self.method in UNTHRESHOLDED else self.thresholds,
+            risk_threshold=self.risk_threshold if self.method == "risk" else None,
+            **self.model_options,
+        )
+
+    def best_path(self, log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+        """Finds the paths [N, L] of the method `path`.
+
+        For a coherent head it is the most probable path, for `independent` the one with the best mean log-probability.
+        """
+        find = most_probable_path if self.is_coherent else best_mean_path
+        return find(log_probs, taxonomy, self.partial_paths)
 
 
 def decode(
@@ -34,42 +95,44 @@ def decode(
     head: str = "independent",
     risk_threshold: float | None = None,
 ) -> torch.Tensor:
-    """The predicted label sets.
+    """Decodes logits into label sets.
 
     Args:
         logits (`torch.Tensor` of shape `[N, L]`): logit(p) of each node's probability.
         taxonomy ([`Taxonomy`]): the hierarchy.
         label_mode (`"single_path"` or `"multi_path"`).
-        method (*optional*):
-            `"raw"`: the model's own decision. multi_path: p >= threshold. single_path, coherent head: the path to the end
-            node with the largest probability of being the end. single_path, `independent`: the best label of each level,
-            cut after the first that is a leaf of the taxonomy; it may contradict the hierarchy.
-            `"closure"`: raw, with all missing ancestors added.
-            `"prune"`: raw, without the labels that lack an ancestor.
-            `"path"` (single_path): the path to the best end node. Coherent head: as raw. `independent`: by the mean
-            log-probability over the path's levels.
-            `"top_down"`: single_path: from the best root to the best child, and so on; ends at a leaf, or with
-            `partial_paths` and a coherent head where ending is more probable than the best child. multi_path: as prune.
-            `"expected_f1"`: the labels with the largest p, as many as maximise 2 * sum of p over the set / (its size +
-            sum of all p), with p first lowered to its ancestors' smallest.
-            `"risk"`: the labels whose p, lowered to its ancestors' smallest, is at least `risk_threshold`; in single_path
-            only those of the path that `path` finds. The sets are nested in `risk_threshold`
-            ([`hcal_hf.calibrate_risk`] finds it).
-            Default: `path` for single_path, `closure` for multi_path.
-        threshold (`float`, or a sequence or tensor of shape `[L]`, *optional*): lowest probability of a predicted label,
-            for all or for each, compared as log p >= log t (0 lets every label pass); 0.5 for multi_path, none for
-            single_path. With `path` and `top_down`, the path ends before its first label below its threshold;
-            `expected_f1` and `risk` have none.
+        method (*optional*): `path` for single_path and `closure` for multi_path by default.
+
+            - `"raw"` applies no correction. multi_path: all labels with p >= threshold. single_path with a coherent head:
+              the path to the end node with the largest probability of being the end. single_path with `independent`: the
+              best label of each level, cut after the first leaf of the taxonomy. It may contradict the hierarchy.
+            - `"closure"`: raw, with all missing ancestors added.
+            - `"prune"`: raw, without the labels that lack an ancestor.
+            - `"path"` (single_path): the path to the best end node. With a coherent head it equals raw. With
+              `independent`, the best end node has the largest mean log-probability over the levels of its path.
+            - `"top_down"`. single_path: goes from the best root to its best child, and so on. The path ends at a leaf. With
+              `partial_paths` and a coherent head, it also ends where ending is more probable than the best child.
+              multi_path: as prune.
+            - `"expected_f1"`: the most probable labels, as many as maximise
+              2 * (sum of p over the set) / (size of the set + sum of all p). Each p is first lowered to the smallest
+              probability of its ancestors.
+            - `"risk"`: the labels with p >= `risk_threshold`, after each p is lowered to the smallest probability of its
+              ancestors. In single_path, only labels of the path that `path` finds. A larger `risk_threshold` gives a subset
+              ([`hcal_hf.calibrate_risk`] computes it).
+        threshold (`float`, or a sequence or tensor of shape `[L]`, *optional*): the lowest probability of a predicted
+            label, one for all labels or one per label. It is compared as log p >= log t, so 0 lets every label pass. The
+            default is 0.5 for multi_path and none for single_path. With `path` and `top_down`, the path ends before its
+            first label below the threshold. `expected_f1` and `risk` take none.
         partial_paths (`bool`): whether a path may end at an inner node.
-        head (`str`): the model's head; all but `independent` are coherent.
-        risk_threshold (`float`): for `"risk"` alone; above 1 every answer is empty.
+        head (`str`): the model's head. All heads except `independent` are coherent.
+        risk_threshold (`float`): for `"risk"` alone. If it is above 1, every set is empty.
 
     Returns:
         bool `torch.Tensor` of shape `[N, L]`.
 
     Raises:
-        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1, of another shape, or one for
-            `expected_f1` or `risk`, and for `risk` without `risk_threshold` or any other method with one.
+        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1 or of another shape, a
+            threshold with `expected_f1` or `risk`, `risk` without `risk_threshold`, or another method with one.
     """
     method = default_method(label_mode) if method is None else method
     if method not in METHODS:
@@ -87,56 +150,50 @@ def decode(
     if threshold is None and not single and method not in UNTHRESHOLDED:
         threshold = 0.5
     working = torch.promote_types(logits.dtype, torch.float32)
-    lowest = (
-        None if threshold is None else log_thresholds(threshold, logits.new_empty(0, logits.shape[-1], dtype=working))
-    )
-    how = (taxonomy, label_mode, method, lowest, partial_paths, head, risk_threshold)
+    lowest = None
+    if threshold is not None:
+        lowest = log_thresholds(threshold, logits.new_empty(0, logits.shape[-1], dtype=working))
+    decision = Decision(label_mode, partial_paths, head, None, method, risk_threshold)
     logits = logits.detach()
-    documents = max(_CELLS // max(logits.shape[-1], 1), 1)
+    documents = max(_CACHED_PAIRS // max(logits.shape[-1], 1), 1)
     if logits.device.type != "cpu" or len(logits) <= documents:
-        return _decode_log_probs(F.logsigmoid(logits.to(working)), *how)
-    chosen = torch.empty(logits.shape, dtype=torch.bool)
-    for some, part in zip(logits.split(documents), chosen.split(documents)):
-        part.copy_(_decode_log_probs(F.logsigmoid(some.to(working)), *how))
-    return chosen
+        return _decode_log_probs(F.logsigmoid(logits.to(working)), taxonomy, decision, lowest)
+    label_sets = torch.empty(logits.shape, dtype=torch.bool)
+    for chunk, target in zip(logits.split(documents), label_sets.split(documents)):
+        target.copy_(_decode_log_probs(F.logsigmoid(chunk.to(working)), taxonomy, decision, lowest))
+    return label_sets
 
 
 def _decode_log_probs(
-    log_probs: torch.Tensor,
-    taxonomy: Taxonomy,
-    label_mode: str,
-    method: str,
-    lowest: torch.Tensor | None,
-    partial_paths: bool,
-    head: str,
-    risk_threshold: float | None,
+    log_probs: torch.Tensor, taxonomy: Taxonomy, decision: Decision, lowest: torch.Tensor | None
 ) -> torch.Tensor:
-    """[`decode`] of log-probabilities [N, L], with log-thresholds, of arguments that have been checked."""
+    """Decodes log-probabilities [N, L] by a decision with a valid method. `lowest` holds its log-thresholds, [] or [L]."""
+    method = decision.method
     if method == "expected_f1":
         return best_expected_f1(log_probs, taxonomy)
-    if risk_threshold is not None:
-        return risk_answers(log_probs, taxonomy, label_mode, risk_threshold, partial_paths, head)
-    single, coherent = label_mode == "single_path", head != "independent"
+    if method == "risk":
+        return risk_answers(log_probs, taxonomy, decision)
+    single, coherent = decision.label_mode == "single_path", decision.is_coherent
     if single and method == "top_down":
-        chosen = greedy_path(log_probs, taxonomy, partial_paths and coherent)
+        label_sets = greedy_path(log_probs, taxonomy, decision.partial_paths and coherent)
     elif single and (coherent or method == "path"):
-        chosen = best_path(log_probs, taxonomy, partial_paths, head)
+        label_sets = decision.best_path(log_probs, taxonomy)
     elif single:
-        chosen = best_of_each_level(log_probs, taxonomy)
+        label_sets = best_of_each_level(log_probs, taxonomy)
     else:
-        chosen = torch.ones_like(log_probs, dtype=torch.bool)
+        label_sets = torch.ones_like(log_probs, dtype=torch.bool)
     if lowest is not None:
-        chosen = chosen & (log_probs >= lowest)
+        label_sets = label_sets & (log_probs >= lowest)
     if method == "closure":
-        return add_ancestors(chosen, taxonomy)
-    return chosen if method == "raw" else cut_incoherent(chosen, taxonomy)
+        return add_ancestors(label_sets, taxonomy)
+    return label_sets if method == "raw" else cut_incoherent(label_sets, taxonomy)
 
 
 def log_thresholds(threshold: float | Sequence[float] | torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-    """log t, of shape `[]` or `[L]`, to be compared with log-probabilities [N, L], in their dtype and on their device.
+    """Computes log t of shape `[]` or `[L]`, in the dtype and on the device of log-probabilities [N, L].
 
     Raises:
-        ValueError: for a threshold outside 0 to 1, or neither one number nor one for each label.
+        ValueError: for a threshold outside 0 to 1, and for a shape other than `[]` and `[L]`.
     """
     values = torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
     if values.ndim and values.shape != log_probs.shape[1:]:
@@ -150,35 +207,23 @@ def log_thresholds(threshold: float | Sequence[float] | torch.Tensor, log_probs:
     return values.log().to(log_probs)
 
 
-def best_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool, head: str) -> torch.Tensor:
-    """What `path` decides [N, L]: the most probable path for a coherent head, that of the best mean for `independent`."""
-    find = best_mean_path if head == "independent" else most_probable_path
-    return find(log_probs, taxonomy, partial_paths)
-
-
-def risk_answers(
-    log_probs: torch.Tensor,
-    taxonomy: Taxonomy,
-    label_mode: str,
-    risk_threshold: float,
-    partial_paths: bool = False,
-    head: str = "independent",
-) -> torch.Tensor:
-    """What `risk` decides [N, L]; see [`decode`].
+def risk_answers(log_probs: torch.Tensor, taxonomy: Taxonomy, decision: Decision) -> torch.Tensor:
+    """Computes the label sets [N, L] of the method `risk` ([`decode`]).
 
     Raises:
-        ValueError: for a negative threshold or nan.
+        ValueError: for a risk threshold that is negative, nan or None.
     """
-    if not risk_threshold >= 0:
-        raise ValueError(f"risk_threshold must be 0 or above (above 1: no answers), got {risk_threshold}.")
-    answers = lower_to_ancestors(log_probs, taxonomy) >= torch.tensor(risk_threshold, dtype=torch.float64).log().item()
-    return answers & best_path(log_probs, taxonomy, partial_paths, head) if label_mode == "single_path" else answers
+    threshold = decision.risk_threshold
+    if threshold is None or not threshold >= 0:
+        raise ValueError(f"risk_threshold must be 0 or above (above 1: no answers), got {threshold}.")
+    answers = lower_to_ancestors(log_probs, taxonomy) >= torch.tensor(threshold, dtype=torch.float64).log().item()
+    return answers & decision.best_path(log_probs, taxonomy) if decision.label_mode == "single_path" else answers
 
 
 def best_of_each_level(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """The best label of each level [N, L], cut after the first predicted label that is a leaf of the taxonomy."""
+    """Picks the best label of each level [N, L], down to the first that is a leaf of the taxonomy."""
     chosen = torch.zeros_like(log_probs, dtype=torch.bool)
-    is_leaf = torch.from_numpy(taxonomy.is_leaf).to(log_probs.device)
+    is_leaf = _indices(taxonomy, log_probs.device).is_leaf
     goes_on = torch.ones(len(log_probs), 1, dtype=torch.bool, device=log_probs.device)
     for level in taxonomy.levels:
         best = log_probs[:, level].argmax(dim=1, keepdim=True)
@@ -188,35 +233,40 @@ def best_of_each_level(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Ten
 
 
 def best_mean_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool = False) -> torch.Tensor:
-    """The path [N, L] whose mean log-probability over its levels is best, among the paths to all end nodes: the leaves,
-    or with `partial_paths` every node. For a forest."""
+    """Finds the path [N, L] with the largest mean log-probability over its levels.
+
+    A path ends at a leaf or, with `partial_paths`, at any node. The taxonomy must be a forest.
+    """
     sums = log_probs.clone()
     for parents, children in _edges_by_level(taxonomy, log_probs.device):
         sums[:, children] += sums[:, parents]
-    lengths = torch.from_numpy(taxonomy.depths + 1).to(sums)
+    lengths = _indices(taxonomy, log_probs.device).path_lengths.to(sums)
     return _path_to_best(sums / lengths, taxonomy, partial_paths)
 
 
 def most_probable_path(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool = False) -> torch.Tensor:
-    """The path [N, L] to the node that is most probably the end, for coherent probabilities of a forest."""
+    """Finds the path [N, L] to the most probable end node, for coherent probabilities of a forest."""
     return _path_to_best(end_probabilities(log_probs, taxonomy, partial_paths), taxonomy, partial_paths)
 
 
 def end_probabilities(log_probs: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool) -> torch.Tensor:
-    """The probability [N, L] that the path ends at a node: its own, less with `partial_paths` those of its children."""
+    """Computes the probability [N, L] that a path ends at a node.
+
+    It is the probability of the node. With `partial_paths`, the probabilities of its children are subtracted.
+    """
     probabilities = log_probs.exp()
     if not partial_paths:
         return probabilities
-    edges = torch.from_numpy(taxonomy.edges.copy()).to(log_probs.device)
-    return probabilities.index_add(1, edges[:, 0], probabilities[:, edges[:, 1]], alpha=-1)
+    indices = _indices(taxonomy, log_probs.device)
+    children = probabilities[:, indices.edge_children]
+    return probabilities.index_add(1, indices.edge_parents, children, alpha=-1)
 
 
 def _path_to_best(values: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool) -> torch.Tensor:
-    """The path to the end node of the largest value. For a forest."""
+    """Finds the path [N, L] to the end node with the largest value, in a forest."""
     if not partial_paths:
-        inner = torch.from_numpy(~taxonomy.is_leaf).to(values.device)
-        values = values.masked_fill(inner, float("-inf"))
-    parents = _parents(taxonomy, values.device)
+        values = values.masked_fill(~_indices(taxonomy, values.device).is_leaf, float("-inf"))
+    parents = _indices(taxonomy, values.device).parents
     node = values.argmax(dim=1, keepdim=True)
     chosen = torch.zeros_like(values, dtype=torch.bool).scatter_(1, node, True)
     for _ in taxonomy.levels[1:]:
@@ -226,20 +276,14 @@ def _path_to_best(values: torch.Tensor, taxonomy: Taxonomy, partial_paths: bool)
     return chosen
 
 
-def _parents(taxonomy: Taxonomy, device: torch.device) -> torch.Tensor:
-    """The parent [L] of each node of a forest, -1 for roots."""
-    parents = torch.full((taxonomy.num_labels,), -1, device=device)
-    edges = torch.from_numpy(taxonomy.edges.copy()).to(device)
-    parents[edges[:, 1]] = edges[:, 0]
-    return parents
-
-
 def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = False) -> torch.Tensor:
-    """The best root, its best child, and so on [N, L]; with `may_stop` (coherent probabilities) the path ends where that
-    is more probable than the best child. For a forest."""
+    """Goes from the best root to its best child, and so on [N, L], in a forest.
+
+    With `may_stop`, which needs coherent probabilities, a path ends where ending is more probable than the best child.
+    """
     chosen = torch.zeros_like(log_probs, dtype=torch.bool)
     ends = end_probabilities(log_probs, taxonomy, partial_paths=True) if may_stop else None
-    parents = _parents(taxonomy, log_probs.device)
+    parents = _indices(taxonomy, log_probs.device).parents
     current = parents.new_full((len(log_probs), 1), -1)
     for k, level in enumerate(taxonomy.levels):
         below = log_probs[:, level].masked_fill(parents[level] != current, float("-inf"))
@@ -248,34 +292,36 @@ def greedy_path(log_probs: torch.Tensor, taxonomy: Taxonomy, may_stop: bool = Fa
         if ends is not None and k:
             goes_on &= value.exp() >= ends.gather(1, current.clamp(min=0))
         chosen[:, level] = torch.zeros_like(chosen[:, level]).scatter(1, best, goes_on)
-        # No node has the parent -2: a path that has ended stays so.
+        # No node has the parent -2, so a path that has ended cannot continue.
         current = torch.where(goes_on, best + level.start, -2)
     return chosen
 
 
 def best_expected_f1(log_probs: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """The sets [N, L] that maximise 2 * sum of p over the set / (its size + sum of all p), among the prefixes of the
-    labels sorted by p; p is first lowered to the smallest of its ancestors', so that the prefixes hold all ancestors."""
+    """Finds the sets [N, L] that maximise 2 * (sum of p over the set) / (size of the set + sum of all p).
+
+    Each p is first lowered to the smallest probability of its ancestors. The best set is then a prefix of the labels sorted
+    by p, and every prefix contains all ancestors of its labels.
+    """
     p = lower_to_ancestors(log_probs, taxonomy).exp()
     total = p.sum(dim=1, keepdim=True)
     most, best = p.max(dim=1, keepdim=True)
-    # Dinkelbach's iteration: of value F, the best set is {p > F / 2}; from below, F rises to the maximum in a few rounds.
+    # Dinkelbach's iteration: the best set for a value F is {p > F / 2}, and F rises to its maximum in a few rounds.
     half = most / (1 + total)
     while True:
-        chosen = p > half
-        found = (p * chosen).sum(dim=1, keepdim=True) / (chosen.sum(dim=1, keepdim=True) + total)
-        if not (found > half).any():
+        label_sets = p > half
+        value = (p * label_sets).sum(dim=1, keepdim=True) / (label_sets.sum(dim=1, keepdim=True) + total)
+        if not (value > half).any():
             break
-        half = torch.maximum(found, half)
-    return chosen.scatter_(1, best, True)
+        half = torch.maximum(value, half)
+    return label_sets.scatter_(1, best, True)
 
 
 def lower_to_ancestors(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """Each node's value [N, L] lowered to the smallest of its ancestors': no child is above a parent."""
+    """Lowers the value of each node [N, L] to the smallest value of its ancestors, so that no child is above a parent."""
     lowest = values.clone()
-    for parents, children in _edges_by_level(taxonomy, values.device):
-        if taxonomy.is_forest:  # each node of the level once, in order
-            level = slice(int(children[0]), int(children[-1]) + 1)
+    for level, (parents, children) in zip(taxonomy.levels[1:], _edges_by_level(taxonomy, values.device)):
+        if taxonomy.is_forest:  # the children are the nodes of the level, each once and in order
             lowest[:, level] = torch.minimum(lowest[:, level], lowest[:, parents])
             continue
         lowest.scatter_reduce_(1, children.expand(len(lowest), -1), lowest[:, parents], reduce="amin")
@@ -283,30 +329,52 @@ def lower_to_ancestors(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor
 
 
 def raise_to_descendants(values: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """Each node's value [N, L] raised to the largest of its descendants': no child is above a parent."""
+    """Raises the value of each node [N, L] to the largest value of its descendants, so that no child is above a parent."""
     highest = values.clone()
     for parents, children in reversed(_edges_by_level(taxonomy, values.device)):
         highest.scatter_reduce_(1, parents.expand(len(highest), -1), highest[:, children], reduce="amax")
     return highest
 
 
-def add_ancestors(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """The sets [N, L] with all missing ancestors added, from the deepest level up."""
-    closed = chosen.to(torch.uint8)
-    for parents, children in reversed(_edges_by_level(taxonomy, chosen.device)):
+def add_ancestors(label_sets: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+    """Adds all missing ancestors to label sets [N, L]."""
+    closed = label_sets.to(torch.uint8)
+    for parents, children in reversed(_edges_by_level(taxonomy, label_sets.device)):
         closed.scatter_reduce_(1, parents.expand(len(closed), -1), closed[:, children], reduce="amax")
     return closed.bool()
 
 
-def cut_incoherent(chosen: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
-    """The sets [N, L] without the labels that lack an ancestor."""
-    kept = chosen.to(torch.uint8)
-    for parents, children in _edges_by_level(taxonomy, chosen.device):
+def cut_incoherent(label_sets: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
+    """Removes the labels that lack an ancestor from label sets [N, L]."""
+    kept = label_sets.to(torch.uint8)
+    for parents, children in _edges_by_level(taxonomy, label_sets.device):
         kept.scatter_reduce_(1, children.expand(len(kept), -1), kept[:, parents], reduce="amin")
     return kept.bool()
 
 
+class _Indices(NamedTuple):
+    """Holds the index tensors of a taxonomy on one device. `parents` [L] is -1 for roots and valid for a forest only."""
+
+    edge_parents: torch.Tensor
+    edge_children: torch.Tensor
+    parents: torch.Tensor
+    is_leaf: torch.Tensor
+    path_lengths: torch.Tensor
+
+
+def _indices(taxonomy: Taxonomy, device: torch.device) -> _Indices:
+    """Copies the index tensors of a taxonomy to a device once. They are freed together with the taxonomy."""
+    cache: dict[torch.device, _Indices] = vars(taxonomy).setdefault("_index_tensors", {})
+    if device not in cache:
+        parents = np.full(taxonomy.num_labels, -1)
+        parents[taxonomy.edges[:, 1]] = taxonomy.edges[:, 0]
+        arrays = (*taxonomy.edges.T, parents, taxonomy.is_leaf, taxonomy.depths + 1)
+        with torch.inference_mode(False):  # tensors made in inference mode would fail in a later backward pass
+            cache[device] = _Indices(*(torch.from_numpy(array.copy()).to(device) for array in arrays))
+    return cache[device]
+
+
 def _edges_by_level(taxonomy: Taxonomy, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(parents, children) of the edges into each level below the roots. Edges are sorted by child, hence by level."""
-    edges = torch.from_numpy(taxonomy.edges.copy()).to(device)
-    return [(edges[part, 0], edges[part, 1]) for part in taxonomy.edge_slices[1:]]
+    """Lists (parents, children) of the edges into each level below the roots. Edges are sorted by child, hence by level."""
+    indices = _indices(taxonomy, device)
+    return [(indices.edge_parents[part], indices.edge_children[part]) for part in taxonomy.edge_slices[1:]]

@@ -1,6 +1,7 @@
 """Inference: texts in, labels with scores and paths out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
-from .decoding import UNTHRESHOLDED, decode, default_method, log_thresholds
+from .decoding import UNTHRESHOLDED, Decision, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
 
@@ -129,18 +130,12 @@ class HierarchicalTextClassificationPipeline(Pipeline):
                 'decode="risk" needs a calibrated model, but config.risk_threshold is None: run '
                 "trainer.calibrate_risk(held_out_dataset, alpha=0.1) and save the model."
             )
-        if threshold is None and decode not in UNTHRESHOLDED:
-            threshold = config.thresholds
-        return _decode(
-            logits,
-            self.model.taxonomy,
-            config.label_mode,
-            default_method(config.label_mode) if decode is None else decode,
-            threshold=threshold,
-            partial_paths=config.partial_paths,
-            head=config.head,
-            risk_threshold=config.risk_threshold if decode == "risk" else None,
-        )
+        decision = Decision.from_config(config, method=decode)
+        if threshold is None:
+            return decision.decode(logits, self.model.taxonomy)
+        if decode in UNTHRESHOLDED:
+            raise ValueError(f'decode="{decode}" chooses its own size of the set: leave threshold out.')
+        return replace(decision, thresholds=threshold).decode(logits, self.model.taxonomy)
 
     def postprocess(
         self,
@@ -175,8 +170,5 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         label = {"label": taxonomy.labels[node], "score": score, "depth": depth, "path": paths[0]}
         return label if len(paths) == 1 else {**label, "paths": paths}
 
-
-# `decode` is also the name of the users' argument.
-_decode = decode
 
 __all__ = ["TASK", "HierarchicalTextClassificationPipeline"]

@@ -232,7 +232,7 @@ def test_documents_are_decoded_alike_however_many_at_a_time(mode, method, monkey
     logits = torch.randn(53, 40, generator=torch.Generator().manual_seed(0)) * 3
     options = {"risk_threshold": 0.3} if method == "risk" else {}
     whole = decode(logits, taxonomy, mode, method, **options)
-    monkeypatch.setattr("hcal_hf.decoding._CELLS", 10 * 40 + 7)
+    monkeypatch.setattr("hcal_hf.decoding._CACHED_PAIRS", 10 * 40 + 7)
     assert torch.equal(decode(logits, taxonomy, mode, method, **options), whole)
     assert decode(logits[:0], taxonomy, mode, method, **options).shape == (0, 40)
     assert torch.equal(decode(logits.requires_grad_(), taxonomy, mode, method, **options), whole)

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from transformers import HfArgumentParser, PrinterCallback
 
 from ..card_file import save_minimal_card
 from ..configuration_hcal import HcalConfig
-from ..decoding import METHODS, decode
+from ..decoding import METHODS, Decision, decode
 from ..modeling_hcal import HcalForSequenceClassification
 from ..training.arguments import HcalTrainingArguments
 from ..training.calibration import calibration_metrics
-from ..training.evaluation import compute_metrics, target_matrix
+from ..training.evaluation import score_decision, target_matrix
 from ..training.risk import describe_answers
 from ..training.thresholds import GRANULARITIES, METRICS
 from ..training.trainer import HcalTrainer
@@ -197,14 +197,13 @@ def _fit(trainer: HcalTrainer, args: EvaluationArguments, validation: Dataset | 
 def _metrics(predictions: Any, model: HcalForSequenceClassification, method: str | None) -> dict[str, float]:
     """Computes metrics of the predictions and probabilities, and `answers_...` for predictions at the calibrated risk."""
     config, taxonomy = model.config, model.taxonomy
-    mode, partial, head = config.label_mode, config.partial_paths, config.head
-    risk_threshold = config.risk_threshold
-    metrics = compute_metrics(predictions, taxonomy, mode, partial, head, config.thresholds, method, risk_threshold)
+    decision = Decision.from_config(config, method=method)
+    metrics = score_decision(predictions, taxonomy, decision)
     logits = torch.from_numpy(np.asarray(predictions.predictions))
     targets = target_matrix(np.asarray(predictions.label_ids), taxonomy.num_labels)
-    metrics |= calibration_metrics(logits, targets, taxonomy, mode, partial, head)
-    if risk_threshold is not None:
-        answers = decode(logits, taxonomy, mode, "risk", None, partial, head, risk_threshold)
+    metrics |= calibration_metrics(logits, targets, taxonomy, **decision.model_options)
+    if config.risk_threshold is not None:
+        answers = replace(decision, method="risk").decode(logits, taxonomy)
         metrics |= {f"answers_{name}": value for name, value in describe_answers(answers, targets, taxonomy).items()}
     return metrics
 

@@ -14,7 +14,7 @@ from ..data.collator import HcalDataCollator
 from ..data.encoding import encode_dataset
 from ..data.label_checks import check_encoded
 from ..data.rows import BadRowsError
-from ..decoding import decode, end_probabilities
+from ..decoding import PAIRS_PER_CHUNK, decode, end_probabilities
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import NO_LIMIT
 from ..taxonomy import SEPARATOR, Taxonomy
@@ -41,8 +41,6 @@ except ImportError as missing:
 
 # Arguments of from_encoder that locate its files.
 _FILE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-# (document, label) pairs that are scored at a time, to bound the memory.
-_PAIRS_PER_STEP = 4_000_000
 
 
 class HcalClassifier(ClassifierMixin, BaseEstimator):
@@ -440,7 +438,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         documents: Any = read_features(self, X, reset=False) if self.encoder is None else read_texts(X)
         with progress_bars(self.verbose):
             states = self._states(documents)
-        step = max(_PAIRS_PER_STEP // len(self.taxonomy_), 1)
+        step = max(PAIRS_PER_CHUNK // len(self.taxonomy_), 1)
         model = self.model_
         return torch.cat([model(pooled_states=chunk.to(model.device)).logits.cpu() for chunk in states.split(step)])
 

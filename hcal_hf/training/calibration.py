@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..decoding import best_path, end_probabilities
+from ..decoding import PAIRS_PER_CHUNK, Decision, end_probabilities
 from ..heads import HierarchicalHead
 from ..log_space import log_probs_to_logits
 from ..metrics import brier_score, calibration_scores, expected_calibration_error
@@ -23,8 +23,6 @@ logger = logging.get_logger(__name__)
 LOWEST, HIGHEST = 0.01, 100.0
 # Of log T: far finer than what any number of documents can tell.
 TOLERANCE = 1e-6
-# (document, label) cells at a time: bounds the memory that the head's own work takes.
-_CELLS = 2**22
 
 
 def fit_temperature(head: HierarchicalHead, scores: torch.Tensor, targets: Any) -> float:
@@ -108,7 +106,7 @@ def document_scores(model: Any, features: Any) -> torch.Tensor:
     """The head's scores [N, L] of documents, before any temperature, from their features [N, d] (the output of
     [`HcalForSequenceClassification`]), at least float32, on the CPU."""
     given = torch.as_tensor(features)
-    step = max(1, _CELLS // model.taxonomy.num_labels)
+    step = max(1, PAIRS_PER_CHUNK // model.taxonomy.num_labels)
     parts = [
         model.head.scores(model.prototypes.products(part.to(model.device), model.projection)).cpu()
         for part in given.split(step)
@@ -127,7 +125,7 @@ def _batches(head: HierarchicalHead, scores: torch.Tensor) -> Iterator[tuple[sli
     """Rows of the scores on the head's device, in float64 (which Apple's devices do not have)."""
     device = head.depths.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    step = max(1, _CELLS // scores.shape[1])
+    step = max(1, PAIRS_PER_CHUNK // scores.shape[1])
     for start in range(0, len(scores), step):
         rows = slice(start, start + step)
         yield rows, scores[rows].to(device=device, dtype=dtype)
@@ -161,11 +159,11 @@ def calibration_metrics(
     found = calibration_scores(log_probs.exp().numpy(), positive)
     if label_mode != "single_path":
         return found
-    chosen = best_path(log_probs, taxonomy, partial_paths, head)
+    decision = Decision(label_mode, partial_paths, head)
+    chosen = decision.best_path(log_probs, taxonomy)
     # Nodes are sorted by depth: the last one of a path is its end.
     ends = chosen.shape[1] - 1 - chosen.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
-    coherent = head != "independent"
-    values = end_probabilities(log_probs, taxonomy, partial_paths and coherent)
+    values = end_probabilities(log_probs, taxonomy, partial_paths and decision.is_coherent)
     sure = values.gather(1, ends)[:, 0].clamp(0, 1).numpy()
     right = (chosen.numpy() == positive).all(axis=1)
     return {

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from transformers.utils import logging
 
 from ..card_file import carried_sections, carries_code, folder_name, keep_remote_card, write_card
-from ..decoding import decode
+from ..decoding import Decision
 from ..hub import clear_push_errors
 from ..model_card import DataSummary, Details, Evaluation, Facts, build_card, package_version
 from .evaluation import target_matrix
@@ -258,10 +258,7 @@ class ModelCardMixin(_Trainer):
         # preprocess_logits_for_metrics may have made something else of them.
         if getattr(logits, "shape", ())[1:] != (model.taxonomy.num_labels,) or output.label_ids is None:
             return
-        mode = (model.taxonomy, config.label_mode)
-        sets = decode(
-            torch.from_numpy(np.asarray(logits)), *mode, None, config.thresholds, config.partial_paths, config.head
-        ).numpy()
+        sets = Decision.from_config(config).decode(torch.from_numpy(np.asarray(logits)), model.taxonomy).numpy()
         targets = target_matrix(np.asarray(output.label_ids), model.taxonomy.num_labels)
         evaluation.support = targets.sum(axis=0)
         f1 = 2 * (sets & targets).sum(axis=0) / np.maximum(evaluation.support + sets.sum(axis=0), 1)

@@ -1,13 +1,14 @@
 """Metrics of a model's predictions, as the Trainer asks for them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from ..decoding import UNTHRESHOLDED, best_of_each_level, decode
+from ..decoding import Decision, best_of_each_level
 from ..metrics import classification_scores, violation_rates
 from ..taxonomy import Taxonomy
 
@@ -40,10 +41,19 @@ def compute_metrics(
         is of the probabilities, before any decision; `hvr_argmax` (single_path) of the best label of each level, which
         may contradict the hierarchy under every head. Each name works in `metric_for_best_model`.
     """
+    return score_decision(
+        predictions, taxonomy, Decision(label_mode, partial_paths, head, thresholds, method, risk_threshold)
+    )
+
+
+def score_decision(
+    predictions: EvalPrediction | tuple[np.ndarray, np.ndarray], taxonomy: Taxonomy, decision: Decision
+) -> dict[str, float]:
+    """Computes the metrics of [`compute_metrics`] for a [`Decision`]."""
     logits, labels = (np.asarray(values) for values in (predictions[0], predictions[1]))
     scores = torch.from_numpy(logits)
-    decisions = _decisions(scores, taxonomy, label_mode, partial_paths, head, thresholds, method, risk_threshold)
-    return _scores(decisions, _references(labels), taxonomy, torch.sigmoid(scores).numpy())
+    label_sets = _label_sets(scores, taxonomy, decision)
+    return _scores(label_sets, _references(labels), taxonomy, torch.sigmoid(scores).numpy())
 
 
 class BatchMetrics:
@@ -52,11 +62,11 @@ class BatchMetrics:
 
     Args:
         taxonomy ([`Taxonomy`]): the hierarchy.
-        settings: gives the other arguments of [`compute_metrics`]; asked at each batch.
+        decision: returns the present [`Decision`]. It is called for each batch.
     """
 
-    def __init__(self, taxonomy: Taxonomy, settings: Callable[[], dict[str, Any]]):
-        self.taxonomy, self.settings = taxonomy, settings
+    def __init__(self, taxonomy: Taxonomy, decision: Callable[[], Decision]):
+        self.taxonomy, self.decision = taxonomy, decision
         self.start()
 
     def start(self) -> None:
@@ -70,7 +80,7 @@ class BatchMetrics:
     ) -> dict[str, float]:
         """Takes a batch in; with `compute_result`, the last one, the metrics of all, and the next batch is a first one."""
         scores, labels = (torch.as_tensor(values).cpu() for values in (predictions[0], predictions[1]))
-        found = _decisions(scores, self.taxonomy, **self.settings())
+        found = _label_sets(scores, self.taxonomy, self.decision())
         for name, sets in found.items():
             self.decisions.setdefault(name, []).extend(_as_ids(sets))
         references = _references(labels.numpy())
@@ -85,25 +95,20 @@ class BatchMetrics:
         return metrics
 
 
-def _decisions(
-    scores: torch.Tensor,
-    taxonomy: Taxonomy,
-    label_mode: str,
-    partial_paths: bool = False,
-    head: str = "independent",
-    thresholds: Sequence[float] | None = None,
-    method: str | None = None,
-    risk_threshold: float | None = None,
-) -> dict[str, np.ndarray]:
-    """Label sets [N, L], bool, from logits: as decoded (under ""), raw, and in single_path the best label of each level."""
-    found = {}
-    for prefix, decoder in (("", method), ("raw_", "raw")):
-        lowest = None if decoder in UNTHRESHOLDED else thresholds
-        risk = risk_threshold if decoder == "risk" else None
-        found[prefix] = decode(scores, taxonomy, label_mode, decoder, lowest, partial_paths, head, risk).numpy()
-    if label_mode == "single_path":
-        found["argmax"] = best_of_each_level(scores, taxonomy).numpy()
-    return found
+def _label_sets(scores: torch.Tensor, taxonomy: Taxonomy, decision: Decision) -> dict[str, np.ndarray]:
+    """Decodes logits into label sets, bool [N, L].
+
+    Returns:
+        the decoded sets under `""`, the sets of the method `raw` under `"raw_"`, and in single_path the best label of each
+        level under `"argmax"`.
+    """
+    label_sets = {
+        "": decision.decode(scores, taxonomy).numpy(),
+        "raw_": replace(decision, method="raw").decode(scores, taxonomy).numpy(),
+    }
+    if decision.label_mode == "single_path":
+        label_sets["argmax"] = best_of_each_level(scores, taxonomy).numpy()
+    return label_sets
 
 
 def _scores(

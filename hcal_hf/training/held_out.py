@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..decoding import decode
+from ..decoding import Decision
 from ..metrics import classification_scores
 from .calibration import (
     calibration_metrics,
@@ -57,15 +58,14 @@ class HeldOutMixin(_Trainer):
         features, targets = self._predict_field(dataset, "calibrate_temperature", "features")
         model = self.unwrapped_model
         config = model.config
+        options = Decision.from_config(config).model_options
         scores = document_scores(model, features)
         fitted = fit_temperature(model.head, scores, targets)
         found: dict[str, float] = {"temperature": fitted, "documents": len(targets)}
         for name, temperature in (("before", config.score_temperature), ("after", fitted)):
             logits = tempered_logits(model.head, scores, temperature)
             metrics = {"nll": negative_log_likelihood(model.head, scores, targets, temperature)}
-            metrics |= calibration_metrics(
-                logits, targets, model.taxonomy, config.label_mode, config.partial_paths, config.head
-            )
+            metrics |= calibration_metrics(logits, targets, model.taxonomy, **options)
             found |= {f"{metric}_{name}": value for metric, value in metrics.items()}
         self._set_temperature(fitted)
         return found
@@ -108,16 +108,15 @@ class HeldOutMixin(_Trainer):
         logits, targets = self._predict_field(dataset, "tune_thresholds", "logits")
         model = self.unwrapped_model
         config = model.config
-        mode = (model.taxonomy, config.label_mode)
-        tuned = tune_for_decoding(
-            logits, targets, *mode, config.partial_paths, config.head, granularity=granularity, metric=metric, **kwargs
-        ).tolist()
-        found = {}
-        for name, thresholds in (("before", config.thresholds), ("after", tuned)):
-            sets = decode(logits, *mode, None, thresholds, config.partial_paths, config.head)
-            found[name] = classification_scores(sets.numpy(), targets, model.taxonomy)[metric]
-        config.thresholds = tuned
-        return found
+        before = Decision.from_config(config)
+        options = {**before.model_options, "granularity": granularity, "metric": metric, **kwargs}
+        after = replace(before, thresholds=tune_for_decoding(logits, targets, model.taxonomy, **options).tolist())
+        scores = {}
+        for name, decision in (("before", before), ("after", after)):
+            label_sets = decision.decode(logits, model.taxonomy)
+            scores[name] = classification_scores(label_sets.numpy(), targets, model.taxonomy)[metric]
+        config.thresholds = after.thresholds
+        return scores
 
     def calibrate_risk(self, dataset: Any, alpha: float = 0.1) -> dict[str, float]:
         """Sets how deep the answers of `decode="risk"` go, so that the expected share of wrong labels in an answer is at
@@ -150,13 +149,12 @@ class HeldOutMixin(_Trainer):
         logits, targets = self._predict_field(dataset, "calibrate_risk", "logits")
         model = self.unwrapped_model
         config = model.config
-        mode = (model.taxonomy, config.label_mode)
-        kind = {"partial_paths": config.partial_paths, "head": config.head}
-        threshold = calibrate_risk(torch.sigmoid(logits.double()), targets, *mode, alpha, **kind)
+        options = Decision.from_config(config).model_options
+        threshold = calibrate_risk(torch.sigmoid(logits.double()), targets, model.taxonomy, alpha=alpha, **options)
         config.risk_alpha, config.risk_threshold = float(alpha), threshold
-        answers = decode(logits, *mode, "risk", risk_threshold=threshold, **kind)
-        found = describe_answers(answers, targets, model.taxonomy)
-        return {"alpha": float(alpha), "threshold": threshold, "documents": len(targets), **found}
+        answers = Decision.from_config(config, method="risk").decode(logits, model.taxonomy)
+        description = describe_answers(answers, targets, model.taxonomy)
+        return {"alpha": float(alpha), "threshold": threshold, "documents": len(targets), **description}
 
     def _refuse_training_data(self, dataset: Any, caller: str) -> None:
         if dataset is not None and dataset is self.train_dataset:

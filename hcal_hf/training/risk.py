@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..decoding import best_path, lower_to_ancestors
+from ..decoding import Decision, lower_to_ancestors
 from ..taxonomy import Taxonomy
 from .thresholds import check_documents
 
@@ -72,7 +72,7 @@ def calibrate_risk(
     log_p = torch.from_numpy(p).log().clamp(min=-1e4)
     scores = lower_to_ancestors(log_p, taxonomy)
     if label_mode == "single_path":
-        scores = scores.masked_fill(~best_path(log_p, taxonomy, partial_paths, head), -math.inf)
+        scores = scores.masked_fill(~Decision(label_mode, partial_paths, head).best_path(log_p, taxonomy), -math.inf)
     values, increases = _increases(scores, torch.from_numpy(positive))
     order = values.argsort(descending=True)
     # Sums of fractions round: a mean that meets alpha exactly must pass.

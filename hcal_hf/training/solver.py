@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from ..decoding import decode
+from ..decoding import PAIRS_PER_CHUNK, Decision
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
 from ..targets import Targets
@@ -32,8 +32,6 @@ BIAS_STRENGTH = 100.0
 # all weights change by less than TOLERANCE_CHANGE. Neither depends on the number of documents.
 TOLERANCE_GRAD = 1e-6
 TOLERANCE_CHANGE = 1e-9
-# (document, label) pairs per chunk of documents, which bounds the memory of one evaluation.
-_PAIRS = 4_000_000
 # (document, label) pairs with targets that are kept between evaluations; all others are built again each time.
 _KEPT_PAIRS = 64_000_000
 
@@ -114,7 +112,7 @@ class HeadProblem:
         if reason := unsolvable_because(model):
             raise ValueError(reason)
         self.model, self.num_labels = model, model.taxonomy.num_labels
-        self.chunk = max(_PAIRS // self.num_labels, 1)
+        self.chunk = max(PAIRS_PER_CHUNK // self.num_labels, 1)
         self.features = _unit_features(model, pooled_states, self.chunk)
         self.labels = labels.split(self.chunk)
         self._kept_targets: list[Targets] = []
@@ -359,18 +357,16 @@ def validation_score(model: HcalForSequenceClassification, pooled_states: torch.
     config, taxonomy = model.config, model.taxonomy
     was_training = model.training
     model.eval()
-    chunks = pooled_states.split(max(_PAIRS // taxonomy.num_labels, 1))
+    chunks = pooled_states.split(max(PAIRS_PER_CHUNK // taxonomy.num_labels, 1))
     logits = torch.cat([model(pooled_states=chunk.to(model.device)).logits.cpu() for chunk in chunks])
     model.train(was_training)
     truth = Targets(labels, taxonomy.num_labels).multi_hot.numpy() > 0
-    scores = []
+    decision, scores = Decision.from_config(config, thresholds=None), []
     for metric in ("micro_f1", "macro_f1"):
-        thresholds: Any = None
         if config.label_mode == "multi_path":
-            thresholds = tune_for_decoding(
-                logits, truth, taxonomy, config.label_mode, config.partial_paths, config.head, metric=metric
-            )
-        sets = decode(logits, taxonomy, config.label_mode, None, thresholds, config.partial_paths, config.head)
+            thresholds = tune_for_decoding(logits, truth, taxonomy, **decision.model_options, metric=metric)
+            decision = replace(decision, thresholds=thresholds.tolist())
+        sets = decision.decode(logits, taxonomy)
         scores.append(classification_scores(sets.numpy(), truth, taxonomy)[metric])
     return sum(scores) / len(scores)
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from ..decoding import best_path, lower_to_ancestors, raise_to_descendants
+from ..decoding import Decision, lower_to_ancestors, raise_to_descendants
 from ..taxonomy import Taxonomy
 
 logger = logging.get_logger(__name__)
@@ -149,7 +149,7 @@ def tune_for_decoding(
     """
     log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     if label_mode == "single_path":
-        kwargs["candidates"] = best_path(log_probs, taxonomy, partial_paths, head)
+        kwargs["candidates"] = Decision(label_mode, partial_paths, head).best_path(log_probs, taxonomy)
         log_probs = lower_to_ancestors(log_probs, taxonomy)
     else:
         log_probs = raise_to_descendants(log_probs, taxonomy)

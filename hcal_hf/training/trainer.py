@@ -17,12 +17,12 @@ from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
 from ..data.label_checks import check_encoded, label_column
+from ..decoding import Decision
 from ..modeling_hcal import HcalForSequenceClassification, HcalOutput
 from .arguments import HcalTrainingArguments
 from .callbacks import ReembedLabels
 from .card_mixin import ModelCardMixin
-from .evaluation import BatchMetrics
-from .evaluation import compute_metrics as default_compute_metrics
+from .evaluation import BatchMetrics, score_decision
 from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
@@ -389,17 +389,16 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
         logits, labels = predictions[0], predictions[1]
         if not self.args.eval_do_concat_batches:  # lists of batches
             logits, labels = (functools.reduce(nested_concat, batches) for batches in (logits, labels))
-        return default_compute_metrics((logits, labels), self.unwrapped_model.taxonomy, **self._decision())
+        return score_decision((logits, labels), self.unwrapped_model.taxonomy, self._decision())
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.compute_metrics, BatchMetrics):
             self.compute_metrics.start()  # forgets the batches of an interrupted evaluation
         return super().evaluation_loop(*args, **kwargs)
 
-    def _decision(self) -> dict[str, Any]:
-        """Returns the decision rule in the model's current configuration, which tuning of thresholds changes."""
-        config = self.unwrapped_model.config
-        return {name: getattr(config, name) for name in ("label_mode", "partial_paths", "head", "thresholds")}
+    def _decision(self) -> Decision:
+        """Reads the decision from the model's current configuration, which tuning of thresholds changes."""
+        return Decision.from_config(self.unwrapped_model.config)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Returns a DataLoader that keeps the document order, even with `group_by_length`."""

@@ -1,12 +1,13 @@
 """Tunes a trained model on held-out documents, and estimates the gain by cross-validation."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..decoding import decode
+from ..decoding import Decision
 from ..metrics import classification_scores
 from .thresholds import METRICS, tune_for_decoding
 
@@ -70,20 +71,17 @@ def cross_validate(
     Returns:
         the metric before and after. Both are computed once, over all documents.
     """
-    config, taxonomy = model.config, model.taxonomy
+    taxonomy, decision = model.taxonomy, Decision.from_config(model.config)
     part = np.random.default_rng(0).permutation(len(logits)) % folds
 
     def decide(rows: Any, thresholds: Any) -> np.ndarray:
-        sets = decode(logits[rows], taxonomy, config.label_mode, None, thresholds, config.partial_paths, config.head)
-        return sets.numpy()
+        return replace(decision, thresholds=thresholds).decode(logits[rows], taxonomy).numpy()
 
-    before = decide(slice(None), config.thresholds)
+    before = decide(slice(None), decision.thresholds)
     after = np.zeros_like(before)
     for fold in range(folds):
         held, rest = np.flatnonzero(part == fold), np.flatnonzero(part != fold)
-        thresholds = tune_for_decoding(
-            logits[rest], targets[rest], taxonomy, config.label_mode, config.partial_paths, config.head, metric=metric
-        )
+        thresholds = tune_for_decoding(logits[rest], targets[rest], taxonomy, **decision.model_options, metric=metric)
         after[held] = decide(held, thresholds.tolist())
     scores = [classification_scores(sets, targets, taxonomy)[metric] for sets in (before, after)]
     return scores[0], scores[1]

@@ -235,7 +235,7 @@ def test_the_model_divides_scores_for_probabilities_and_not_for_losses(
 def test_batches_of_documents_make_no_difference(monkeypatch):
     _, head, scores, targets = draw("multi_path", "conditional_sigmoid", True, 2)
     whole = negative_log_likelihood(head, scores, targets, 1.7), tempered_logits(head, scores, 1.7)
-    monkeypatch.setattr("hcal_hf.training.calibration._CELLS", 4 * scores.shape[1])
+    monkeypatch.setattr("hcal_hf.training.calibration.PAIRS_PER_CHUNK", 4 * scores.shape[1])
     assert negative_log_likelihood(head, scores, targets, 1.7) == pytest.approx(whole[0])
     torch.testing.assert_close(tempered_logits(head, scores, 1.7), whole[1])
 

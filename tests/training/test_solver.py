@@ -181,7 +181,7 @@ def test_chunks_of_documents_change_nothing(taxonomy, monkeypatch):
     states, labels = make_documents(taxonomy, 50, seed=1)
     values, weights = [], []
     for cells in (4_000_000, 6 * 7):
-        monkeypatch.setattr("hcal_hf.training.solver._PAIRS", cells)
+        monkeypatch.setattr("hcal_hf.training.solver.PAIRS_PER_CHUNK", cells)
         model = make_model(taxonomy).double()
         values.append(fit_head(model, states.double(), labels))
         weights.append(model.prototypes.weight.detach().clone())

@@ -18,7 +18,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoConfig, pipeline
 
 from ...configuration_hcal import HcalConfig
-from ...decoding import UNTHRESHOLDED, add_ancestors, decode, default_method
+from ...decoding import UNTHRESHOLDED, Decision, add_ancestors, default_method
 from ...pipeline_hcal import TASK, HierarchicalTextClassificationPipeline
 from .tree import CSS, SCRIPT, answer_html, number, tree_html
 
@@ -254,16 +254,8 @@ class Reader:
 
     def decide(self, logits: torch.Tensor, method: str, position: float) -> torch.Tensor:
         """Predicts labels, bool [L], from logits [1, L], as the pipeline does with `decode=method`."""
-        return decode(
-            logits,
-            self.taxonomy,
-            self.config.label_mode,
-            method,
-            threshold=None if method in UNTHRESHOLDED else self.thresholds.at(position),
-            partial_paths=self.config.partial_paths,
-            head=self.config.head,
-            risk_threshold=self.config.risk_threshold if method == "risk" else None,
-        )[0]
+        decision = Decision.from_config(self.config, method=method, thresholds=self.thresholds.at(position))
+        return decision.decode(logits, self.taxonomy)[0]
 
     def threshold_info(self, method: str) -> str:
         """Returns the line below the slider."""
