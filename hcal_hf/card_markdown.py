@@ -52,7 +52,7 @@ def prose(text: str, limit: int | None = 80) -> str:
 
 
 def isolated(text: str) -> str:
-    """Keeps right-to-left letters from reordering what stands beside them on the line."""
+    """Keeps right-to-left letters from reordering other characters on the line."""
     if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in text):
         return f"\u2068{text}\u2069"
     return text

@@ -1,7 +1,7 @@
-"""Model cards: what a saved model is, learned from and reached, as the README.md of its folder.
+"""Builds the model card of a saved model from the facts that the author and the trainer provide.
 
-Only facts that are known are told. What comes from outside, label names above all, stands in code spans and blocks, where
-nothing is read as Markdown, HTML or a link; huggingface_hub writes the metadata.
+A card contains only known facts. Label names and other text from outside are written in code spans and blocks, where
+nothing is read as Markdown, HTML or a link. huggingface_hub writes the metadata.
 """
 
 import difflib

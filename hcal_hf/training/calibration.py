@@ -1,4 +1,4 @@
-"""Temperature scaling: one number, fitted on held-out documents, that makes probabilities as sure as they are right.
+"""Calibrates probabilities by temperature scaling: one number, fitted on held-out documents.
 
 Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017, arXiv 1706.04599).
 """

@@ -92,8 +92,8 @@ class ModelCardMixin(_Trainer):
             language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args, dataset_license,
                 dataset_description, benchmark_task, benchmark_metric: as in [`hcal_hf.model_card.Details`].
             tasks: only `"text-classification"`, which is the default.
-            overwrite: whether to overwrite a README.md that was edited by hand. Otherwise it is left as it is, and a
-                warning tells.
+            overwrite: whether to overwrite a README.md that was edited manually. Otherwise it is left unchanged and a
+                warning is logged.
 
         Raises:
             ValueError: for another task, a name on the Hub that is none, several data sets, or a benchmark without its
