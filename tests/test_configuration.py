@@ -181,7 +181,8 @@ def test_a_configuration_of_an_older_format_loads_silently_and_is_saved_in_the_c
     with caplog.at_level("WARNING"):
         config = AutoConfig.from_pretrained(saved_model)
         model = HcalForSequenceClassification.from_pretrained(saved_model)
-    assert caplog.text == ""
+    # Other tests may make transformers log once per process.
+    assert [record.message for record in caplog.records if record.name.startswith("hcal_hf")] == []
     assert config.hcal_format_version == model.config.hcal_format_version == FORMAT_VERSION
     again = tmp_path_factory.mktemp("again")
     config.save_pretrained(again)
