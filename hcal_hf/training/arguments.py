@@ -1,4 +1,4 @@
-"""Training arguments: transformers' own, and what HCAL adds."""
+"""Extends the training arguments of transformers."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,33 +24,32 @@ PAPER_SETTINGS: dict[str, Any] = {
 @dataclass
 class HcalTrainingArguments(TrainingArguments):
     """
-    [`~transformers.TrainingArguments`] with the arguments of HCAL.
+    Extends [`~transformers.TrainingArguments`] by the arguments of HCAL.
 
-    Differences from the defaults of transformers: none. Added:
+    No default of transformers is changed.
 
     Args:
         loss_weighting (`str`, defaults to `"uniform"`):
             Name of the weighter in `hcal_hf.training.weighting.WEIGHTERS`: `hcal`, `hcal_rate`, `uniform`, `fixed`,
-            `likelihood` (worth a try where documents have several paths), `dwa`, `uncertainty`, `famo`, `gradnorm`, or one
-            of your own.
+            `likelihood` (try it if documents have several paths), `dwa`, `uncertainty`, `famo`, `gradnorm`, or your own.
         loss_weighting_kwargs (`dict`, *optional*):
-            Arguments of the weighter, such as `{"gamma": 0.5}`; its class lists them.
+            Arguments of the weighter, such as `{"gamma": 0.5}`. The weighter's class documents them.
         head_learning_rate (`float`, *optional*):
             Learning rate of the projection and the head's own parameters; `learning_rate` by default.
         prototype_learning_rate (`float`, *optional*):
             Learning rate of the prototypes; `head_learning_rate` by default.
         head_solver (`"auto"`, `"optimizer"` or `"lbfgs"`, defaults to `"auto"`):
-            How a model with a frozen encoder learns from `pooled_states`. `lbfgs`: all documents at once, the strength of
-            the regularisation chosen on the evaluation documents ([`hcal_hf.solve`]); learning rates, epochs,
-            batch sizes and weighters have no part in it. `optimizer`: in batches, as every other model. `auto`: `lbfgs`
-            where it is defined, for linear scores and losses of documents.
+            How a model with a frozen encoder is trained on `pooled_states`. `lbfgs` fits all documents at once and chooses
+            the strength of the regularisation on the evaluation documents ([`hcal_hf.solve`]). It does not use learning
+            rates, epochs, batch sizes or weighters. `optimizer` trains in batches, like any other model. `auto` uses
+            `lbfgs` if it is defined, which is the case for linear scores and losses of single documents.
         prototype_lr_multipliers (`list[float]`, *optional*):
-            Factors on the prototypes' learning rate by level, from the deepest level upwards, the last one repeated
-            beyond (HCAL's release: 5, 10, 20). SGD only: an adaptive optimiser would undo them.
+            Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
+            the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.
 
     Raises:
-        ValueError: for an unknown weighter or argument of one, or for `prototype_lr_multipliers` with another optimiser
-            than SGD, or not positive.
+        ValueError: if the weighter or one of its arguments is unknown, or if `prototype_lr_multipliers` are not positive or
+            the optimiser is not SGD.
     """
 
     loss_weighting: str = field(
@@ -73,13 +72,13 @@ class HcalTrainingArguments(TrainingArguments):
         metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
     )
 
-    # Dictionaries that may come from the command line as JSON (transformers parses those named here).
+    # transformers parses the fields named here from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
 
     def __post_init__(self) -> None:
         metric: str = self.metric_for_best_model or ""
         if getattr(self, "greater_is_better", None) is None and "hvr" in metric:
-            self.greater_is_better = False  # transformers takes every metric but a loss to be better when greater
+            self.greater_is_better = False  # transformers assumes that only losses are better when smaller
         super().__post_init__()
         weighter_kwargs: Any = self.loss_weighting_kwargs or {}
         check_weighter(self.loss_weighting, weighter_kwargs)
@@ -90,24 +89,26 @@ class HcalTrainingArguments(TrainingArguments):
         if self.optim != "sgd":
             raise ValueError(
                 f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers '
-                "rescale gradients, which would undo the factors. Use prototype_learning_rate instead."
+                "rescale gradients, which cancels the factors. Use prototype_learning_rate instead."
             )
         if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
             raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # The Trainer pickles its arguments into training_args.bin, which is pushed with the model: no token in there.
+        # The Trainer pickles its arguments into training_args.bin, which is pushed with the model: leave out the token.
         return {**self.__dict__, "hub_token": None}
 
     @classmethod
     def paper(cls, output_dir: str | None = None, **kwargs: Any) -> "HcalTrainingArguments":
-        """HCAL's released optimiser settings: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.01 for the
-        backbone, and 5, 10, 20 times that for the prototypes from the leaves upwards, constant, without gradient clipping;
-        weights softmax(L / 0.5).
+        """Returns the optimiser settings of HCAL's release.
 
-        Goes with [`HcalConfig.paper`]. `kwargs` override.
+        They are SGD with momentum 0.9 and weight decay 1e-4, and a constant learning rate of 0.01 for the encoder. The
+        learning rate of the prototypes is 5, 10 and 20 times that, from the leaves upwards. There is no gradient clipping.
+        The loss weights are softmax(L / 0.5).
+
+        Use it with [`HcalConfig.paper`]. `kwargs` override single settings.
         """
         settings = dict(PAPER_SETTINGS)
         if "loss_weighting" in kwargs:
-            del settings["loss_weighting_kwargs"]  # they are another weighter's
+            del settings["loss_weighting_kwargs"]  # they belong to another weighter
         return cls(output_dir=output_dir, **{**settings, **kwargs})

@@ -1,4 +1,4 @@
-"""Pooled encoder states, computed once: what a model with a frozen encoder trains its head on."""
+"""Computes pooled encoder states once, to train the head of a model with a frozen encoder on them."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import HcalDataCollator
 from ..modeling_hcal import HcalForSequenceClassification
 
-# Folder of features within a model's; pushes leave out what starts with _.
+# The folder of features within a model's folder. Pushes leave out names that start with _.
 CACHE_FOLDER = "_features"
 
 
 def encoder_fingerprint(model: HcalForSequenceClassification) -> str:
-    """SHA-256 over the encoder's configuration, weights and pooling: equal encoders give equal features."""
+    """Computes SHA-256 over the encoder's configuration, weights and pooling. Equal encoders have equal fingerprints."""
     digest = hashlib.sha256(model.config.pooling.encode())
     encoder_config: Any = model.config.encoder_config
     digest.update(encoder_config.to_json_string().encode())
@@ -42,15 +42,15 @@ def pooled_features(
 ) -> Dataset:
     """Replaces the token columns of an encoded data set by the encoder's pooled states.
 
-    Texts of similar length share a batch, so that little is spent on padding; the order of rows is kept.
+    Texts of similar length share a batch, which saves padding. The order of rows is kept.
 
     Args:
-        model: its encoder and pooling are used, without dropout.
-        dataset: as [`encode_dataset`] makes it, with N rows.
+        model: the model with the encoder and the pooling, which are used without dropout.
+        dataset: a data set of N rows, made by [`encode_dataset`].
         tokenizer: pads the batches.
-        batch_size: texts a batch.
-        cache_dir (*optional*): where the features are kept in safetensors files, named by a hash of the encoder and of
-            the token ids; a second call with the same content reads them instead of computing.
+        batch_size: the number of texts per batch.
+        cache_dir (*optional*): caches the features in safetensors files in this folder, named by a hash of the encoder
+            and of the token ids. A second call with the same content reads them instead of computing them.
 
     Returns:
         a data set with `pooled_states` (float32 [N, hidden_size]) and, if `dataset` has them, `labels`.
@@ -72,7 +72,7 @@ def pooled_features(
         states = _compute(model, tokens, lengths, HcalDataCollator(tokenizer, model.taxonomy), batch_size, desc)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may write the same file: only a complete one gets the name.
+            # Renamed when complete, because another process may read or write the same file.
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             save_file({"pooled_states": states}, temporary)
             try:

@@ -1,11 +1,11 @@
-"""Loss weighters: how the losses of the tasks (one a level) become one.
+"""Combines the losses of the tasks, one per level, into one loss.
 
-Each weighter is a module of its own. Add one by subclassing [`LossWeighter`] and entering it in `WEIGHTERS`:
+Each weighter has its own module. To add one, subclass [`LossWeighter`] and register it in `WEIGHTERS`:
 
     WEIGHTERS["mine"] = MyWeighter
 
-From then on `HcalTrainingArguments(loss_weighting="mine", loss_weighting_kwargs={...})` builds it; the keyword arguments
-are those of its `__init__`.
+Then `HcalTrainingArguments(loss_weighting="mine", loss_weighting_kwargs={...})` builds it. The keyword arguments are
+those of its `__init__`.
 """
 
 import difflib
@@ -38,31 +38,31 @@ WEIGHTERS: dict[str, type[LossWeighter]] = {
 
 
 def check_weighter(name: str, kwargs: Mapping[str, Any]) -> None:
-    """Raises a ValueError for an unknown name, an argument that the weighter does not take, or one that it lacks."""
+    """Raises a ValueError if the name is unknown, or if an argument is unknown or missing."""
     if name not in WEIGHTERS:
         raise ValueError(
             f"loss_weighting must be one of {', '.join(sorted(WEIGHTERS))}, got {name!r}.{_closest(name, WEIGHTERS)}"
         )
-    # The first one is the number of tasks.
+    # The first parameter is the number of tasks.
     parameters = dict(list(inspect.signature(WEIGHTERS[name]).parameters.items())[1:])
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
         return
-    for given in kwargs:
-        if given not in parameters:
+    for key in kwargs:
+        if key not in parameters:
             takes = f"takes {', '.join(parameters)}" if parameters else "takes none"
             raise ValueError(
-                f"loss_weighting_kwargs has {given!r}, but loss_weighting={name!r} {takes}.{_closest(given, parameters)}"
+                f"loss_weighting_kwargs has {key!r}, but loss_weighting={name!r} {takes}.{_closest(key, parameters)}"
             )
-    lacking = [key for key, p in parameters.items() if p.default is p.empty and key not in kwargs]
-    if lacking:
-        raise ValueError(f"loss_weighting={name!r} needs {', '.join(lacking)} in loss_weighting_kwargs.")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in kwargs]
+    if missing:
+        raise ValueError(f"loss_weighting={name!r} needs {', '.join(missing)} in loss_weighting_kwargs.")
 
 
 def build_weighter(name: str, num_tasks: int, **kwargs: Any) -> LossWeighter:
-    """The weighter of a name, for T tasks.
+    """Builds the weighter with a name for T tasks.
 
     Raises:
-        ValueError: for an unknown name, an argument that the weighter does not take or lacks, or one out of range.
+        ValueError: if the name is unknown, or if an argument is unknown, missing or out of range.
     """
     check_weighter(name, kwargs)
     try:
@@ -71,8 +71,8 @@ def build_weighter(name: str, num_tasks: int, **kwargs: Any) -> LossWeighter:
         raise ValueError(f"loss_weighting_kwargs={kwargs} do not fit loss_weighting={name!r}: {problem}.") from problem
 
 
-def _closest(given: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
+def _closest(name: str, candidates: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" Closest: {close[0]!r}." if close else ""
 
 

@@ -1,4 +1,4 @@
-"""The interface of a loss weighter."""
+"""Defines the interface of a loss weighter."""
 
 import torch
 from torch import nn
@@ -8,20 +8,21 @@ class LossWeighter(nn.Module):
     """Turns the losses of T tasks into weights.
 
     `forward` reads the state and never changes it. `after_step` updates it once per optimiser step, never in evaluation.
-    Buffers and parameters are saved with each checkpoint and restored on resuming; parameters join the optimiser, without
-    weight decay. A task that is absent from a batch has no weight there, and its part of the state is not updated.
+    Buffers and parameters are saved with each checkpoint and restored on resuming. Parameters are trained by the model's
+    optimiser, without weight decay. A task that is absent from a batch has no weight there, and its part of the state is
+    not updated.
 
     Args:
         num_tasks (`int`): T.
 
     Attributes:
-        per_batch (`bool`): whether the weights follow the losses of the very batch they are applied to. Such weights
-            differ between the micro-batches of one accumulation window; all others stand still within it, and must not
-            read the `losses` that `forward` is given.
-        needs_counts (`bool`): whether `forward` takes the numbers of terms that the losses are means of, int `[T]`, as a
-            third argument: of the whole accumulation window and all processes.
+        per_batch (`bool`): whether the weights depend on the losses of the batch that they are applied to. Such weights
+            differ between the micro-batches of one accumulation window. All other weights are constant within it, and
+            their `forward` must not read `losses`.
+        needs_counts (`bool`): whether `forward` takes the counts, int `[T]`, as a third argument. A count is the number of
+            terms that a loss is the mean of, over the whole accumulation window and all processes.
         needs_gradient_norms (`bool`): whether `after_step` takes the norms of the tasks' gradients as a third argument.
-        learning_rate (`float`, *optional*): of the parameters; the head's by default.
+        learning_rate (`float`, *optional*): the learning rate of the parameters; the head's by default.
     """
 
     per_batch = False
@@ -34,10 +35,11 @@ class LossWeighter(nn.Module):
         self.num_tasks = num_tasks
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """
+        """Computes the weights.
+
         Args:
-            losses (`torch.Tensor` of shape `[T]`): detached task losses; of a micro-batch, the same on every process, for
-                weighters with `per_batch`.
+            losses (`torch.Tensor` of shape `[T]`): detached task losses. For weighters with `per_batch` they are those of a
+                micro-batch, the same on every process.
             present (`torch.Tensor` of shape `[T]`, bool, *optional*): the tasks that occur in the batch; all by default.
 
         Returns:
@@ -46,8 +48,9 @@ class LossWeighter(nn.Module):
         raise NotImplementedError
 
     def penalty(self, present: torch.Tensor) -> torch.Tensor | None:
-        """A scalar that joins the loss once per optimiser step, with gradient to the weighter's own parameters; None
-        where there is none.
+        """Computes a scalar that is added to the loss once per optimiser step. Returns None if there is no penalty.
+
+        Its gradient trains the weighter's own parameters.
 
         Args:
             present (`torch.Tensor` of shape `[T]`, bool): as for `forward`.
@@ -55,7 +58,7 @@ class LossWeighter(nn.Module):
         return None
 
     def after_step(self, losses: torch.Tensor, present: torch.Tensor) -> None:
-        """Moves the state, once per optimiser step, when the losses of all its micro-batches are known.
+        """Updates the state once per optimiser step, after all its micro-batches.
 
         Args:
             losses (`torch.Tensor` of shape `[T]`): the step's mean task losses over all its micro-batches and processes.
@@ -68,21 +71,21 @@ class LossWeighter(nn.Module):
 
 
 def all_present(losses: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
-    """`present`, or every task where it is None."""
+    """Returns `present`, or all tasks if it is None."""
     return torch.ones_like(losses, dtype=torch.bool) if present is None else present
 
 
 def masked_softmax(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Softmax [T] over the present tasks, 0 elsewhere, also where no task is present (a plain softmax would be NaN)."""
+    """Computes the softmax [T] over the present tasks, 0 elsewhere. Without any present task all values are 0."""
     return torch.where(present.any(), scores.masked_fill(~present, float("-inf")).softmax(dim=0), 0.0)
 
 
 def masked_mean(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Mean [] over the present tasks, 0 where there is none."""
+    """Computes the mean [] over the present tasks, or 0 if there are none."""
     return torch.where(present, values, 0.0).sum() / present.sum().clamp(min=1)
 
 
 def normalized(weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Non-negative weights [T] scaled to sum to 1 over the present tasks, 0 elsewhere."""
+    """Scales non-negative weights [T] to sum to 1 over the present tasks, 0 elsewhere."""
     weights = torch.where(present, weights, 0.0)
     return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Dynamic weight average."""
+"""Weights tasks by dynamic weight average."""
 
 import torch
 
@@ -6,19 +6,20 @@ from .base import LossWeighter, all_present, masked_softmax
 
 
 class DwaWeighter(LossWeighter):
-    """w = softmax(r / temperature) over the present tasks, with r_k = L_k(t - 1) / L_k(t - 2).
+    """Dynamic weight average: gives more weight to tasks with a loss that decreases more slowly.
 
-    L_k(t) is task k's mean loss over the t-th period of `period` optimiser steps, an epoch in the paper. r_k is 1 until
-    two periods have passed, and where L_k(t - 2) is 0. A task's mean is over the steps in which it occurred; a period
-    without any leaves its r_k as it is. The paper's weights sum to T, these to 1.
+    w = softmax(r / temperature) over the present tasks, with r_k = L_k(t - 1) / L_k(t - 2). L_k(t) is the mean loss of task
+    k over the t-th period of `period` optimiser steps, which is an epoch in the paper. r_k is 1 during the first two
+    periods, and if L_k(t - 2) is 0. The mean is taken over the steps in which the task occurs. A period in which it never
+    occurs leaves r_k unchanged. The paper's weights sum to T, these sum to 1.
 
     Args:
         num_tasks (`int`): T.
-        temperature (`float`, defaults to 2.0): the paper's.
-        period (`int`, defaults to 100): optimiser steps in a period; the number of steps of an epoch for the paper's rule.
+        temperature (`float`, defaults to 2.0): the temperature of the softmax, as in the paper.
+        period (`int`, defaults to 100): the optimiser steps per period. The paper's rule has as many as an epoch.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: if an argument is out of range.
 
     Source: Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019 (arXiv 1803.10704), section
     3.3.
@@ -42,9 +43,9 @@ class DwaWeighter(LossWeighter):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def rates(self) -> torch.Tensor:
-        """r of shape [T]."""
-        known = self.before > 0
-        return torch.where(known, self.last / torch.where(known, self.before, 1.0), 1.0)
+        """Returns r of shape [T]."""
+        is_defined = self.before > 0
+        return torch.where(is_defined, self.last / torch.where(is_defined, self.before, 1.0), 1.0)
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         return masked_softmax(self.rates().to(losses) / self.temperature, all_present(losses, present))
@@ -54,9 +55,9 @@ class DwaWeighter(LossWeighter):
         self.counts += present
         self.steps += 1
         ends = self.steps % self.period == 0
-        known = ends & (self.counts > 0)
-        self.before.copy_(torch.where(known, self.last, self.before))
-        self.last.copy_(torch.where(known, self.sums / self.counts.clamp(min=1), self.last))
+        is_updated = ends & (self.counts > 0)
+        self.before.copy_(torch.where(is_updated, self.last, self.before))
+        self.last.copy_(torch.where(is_updated, self.sums / self.counts.clamp(min=1), self.last))
         self.sums.masked_fill_(ends, 0.0)
         self.counts.masked_fill_(ends, 0.0)
 

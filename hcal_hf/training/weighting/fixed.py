@@ -1,4 +1,4 @@
-"""Weights given once and for all."""
+"""Weights tasks by constants."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from .base import LossWeighter, all_present, normalized
 
 
 class FixedWeighter(LossWeighter):
-    """w_k = v_k / (sum of v over the present tasks), with v given.
+    """Constant weights: w_k = v_k / (sum of v over the present tasks).
 
     Args:
         num_tasks (`int`): T.
-        weights (`list[float]`): v, one a task, from the top level downwards; only their ratios matter.
+        weights (`list[float]`): v, one per task from the top level downwards. Only their ratios matter.
 
     Raises:
-        ValueError: for another number of weights than tasks, a negative or infinite one, or none above 0.
+        ValueError: if there are not T weights, if one is negative or not finite, or if none is above 0.
     """
 
     weights: torch.Tensor
@@ -29,7 +29,7 @@ class FixedWeighter(LossWeighter):
             )
         if not (values.isfinite().all() and (values >= 0).all() and (values > 0).any()):
             raise ValueError(f"weights must be 0 or above, finite, and not all 0, got {values.tolist()}.")
-        # An argument, no state: a checkpoint must not bring an earlier run's weights back.
+        # Not part of the state, so that a checkpoint does not restore the weights of an earlier run.
         self.register_buffer("weights", (values / values.sum()).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:

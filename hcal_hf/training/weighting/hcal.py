@@ -1,4 +1,4 @@
-"""HCAL's adaptive weights."""
+"""Weights tasks by HCAL's adaptive weights."""
 
 import torch
 
@@ -6,17 +6,17 @@ from .base import LossWeighter, all_present, masked_softmax
 
 
 class HcalWeighter(LossWeighter):
-    """lambda = softmax(L / gamma) over the present tasks, from the current batch's losses.
+    """HCAL's weights: lambda = softmax(L / gamma) over the present tasks, from the losses of the current batch.
 
-    The gradient of sum_k lambda_k L_k with constant lambda is that of gamma * logsumexp(L / gamma): an
-    entropy-regularised minimax over the levels. It has no state and no memory of earlier batches.
+    The gradient of sum_k lambda_k L_k with constant lambda equals that of gamma * logsumexp(L / gamma), an
+    entropy-regularised minimax over the levels. The weighter has no state and does not use earlier batches.
 
     Args:
         num_tasks (`int`): T.
-        gamma (`float`, defaults to 0.5): temperature, in units of the losses.
+        gamma (`float`, defaults to 0.5): the temperature, in units of the losses.
 
     Raises:
-        ValueError: for gamma out of range.
+        ValueError: if gamma is out of range.
 
     Source: Jiang et al., HCAL, CIKM 2025 (arXiv 2508.13452), as in the authors' release.
     """

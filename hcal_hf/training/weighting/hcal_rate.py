@@ -1,4 +1,4 @@
-"""Weights that follow the levels' rates of convergence."""
+"""Weights tasks by their rates of convergence."""
 
 import torch
 
@@ -6,29 +6,29 @@ from .base import LossWeighter, all_present, masked_mean, masked_softmax
 
 
 class HcalRateWeighter(LossWeighter):
-    """What HCAL's abstract describes, weights that follow convergence rates, without units and with a floor.
+    """Weights that follow convergence rates, as HCAL's abstract describes, independent of units and with a floor.
 
         r_k = EMA(L_k) / (mean of L_k over its first steps)
         w = (1 - rho) * softmax(r / (gamma * mean r)) + rho / T
 
-    over the T present tasks: r_k is the share of its starting loss that task k still has, so that the slowest task weighs
-    most, whatever the losses' scales. A task's steps are those in which it occurred. The EMA starts from the mean that it
-    is divided by, so that r_k is 1 during the task's first steps (from its first loss it would lag behind that mean, and
-    fall most slowly where the loss falls fastest). Without a floor one level can take all weight and the others come to a
-    halt.
+    over the T present tasks. r_k is the share of its initial loss that task k still has, so the slowest task gets the most
+    weight, whatever the scales of the losses. Only steps in which a task occurs count as its steps. The EMA starts from the
+    mean that it is divided by, so that r_k is 1 during the first steps of the task. (If it started from the first loss, it
+    would lag behind that mean, and decrease most slowly where the loss decreases fastest.) Without a floor, one level can
+    take all the weight, and the others stop training.
 
     Args:
         num_tasks (`int`): T.
-        gamma (`float`, defaults to 0.5): temperature, in units of the mean rate.
-        rho (`float`, 0 to 1, defaults to 0.2): share of the weight that is spread evenly.
-        decay (`float`, below 1, defaults to 0.99): of the EMA.
-        first_steps (`int`, defaults to 10): how many of its steps make a task's starting loss.
+        gamma (`float`, defaults to 0.5): the temperature, in units of the mean rate.
+        rho (`float`, 0 to 1, defaults to 0.2): the share of the weight that is distributed equally.
+        decay (`float`, below 1, defaults to 0.99): the decay of the EMA.
+        first_steps (`int`, defaults to 10): the number of first steps over which a task's initial loss is averaged.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: if an argument is out of range.
 
-    Source: hcal_hf's own, after the abstract of Jiang et al., HCAL, CIKM 2025 (arXiv 2508.13452), whose released code
-    has no rates.
+    Source: hcal_hf, after the abstract of Jiang et al., HCAL, CIKM 2025 (arXiv 2508.13452). The authors' release has no
+    rates.
     """
 
     average: torch.Tensor
@@ -53,8 +53,8 @@ class HcalRateWeighter(LossWeighter):
         self.register_buffer("seen", torch.zeros(num_tasks, dtype=torch.int64))
 
     def rates(self) -> torch.Tensor:
-        """r of shape [T]."""
-        # A level of one label has a loss of 0 from the start: it has nothing left to converge.
+        """Returns r of shape [T]."""
+        # The bound is for levels with one label, which have a loss of 0 from the start.
         return torch.where(self.seen > 0, self.average / self.start.clamp(min=1e-6), 1.0)
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:

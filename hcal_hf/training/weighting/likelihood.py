@@ -1,4 +1,4 @@
-"""Weights under which the loss is the likelihood of the documents' labels."""
+"""Weights tasks so that the loss is the likelihood of the documents' labels."""
 
 import torch
 
@@ -6,16 +6,18 @@ from .base import LossWeighter, all_present, normalized
 
 
 class LikelihoodWeighter(LossWeighter):
-    """w_k = n_k / (sum of n over the present tasks), with n_k the number of terms that the loss of level k is the mean of.
+    """Likelihood weights: w_k = n_k / (sum of n over the present tasks), where the loss of level k is a mean of n_k terms.
 
-    The weighted sum is then the mean over all terms, of whatever level, which `head_solver="lbfgs"` fits too. With
-    `conditional_sigmoid`, `lookahead_sigmoid` and `conditional_softmax` on a forest it is -log P(labels of the documents)
-    but for a factor: maximum likelihood. With `lookahead_softmax` and `path_softmax` it is not: the loss of each of their
-    levels is that of a whole path down to there, so that the upper levels count again in all below. Under equal weights a
-    level of few terms, as one where most labels' parents do not occur, has as much weight as one of many.
+    The weighted sum is the mean over the terms of all levels, which `head_solver="lbfgs"` also fits. With
+    `conditional_sigmoid`, `lookahead_sigmoid` and `conditional_softmax` on a forest it is proportional to
+    -log P(labels of the documents), so training is maximum likelihood. With `lookahead_softmax` and `path_softmax` it is
+    not: the loss of each level is that of the whole path down to this level, so the upper levels count again in all levels
+    below. Equal weights, in contrast, give a level with few terms as much weight as a level with many. A level has few
+    terms if the parents of most of its labels do not occur.
 
-    The terms are the documents that reach a level (single_path), or the pairs of a document and a label that the head
-    decides there (multi_path: for `conditional_sigmoid` and `lookahead_sigmoid` those whose parents are all true).
+    Under single_path the terms of a level are the documents that reach it. Under multi_path they are the (document, label)
+    pairs that the head decides on that level. For `conditional_sigmoid` and `lookahead_sigmoid` these are the pairs in
+    which all parents of the label are true.
     """
 
     needs_counts = True
@@ -23,6 +25,6 @@ class LikelihoodWeighter(LossWeighter):
     def forward(
         self, losses: torch.Tensor, present: torch.Tensor | None = None, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`counts` (`torch.Tensor` of shape `[T]`, *optional*): n; all alike by default."""
+        """Computes the weights from `counts` (`torch.Tensor` of shape `[T]`), which are n; all equal by default."""
         counts = torch.ones_like(losses) if counts is None else counts.to(losses)
         return normalized(counts, all_present(losses, present))

@@ -1,4 +1,4 @@
-"""Weights learned as homoscedastic uncertainties."""
+"""Weights tasks by learned homoscedastic uncertainties."""
 
 import torch
 from torch import nn
@@ -7,20 +7,20 @@ from .base import LossWeighter, all_present
 
 
 class UncertaintyWeighter(LossWeighter):
-    """Learned log-variances s_k: the loss is the mean over the present tasks of exp(-s_k) L_k + s_k / 2.
+    """Uncertainty weights: the loss is the mean over the present tasks of exp(-s_k) L_k + s_k / 2, with learned s_k.
 
-    The weights are exp(-s_k) / T over the T present tasks, and sum to 1 only at the start, where s = 0; the penalty is
-    sum_k s_k / (2 T). (The paper sums over the tasks; the mean starts as `uniform` does, at the same learning rate.) At
-    the optimum s_k = log(2 L_k), so that a task weighs 1 / (2 L_k T). s stays at -10 or above: a task whose loss is 0
-    would let it run away.
+    s_k is a log-variance. The weights are exp(-s_k) / T over the T present tasks. They sum to 1 only at the start, where
+    s = 0. The penalty is sum_k s_k / (2 T). (The paper sums over the tasks. With the mean, training starts like `uniform`
+    at the same learning rate.) At the optimum s_k = log(2 L_k), so the weight of a task is 1 / (2 L_k T). s is bounded by
+    -10 from below, because it would decrease without end for a task with loss 0.
 
     Args:
         num_tasks (`int`): T.
-        learning_rate (`float`, *optional*): of s; the head's by default. At the learning rate of a pretrained encoder s
-            would hardly move.
+        learning_rate (`float`, *optional*): the learning rate of s; the head's by default. The learning rate of a
+            pretrained encoder would hardly change s.
 
     Raises:
-        ValueError: for learning_rate out of range.
+        ValueError: if learning_rate is out of range.
 
     Source: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018 (arXiv 1705.07115), eq. 10, for classification.

@@ -1,4 +1,4 @@
-"""Equal weights."""
+"""Weights tasks equally."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .base import LossWeighter, all_present
 
 
 class UniformWeighter(LossWeighter):
-    """1 / (number of present tasks) for each present task."""
+    """Equal weights: 1 / (number of present tasks) for each present task."""
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         present = all_present(losses, present)
