@@ -1,6 +1,6 @@
 """The command `hcal`: trains, evaluates, predicts, inspects, checks a taxonomy, shows a demo page and exports.
 
-Each command imports slow libraries (torch, transformers) only when it runs, so that help and usage errors appear at once.
+Each command imports its own modules only when it runs. The package itself still imports transformers, which takes seconds.
 Results go to stdout, and everything else goes to stderr.
 """
 
