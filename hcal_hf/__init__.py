@@ -75,6 +75,7 @@ _LAZY = {
     "pooled_features": "training.features",
     "predict_file": "commands.prediction_file",
     "quantize_int8": "commands.onnx_export",
+    "read_label_names": "data.label_names",
     "read_table": "data.tables",
     "run_training": "commands.training_run",
     "solve": "training.solver",
@@ -139,6 +140,7 @@ __all__ = [
     "pooled_features",
     "predict_file",
     "quantize_int8",
+    "read_label_names",
     "read_table",
     "run_training",
     "solve",
@@ -182,6 +184,7 @@ if TYPE_CHECKING:
     from .commands.training_run import run_training
     from .data.collator import HcalDataCollator
     from .data.encoding import encode_dataset
+    from .data.label_names import read_label_names
     from .data.rows import BadRowsError
     from .data.split import split_rows
     from .data.tables import read_table

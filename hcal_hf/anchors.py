@@ -32,13 +32,20 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     return states
 
 
-def label_texts(taxonomy: Taxonomy, descriptions: Mapping[str, str] | None = None) -> list[str]:
+def label_texts(
+    taxonomy: Taxonomy, descriptions: Mapping[str, str] | None = None, names: Sequence[str] | None = None
+) -> list[str]:
     """Returns the text of each label: its description, or its name after its parents' names.
+
+    Args:
+        taxonomy: the hierarchy.
+        descriptions: texts of some labels.
+        names: the name of each label, instead of its own (`config.label_names`).
 
     Raises:
         ValueError: for a description of an unknown label (the message lists the closest labels).
     """
-    texts = taxonomy.texts()
+    texts = taxonomy.texts(names)
     for label, text in (descriptions or {}).items():
         texts[taxonomy.index(label)] = text
     return texts

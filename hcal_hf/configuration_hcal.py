@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +33,9 @@ _LOADER_KEYS = (
     "code_revision",
     "token",
 )
+
+# The options of `table_options`, with the names of [`hcal_hf.encode_dataset`]. `leave_out` holds labels that exclude a row.
+TABLE_OPTIONS = ("text", "labels", "separator", "delimiter", "empty_means_none", "leave_out")
 
 # A risk_threshold above every probability, with the same value as `hcal_hf.training.risk.NEVER`.
 _NEVER = 2.0
@@ -138,6 +141,13 @@ class HcalConfig(PreTrainedConfig):
             T of temperature scaling ([`HcalTrainer.calibrate_temperature`] sets it). Probabilities are computed from all
             scores divided by T, biases and stop scores included. Losses use the undivided scores, so training does not
             depend on T.
+        label_names (`list[str]`, *optional*):
+            The name of each of the L labels for people, where the labels are codes. Shown after the label, and used for
+            the default `label_texts`.
+        table_options (`dict`, *optional*):
+            How the tables of training were read: `text` and `labels` (lists of columns), `separator`, `delimiter`,
+            `empty_means_none` and `leave_out`, as for [`hcal_hf.encode_dataset`]. The commands read other tables in the
+            same way. No effect on the model.
         hcal_format_version (`int`):
             Format of config.json and weights. Do not set it: [`from_dict`] checks the number that was read and replaces
             it by the format that this library writes.
@@ -190,6 +200,8 @@ class HcalConfig(PreTrainedConfig):
     risk_alpha: float | None = None
     risk_threshold: float | None = None
     score_temperature: float | int = 1.0
+    label_names: list[str] | None = None
+    table_options: dict[str, Any] | None = None
     hcal_format_version: int = FORMAT_VERSION
 
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -223,7 +235,7 @@ class HcalConfig(PreTrainedConfig):
         if self.head == "auto" and self.label_mode in DEFAULT_HEADS:
             self.head = "independent" if self.objective == "aggregate" else DEFAULT_HEADS[self.label_mode]
         if self.prototype_anchor and self.label_texts is None:
-            self.label_texts = self.to_taxonomy().texts()
+            self.label_texts = self.to_taxonomy().texts(self.label_names)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         kwargs.setdefault("custom_pipelines", None)  # like auto_map, for pipeline() with the code of a repository
@@ -272,15 +284,23 @@ class HcalConfig(PreTrainedConfig):
             raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
         if not self.contrast_alpha >= 0:
             raise ValueError(f"contrast_alpha must be 0 or above, got {self.contrast_alpha}.")
-        if self.label_texts is not None and len(self.label_texts) != len(self.labels):
-            raise ValueError(
-                f"label_texts must hold one text for each of {len(self.labels)} labels, got {len(self.label_texts)}."
-            )
+        for field_name in ("label_texts", "label_names"):
+            texts = getattr(self, field_name)
+            if texts is not None and len(texts) != len(self.labels):
+                raise ValueError(
+                    f"{field_name} must hold one text for each of {len(self.labels)} labels, got {len(texts)}."
+                )
         if not 0 < self.score_temperature < math.inf:
             raise ValueError(
                 f"score_temperature must be a finite number above 0 (1: scores as they are), got {self.score_temperature}:"
                 " trainer.calibrate_temperature sets it."
             )
+
+    def validate_table_options(self) -> None:
+        """Checks the names of the options."""
+        for name in self.table_options or {}:
+            if name not in TABLE_OPTIONS:
+                raise ValueError(f"table_options has no option {name!r}: the options are {', '.join(TABLE_OPTIONS)}.")
 
     def validate_risk(self) -> None:
         """Checks that risk level and threshold are both set or both None, and in range."""
@@ -353,9 +373,29 @@ class HcalConfig(PreTrainedConfig):
         """Returns the hierarchy as a new [`Taxonomy`]."""
         return Taxonomy(self.labels, self.edges)
 
+    @property
+    def shown_names(self) -> list[str]:
+        """The name of each label for people: the last step of its path, and its entry in `label_names` if it differs."""
+        names = self.to_taxonomy().names
+        if self.label_names is None:
+            return list(names)
+        return [f"{code} {name}" if name != code else code for code, name in zip(names, self.label_names)]
+
     @classmethod
     def from_taxonomy(cls, taxonomy: Taxonomy, encoder_config: Any = None, **kwargs: Any) -> "HcalConfig":
-        """Builds a configuration for a taxonomy. `kwargs` are the other fields."""
+        """Builds a configuration for a taxonomy.
+
+        Args:
+            taxonomy: the hierarchy.
+            encoder_config: the configuration of the encoder.
+            kwargs: the other fields. `label_names` may also be a dictionary from labels, or last steps of their paths, to
+                names; labels that it leaves out keep their own.
+
+        Raises:
+            ValueError: if `label_names` has keys that no label has, or a field is invalid.
+        """
+        if isinstance(names := kwargs.get("label_names"), Mapping):
+            kwargs["label_names"] = display_names(taxonomy, names)
         return cls(
             encoder_config=encoder_config, labels=list(taxonomy.labels), edges=taxonomy.edges.tolist(), **kwargs
         )
@@ -383,6 +423,21 @@ class HcalConfig(PreTrainedConfig):
         return cls.from_taxonomy(taxonomy, encoder_config, **{**preset, **kwargs})
 
 
+def display_names(taxonomy: Taxonomy, names: Mapping[str, str]) -> list[str]:
+    """Returns the name of each label: that of the label in `names`, else of its last step, else the last step itself.
+
+    Raises:
+        ValueError: if `names` has keys that no label has.
+    """
+    known = {*taxonomy.labels, *taxonomy.names}
+    if unknown := [key for key in names if key not in known]:
+        raise ValueError(
+            f"label_names has {len(unknown):,} keys that are not labels, first {unknown[0]!r}: the labels are "
+            f"{', '.join(map(repr, taxonomy.labels[:5]))}, ..."
+        )
+    return [names.get(label, names.get(name, name)) for label, name in zip(taxonomy.labels, taxonomy.names)]
+
+
 def _check_format_version(number: Any) -> None:
     if not isinstance(number, int) or number < 0:
         raise ValueError(f"hcal_format_version must be a whole number of at least 0, got {number!r}.")
@@ -396,4 +451,4 @@ def _check_format_version(number: Any) -> None:
 # Makes save_pretrained write this file and those that it imports next to the model.
 HcalConfig.register_for_auto_class()
 
-__all__ = ["FORMAT_VERSION", "HcalConfig"]
+__all__ = ["FORMAT_VERSION", "TABLE_OPTIONS", "HcalConfig"]

@@ -84,10 +84,14 @@ def extend_config(
     old = config.to_taxonomy()
     extended = _extend_taxonomy(old, paths)
     source = np.array([old.label_index.get(label, -1) for label in extended.labels])
-    texts = label_texts(extended, descriptions)
+    names = None
+    if config.label_names is not None:
+        names = [extended.names[i] if j < 0 else config.label_names[j] for i, j in enumerate(source.tolist())]
+    texts = label_texts(extended, descriptions, names)
     if config.label_texts is not None:
         texts = [texts[i] if j < 0 else config.label_texts[j] for i, j in enumerate(source.tolist())]
-    replaced = {"id2label", "label2id", "labels", "edges", "label_texts", "risk_alpha", "risk_threshold", "thresholds"}
+    replaced = {"id2label", "label2id", "labels", "edges", "label_texts", "label_names", "thresholds"}
+    replaced |= {"risk_alpha", "risk_threshold"}
     fields = {name: value for name, value in config.to_dict().items() if name not in replaced}
     # A new configuration sets the attention of its sub-configurations too.
     encoder_config: Any = config.encoder_config
@@ -96,6 +100,7 @@ def extend_config(
         labels=list(extended.labels),
         edges=extended.edges.tolist(),
         label_texts=texts,
+        label_names=names,
         thresholds=_extend_thresholds(config.thresholds, extended, source),
         **fields,
     )

@@ -250,7 +250,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         config = make_config(taxonomy, model.config, attn_implementation=attention, **kwargs)
         hcal = cls(config, encoder=model).to(device=model.device)
         if config.prototype_anchor:
-            config.label_texts = label_texts(taxonomy, descriptions)
+            config.label_texts = label_texts(taxonomy, descriptions, config.label_names)
             hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
         elif descriptions:
             raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')

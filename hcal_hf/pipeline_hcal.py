@@ -28,7 +28,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
 
     For each text it returns a list of `{"label", "score", "depth", "path"}`, from the roots down: the label, its
     probability, its depth (0 = top level) and the names on the way to it. In a DAG, a label with several paths has
-    them (the first 100) under `"paths"`.
+    them (the first 100) under `"paths"`. A model with `config.label_names` adds the label's name as `"name"`.
 
     Arguments, for the pipeline or for a call:
         decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"`, `"expected_f1"` or `"risk"`): how the label set is
@@ -168,6 +168,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         paths = taxonomy.paths(node, limit=MAX_PATHS)
         depth = int(taxonomy.depths[node])
         label = {"label": taxonomy.labels[node], "score": score, "depth": depth, "path": paths[0]}
+        if self.model.config.label_names is not None:
+            label["name"] = self.model.config.label_names[node]
         return label if len(paths) == 1 else {**label, "paths": paths}
 
 

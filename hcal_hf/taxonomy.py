@@ -329,9 +329,9 @@ class Taxonomy:
                     )
         return tuple(names)
 
-    def texts(self) -> list[str]:
-        """Returns the text of each label for an encoder: "parent names: name", with spaces for underscores."""
-        words = [name.replace("_", " ") for name in self.names]
+    def texts(self, names: Sequence[str] | None = None) -> list[str]:
+        """Returns the text of each label, by its own or other names: "parent names: name", with spaces for underscores."""
+        words = [name.replace("_", " ") for name in names or self.names]
         return [
             ": ".join(
                 [", ".join(words[parent] for parent in self.parent_lists[node]), word]

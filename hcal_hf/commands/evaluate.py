@@ -27,14 +27,33 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--split", default="test", choices=("train", "validation", "test"), help="Split to measure on. Default: test."
     )
-    parser.add_argument("--text", default="text", metavar="COLUMN", help="Column of texts. Default: text.")
     parser.add_argument(
-        "--labels", nargs="+", default=["labels"], metavar="COLUMN", help="Column of labels, or one column per level."
+        "--text",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="Column of texts, or several, which are joined. Default: those of training, else text.",
     )
     parser.add_argument(
-        "--separator", default=" > ", help='Separates the steps of a path in a string. Default: " > ".'
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="Column of labels, or one column per level. Default: those of training, else labels.",
     )
-    parser.add_argument("--delimiter", help="Separates several labels in one cell.")
+    parser.add_argument(
+        "--separator", help='Separates the steps of a path in a string. Default: as in training, else " > ".'
+    )
+    parser.add_argument("--delimiter", help="Separates several labels in one cell. Default: as in training.")
+    parser.add_argument(
+        "--empty-means-none",
+        action="store_true",
+        default=None,
+        help="An empty cell means that a document has no label, and not that its labels are unknown.",
+    )
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="LABEL", help="Labels that exclude a document, such as oos."
+    )
     parser.add_argument("--max-length", type=at_least_1, metavar="N", help="Maximum number of tokens per text.")
     parser.add_argument(
         "--on-bad-row",
@@ -78,6 +97,6 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     )
     evaluation_args.json = False  # the command prints the JSON
     source = "data_dir" if os.path.exists(args.data) else "dataset"
-    names = ("text", "labels", "separator", "delimiter", "max_length", "on_bad_row")
+    names = ("text", "labels", "separator", "delimiter", "empty_means_none", "leave_out", "max_length", "on_bad_row")
     tables = TableArguments(**{source: args.data}, **{name: getattr(args, name) for name in names})
     return evaluate_model(args.model, evaluation_args, tables), "", OK

@@ -112,7 +112,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     Args:
         model_name: the folder of a saved model with its tokenizer, or its name on the Hub.
         args: the values to fit and the split to evaluate.
-        tables: the texts and labels.
+        tables: the texts and labels. What it does not set is read as in training (`config.table_options`).
 
     Returns:
         `model`, `split`, `documents` (the number of documents of each step), `metrics` of the split (with the names of the
@@ -126,6 +126,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     model, tokenizer = load_model(model_name)
     config = model.config
     _check_decoder(args, config)
+    tables = tables.with_defaults(config.table_options)
     raw = load_data(tables, ["validation", args.split] if args.fits else [args.split])
     encoded = encode_splits(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)
     for split, rows in encoded.items():

@@ -67,7 +67,7 @@ def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str
         "risk": None
         if config.risk_alpha is None
         else {"alpha": config.risk_alpha, "threshold": config.risk_threshold},
-        "tree": _tree(taxonomy, depth, max_children),
+        "tree": _tree(taxonomy, depth, max_children, config.shown_names),
     }
 
 
@@ -91,7 +91,7 @@ def _thresholds(config: HcalConfig, taxonomy: Taxonomy) -> Any:
     return [[min(values), max(values)] for values in levels]
 
 
-def _tree(taxonomy: Taxonomy, depth: int, max_children: int) -> list[dict[str, Any]]:
+def _tree(taxonomy: Taxonomy, depth: int, max_children: int, names: list[str]) -> list[dict[str, Any]]:
     """Builds the tree of bounded size."""
     children: dict[int, list[int]] = defaultdict(list)
     for parent, child in taxonomy.edges.tolist():
@@ -103,7 +103,7 @@ def _tree(taxonomy: Taxonomy, depth: int, max_children: int) -> list[dict[str, A
     def subtree(node: int, levels: int) -> dict[str, Any]:
         child_nodes = children.get(node, [])
         visible = subtrees(child_nodes, levels - 1) if levels > 1 else []
-        return {"label": taxonomy.names[node], "children": visible, "hidden": len(child_nodes) - len(visible)}
+        return {"label": names[node], "children": visible, "hidden": len(child_nodes) - len(visible)}
 
     roots = [node for node in range(taxonomy.num_labels) if not len(taxonomy.parents(node))]
     tree = subtrees(roots, depth)

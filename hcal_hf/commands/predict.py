@@ -39,9 +39,8 @@ def add_parser(commands: Any) -> None:
         "--text-column",
         dest="text_column",
         nargs="+",
-        default=["text"],
         metavar="COLUMN",
-        help="Column of texts, or several, which are joined. Default: text.",
+        help="Column of texts, or several, which are joined. Default: those of training, else text.",
     )
     parser.add_argument(
         "--level-columns", action="store_true", help="Also write one column per level: level_1, level_2, ..."

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..configuration_hcal import HcalConfig
 from ..data.table_formats import Row
 from ..data.tables import TableFile
 from ..data.texts import join_texts
 from ..training.precision import warn_of_slow_bfloat16
 from .atomic_writer import AtomicWriter, file_fingerprint, model_fingerprint
 from .predictor import PredictionArguments, Predictor, TokenizedTexts
-from .saved_model import load_model
+from .saved_model import load_config, load_model
 
 # One process may finish hours before another.
 PROCESS_TIMEOUT = timedelta(days=7)
@@ -71,6 +72,8 @@ def predict_file(
     """
     args = PredictionArguments() if args is None else args
     table, out = TableFile(Path(file), args.encoding), Path(out)
+    if args.text_column is None:
+        args = replace(args, text_column=_default_text_columns(table, load_config(model_name)))
     column_names = [*args.text_columns, *([args.id_column] if args.id_column else [])]
     table.check_columns(column_names)
     if out.suffix != ".parquet":
@@ -111,7 +114,7 @@ def predict_file(
                         bar.update(start + int(share * size) - bar.n)
 
                     predictions = predictor.predict_tokens(window.tokens.result(), advance)
-                    writer.write(window.index, _window_table(predictions, window, table, args))
+                    writer.write(window.index, _window_table(predictions, window, table, args, model.config))
                     rows_done += len(window.rows)
                 bar.set_postfix_str(
                     f"{rows_done:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False
@@ -120,10 +123,16 @@ def predict_file(
         state.wait_for_everyone()
         if not state.is_main_process:
             return {}
-        report = writer.join(num_windows, args.window, _schema(table, args))
+        report = writer.join(num_windows, args.window, _schema(table, args, model.config))
         report["resumed_rows"] = sum(pq.read_metadata(writer.path(i)).num_rows for i in finished)
     writer.remove()
     return report
+
+
+def _default_text_columns(table: TableFile, config: HcalConfig) -> list[str]:
+    """Returns the text columns of training, unless the file lacks them and has a column `text`."""
+    columns = (config.table_options or {}).get("text", ["text"])
+    return ["text"] if "text" in table.columns and not set(columns) <= set(table.columns) else columns
 
 
 def _run_identity(model: Any, tokenizer: Any, table: TableFile, args: PredictionArguments) -> dict[str, Any]:
@@ -197,7 +206,9 @@ def _windows(
             yield current
 
 
-def _window_table(predictions: pa.Table, window: _Window, table: TableFile, args: PredictionArguments) -> pa.Table:
+def _window_table(
+    predictions: pa.Table, window: _Window, table: TableFile, args: PredictionArguments, config: HcalConfig
+) -> pa.Table:
     """Adds the row numbers, and the keys and texts if requested, to the predictions of a window."""
     rows, first = window.rows, window.index * args.window
     columns: dict[str, Any] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
@@ -209,7 +220,7 @@ def _window_table(predictions: pa.Table, window: _Window, table: TableFile, args
             [_as_text(join_texts(row.cells[: len(args.text_columns)])) for row in rows], pa.string()
         )
     columns |= {name: predictions[name] for name in predictions.column_names}
-    return pa.table(columns).cast(_schema(table, args))
+    return pa.table(columns).cast(_schema(table, args, config))
 
 
 def _as_text(value: Any) -> str | None:
@@ -220,7 +231,7 @@ def _as_text(value: Any) -> str | None:
     return text.encode(errors="replace").decode()
 
 
-def _schema(table: TableFile, args: PredictionArguments) -> pa.Schema:
+def _schema(table: TableFile, args: PredictionArguments, config: HcalConfig) -> pa.Schema:
     """Returns the schema of the output."""
     fields: list[tuple[str, pa.DataType]] = [("row", pa.int64())]
     if args.id_column:
@@ -230,4 +241,7 @@ def _schema(table: TableFile, args: PredictionArguments) -> pa.Schema:
     if args.keep_text:
         fields.append(("text", pa.string()))
     fields += [("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
-    return pa.schema([*fields, ("paths", pa.list_(pa.list_(pa.string()))), ("problem", pa.string())])
+    fields.append(("paths", pa.list_(pa.list_(pa.string()))))
+    if config.label_names is not None:
+        fields.append(("names", pa.list_(pa.string())))
+    return pa.schema([*fields, ("problem", pa.string())])

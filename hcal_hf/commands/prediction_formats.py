@@ -44,7 +44,7 @@ def convert_predictions(
     """Converts the Parquet file of [`predict_file`] to the format of `out`.
 
     Every row gets a `confidence` ([`confidence`]). In CSV and Excel files the labels of a row are path strings, separated
-    by "; ". Files appear as a whole.
+    by "; ", and `names` has the names of the same labels. Files appear as a whole.
 
     Args:
         source: the Parquet file.
@@ -101,6 +101,9 @@ def _rows(source: Path, suffix: str, num_levels: int, review: float | None) -> I
                     names = dict.fromkeys(path[level] for path in paths if len(path) > level)
                     row[f"level_{level + 1}"] = "; ".join(names) or None
                 if suffix in _FLAT:
+                    if "names" in row:
+                        ends = {tuple(path) for path in paths}
+                        row["names"] = "; ".join(n for n, p in zip(row["names"], row["paths"]) if tuple(p) in ends)
                     row["labels"] = "; ".join(SEPARATOR.join(path) for path in paths)
                 yield row
 

@@ -29,7 +29,8 @@ class PredictionArguments:
     A resumed run needs the same values, except for `batch_tokens`.
 
     Args:
-        text_column: the column of the texts, or several columns, which are joined by a line break.
+        text_column: the column of the texts, or several columns, which are joined by a line break. By default those of
+            training (`config.table_options`) if the file has them, else "text".
         id_column (*optional*): the column of a key that is copied to the output.
         keep_text: also write the texts.
         decode, threshold, top_k, max_depth: see [`HierarchicalTextClassificationPipeline`].
@@ -44,7 +45,7 @@ class PredictionArguments:
         ValueError: if `window`, `batch_tokens` or `max_length` is not a positive integer.
     """
 
-    text_column: str | Sequence[str] = "text"
+    text_column: str | Sequence[str] | None = None
     id_column: str | None = None
     keep_text: bool = False
     decode: str | None = None
@@ -59,7 +60,8 @@ class PredictionArguments:
 
     @property
     def text_columns(self) -> list[str]:
-        return [self.text_column] if isinstance(self.text_column, str) else list(self.text_column)
+        columns = "text" if self.text_column is None else self.text_column
+        return [columns] if isinstance(columns, str) else list(columns)
 
     def __post_init__(self) -> None:
         for name in ("window", "batch_tokens", "max_length"):
@@ -116,6 +118,8 @@ class Predictor:
         cpu_batch_tokens = CPU_BATCH_TOKENS * (2 if args.bf16 else 1)
         self.batch_tokens = args.batch_tokens or (cpu_batch_tokens if model.device.type == "cpu" else BATCH_TOKENS)
         self.labels = pa.array(model.taxonomy.labels, pa.string())
+        names = model.config.label_names
+        self.names = None if names is None else pa.array(names, pa.string())
         self._paths: dict[int, list[str]] = {}
 
     def predict(
@@ -133,8 +137,9 @@ class Predictor:
 
         Returns:
             a table of N rows with the columns `labels` (list of strings, roots first), `scores` (list of float32
-            probabilities), `paths` (for each label the list of names from the root, along the first path in a DAG), and
-            `problem` (string, null for predicted rows).
+            probabilities), `paths` (for each label the list of names from the root, along the first path in a DAG),
+            `names` (list of strings, if the model has `config.label_names`), and `problem` (string, null for predicted
+            rows).
 
         Raises:
             RuntimeError: if a batch does not fit into memory.
@@ -234,14 +239,14 @@ class Predictor:
         offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
         unique, inverse = np.unique(node, return_inverse=True)
         node_paths = pa.array([self._path(i) for i in unique.tolist()], pa.list_(pa.string()))
-        return pa.table(
-            {
-                "labels": pa.ListArray.from_arrays(offsets, self.labels.take(pa.array(node))),
-                "scores": pa.ListArray.from_arrays(offsets, pa.array(score, pa.float32())),
-                "paths": pa.ListArray.from_arrays(offsets, node_paths.take(pa.array(inverse))),
-                "problem": pa.array(problems, pa.string()),
-            }
-        )
+        columns = {
+            "labels": pa.ListArray.from_arrays(offsets, self.labels.take(pa.array(node))),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(score, pa.float32())),
+            "paths": pa.ListArray.from_arrays(offsets, node_paths.take(pa.array(inverse))),
+        }
+        if self.names is not None:
+            columns["names"] = pa.ListArray.from_arrays(offsets, self.names.take(pa.array(node)))
+        return pa.table({**columns, "problem": pa.array(problems, pa.string())})
 
     def _path(self, node: int) -> list[str]:
         if node not in self._paths:

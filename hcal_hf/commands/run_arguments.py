@@ -1,15 +1,16 @@
 """Defines and parses the arguments of a run, from a configuration file and the command line."""
 
 import difflib
+import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import HfArgumentParser
 from transformers.integrations import is_tensorboard_available
 
-from ..configuration_hcal import HcalConfig
+from ..configuration_hcal import TABLE_OPTIONS, HcalConfig
 from ..taxonomy import SEPARATOR
 from ..training.arguments import PAPER_SETTINGS, HcalTrainingArguments
 
@@ -72,16 +73,18 @@ class TableArguments:
     )
     dataset: str | None = field(default=None, metadata={"help": "Name of a data set on the Hub, instead of data_dir."})
     text: list[str] = field(
-        default_factory=lambda: ["text"],
-        metadata={"help": "Column of texts, or several columns, which are joined by a line break."},
+        default_factory=list,
+        metadata={"help": "Column of texts, or several columns, which are joined by a line break. Default: text."},
     )
     labels: list[str] = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Column of labels, or one column per level."}
+        default_factory=list, metadata={"help": "Column of labels, or one column per level. Default: labels."}
     )
-    separator: str = field(default=SEPARATOR, metadata={"help": "Separates the steps of a path in a string."})
+    separator: str | None = field(
+        default=None, metadata={"help": f'Separates the steps of a path in a string. Default: "{SEPARATOR}".'}
+    )
     delimiter: str | None = field(default=None, metadata={"help": "Separates several labels in one string."})
-    empty_means_none: bool = field(
-        default=False,
+    empty_means_none: bool | None = field(
+        default=None,
         metadata={"help": "An empty cell means that a document has no label, and not that its labels are unknown."},
     )
     leave_out: list[str] = field(
@@ -92,25 +95,56 @@ class TableArguments:
         default="raise", metadata={"help": '"raise" an error at a row that cannot be read, or "drop" it.'}
     )
 
+    def __post_init__(self) -> None:
+        for name in ("text", "labels", "leave_out"):
+            if isinstance(getattr(self, name), str):  # in a configuration file
+                setattr(self, name, [getattr(self, name)])
+
     @property
     def label_options(self) -> dict[str, Any]:
         """The options for reading labels: arguments of `build_taxonomy` and `encode_dataset`."""
-        labels = self.labels[0] if len(self.labels) == 1 else self.labels
-        return {"labels": labels, "separator": self.separator, "delimiter": self.delimiter}
+        options = self.table_options
+        labels = options["labels"]
+        return {
+            "labels": labels[0] if len(labels) == 1 else labels,
+            "separator": options["separator"],
+            "delimiter": options["delimiter"],
+        }
 
-    def __post_init__(self) -> None:
-        if isinstance(self.text, str):  # in a configuration file
-            self.text = [self.text]
-        if isinstance(self.labels, str):
-            self.labels = [self.labels]
+    @property
+    def table_options(self) -> dict[str, Any]:
+        """How tables are read, as [`HcalConfig`] stores it, with defaults for what is not set."""
+        defaults = {"text": ["text"], "labels": ["labels"], "separator": SEPARATOR, "empty_means_none": False}
+        return {name: _first_given(getattr(self, name), defaults.get(name)) for name in TABLE_OPTIONS}
+
+    def with_defaults(self, stored: dict[str, Any] | None = None) -> Self:
+        """Returns a copy in which what is not set has the values of a model's `config.table_options`, or the defaults."""
+        filled = replace(
+            self, **{name: _first_given(getattr(self, name), value) for name, value in (stored or {}).items()}
+        )
+        return replace(filled, **filled.table_options)
+
+
+def _first_given(value: Any, default: Any) -> Any:
+    return default if value is None or (value == [] and default is not None) else value
 
 
 @dataclass
 class DataArguments(TableArguments):
     """Selects the source of texts, labels and hierarchy."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.table_options.items():
+            setattr(self, name, value)
+
     taxonomy: str | None = field(
         default=None, metadata={"help": "JSON file of the hierarchy. Default: the paths in all splits."}
+    )
+    # TrainingArguments has another field `label_names`, so the option --label-names sets this one (`parse_arguments`).
+    label_names_file: str | None = field(
+        default=None,
+        metadata={"help": "File with the names of labels that are codes: two columns, or a JSON object {code: name}."},
     )
     identity: str = field(default="path", metadata={"help": 'Whether nodes are the same by "path" or by "name".'})
     feature_cache: str | None = field(
@@ -152,6 +186,7 @@ def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | No
     if is_tensorboard_available():
         parser.set_defaults(report_to="tensorboard")
     parser.set_defaults(**(defaults or {}))
+    argv = [re.sub("^--label[-_]names(?=$|=)", "--label_names_file", word) for word in argv]
     if argv and argv[0].endswith((".yaml", ".yml")):
         values = _read_config(argv.pop(0))
         if values.get("preset") == "paper":
@@ -169,6 +204,8 @@ def _read_config(path: str) -> dict[str, Any]:
     values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of arguments, got {type(values).__name__}.")
+    if isinstance(values.get("label_names"), str):
+        values["label_names_file"] = values.pop("label_names")
     argument_names = [
         f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init
     ]

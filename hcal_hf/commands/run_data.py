@@ -37,6 +37,7 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
         ValueError: if neither or both of `data_dir` and `dataset` are set, if a split is missing, or if the files differ
             in type.
     """
+    data_args = data_args.with_defaults()
     if (data_args.data_dir is None) == (data_args.dataset is None):
         raise ValueError(
             "Give either data_dir (a folder with train, validation and test files) or dataset (on the Hub)."
@@ -114,6 +115,7 @@ def encode_splits(
     partial_paths: bool,
 ) -> DatasetDict:
     """Encodes the splits with the columns and options of the arguments ([`encode_dataset`])."""
+    data_args = data_args.with_defaults()
     return encode_dataset(
         raw,
         taxonomy,
@@ -123,6 +125,6 @@ def encode_splits(
         partial_paths=partial_paths,
         max_length=data_args.max_length,
         on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
-        empty_means_none=data_args.empty_means_none,
+        empty_means_none=bool(data_args.empty_means_none),
         **data_args.label_options,
     )

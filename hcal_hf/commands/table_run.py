@@ -53,6 +53,7 @@ def train_table(
     """
     path = Path(file)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
+    given = {"label_names_file" if name == "label_names" else name for name in given}
     defaults = {
         "data_dir": str(path),
         "output_dir": str(Path("outputs") / path.name.removesuffix(".gz").rpartition(".")[0]),

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..data.label_names import read_label_names
 from ..data.taxonomy_builder import build_taxonomy
 from ..data.texts import join_texts
 from ..model_card import Details
@@ -62,7 +63,12 @@ def run_training(
         encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
 
     model = HcalForSequenceClassification.from_encoder(
-        model_args.encoder, taxonomy, model_args.preset, **_config_fields(model_args)
+        model_args.encoder,
+        taxonomy,
+        model_args.preset,
+        table_options=data_args.table_options,
+        label_names=read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None,
+        **_config_fields(model_args),
     )
     table = encoded
     if model_args.freeze_encoder:
@@ -90,6 +96,10 @@ def run_training(
     trainer.train(resume_from_checkpoint=resume)
     if data_args.tune != "none" and "validation" in table and model_args.preset is None:
         _report_tuning(tune_model(trainer, table["validation"], data_args.tune), data_args.tune)
+    if data_args.max_length is not None:
+        tokenizer.model_max_length = (
+            data_args.max_length
+        )  # so that texts are cut as in training wherever the model is used
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if ROW in raw["train"].column_names and trainer.is_world_process_zero():
@@ -199,10 +209,11 @@ def print_predictions(
         print(f"\n  {' '.join(text.split())[:110]}")
         inner = {tuple(label["path"][:-1]) for label in labels}
         scores = {tuple(label["path"]): label["score"] for label in labels}
+        names = {tuple(label["path"]): f" ({label['name']})" for label in labels if "name" in label}
         for path in [path for path in scores if path not in inner] or [()]:
             steps = [path[: depth + 1] for depth in range(len(path))]
             shown = SEPARATOR.join(
                 f"{step[-1]} ({scores[step]:.2f})" if step in scores else step[-1] for step in steps
             )
-            print(f"    predicted: {shown or '(nothing)'}")
+            print(f"    predicted: {shown or '(nothing)'}{names.get(tuple(path), '')}")
         print(f"    true:      {'; '.join(SEPARATOR.join(path) for path in taxonomy.decode(encoded[i]['labels']))}")

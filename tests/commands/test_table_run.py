@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 from openpyxl import Workbook
+from transformers import AutoTokenizer
 
 from hcal_hf import HcalForSequenceClassification
 from hcal_hf.commands import main as cli
@@ -181,3 +182,33 @@ def test_logs_are_one_line():
     line = format_log({"eval_loss": 0.25, "eval_micro_f1": 0.5, "eval_macro_f1": 1 / 3, "epoch": 2})
     assert line == "epoch 2.0, validation: loss 0.250, micro-F1 50.0, macro-F1 33.3"
     assert format_log({"train_runtime": 3}) == ""
+
+
+def test_evaluate_and_predict_read_columns_as_training_did(train, tmp_path, capsys):
+    names = tmp_path / "names.csv"
+    names.write_text("science,Natural science\nphysics,Matter\n", encoding="utf-8")
+    table = write_csv(tmp_path / "Tickets.csv")
+    code, _, err = train(table, *CSV, "--label-names", str(names), "--max-length", "12")
+    assert code == 0, err
+    folder = str(tmp_path / "outputs" / "Tickets")
+    config = HcalForSequenceClassification.from_pretrained(folder).config
+    assert config.table_options["labels"] == ["Bereich", "Thema"]
+    assert dict(zip(config.labels, config.label_names))["physics"] == "Matter"
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == 12
+
+    assert cli.main(["evaluate", folder, str(table), "--cpu", "--json"]) == 0
+    remembered = json.loads(capsys.readouterr().out)["metrics"]
+    assert cli.main(["evaluate", folder, str(table), "--cpu", "--json", "--max-length", "12", *CSV]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["test_micro_f1"] == remembered["test_micro_f1"]
+
+    out = tmp_path / "predictions.csv"
+    assert cli.main(["predict", folder, str(table), "--out", str(out), "--cpu", "--quiet"]) == 0
+    predicted = pd.read_csv(out)
+    shown = {"physics": "Matter", "biology": "biology", "poetry": "poetry", "music": "music"}
+    assert list(predicted["names"]) == [shown[labels.split(" > ")[-1]] for labels in predicted["labels"]]
+    # A file with other columns is read by the usual name.
+    (tmp_path / "lines.txt").write_text("stars\natoms\n", encoding="utf-8")
+    assert cli.main(["predict", folder, str(tmp_path / "lines.txt"), "--out", str(out), "--cpu", "--overwrite"]) == 0
+    assert len(pd.read_csv(out)) == 2
+    with pytest.raises(SystemExit):  # an option without a value
+        cli.main(["predict", folder, str(table), "--out", str(out), "--text"])

@@ -72,6 +72,8 @@ def folder(tmp_path_factory, encoder_dir, tokenizer):
     table = (ROOT / "recipes/tickets/data/train.csv").read_text(encoding="utf-8")
     for name in ("tickets.csv", "held_out.csv"):
         (folder / name).write_text(table, encoding="utf-8")
+    area = table.splitlines()[1].split(",")[1]
+    (folder / "names.csv").write_text(f"code,name\n{area},Name of {area}\n", encoding="utf-8")
     (folder / "data").mkdir()
     for split in ("train", "validation", "test"):
         (folder / "data" / f"{split}.csv").write_text(table, encoding="utf-8")

@@ -232,6 +232,7 @@ class Reader:
 
     def __init__(self, pipe: HierarchicalTextClassificationPipeline):
         self.pipe, self.config, self.taxonomy = pipe, pipe.model.config, pipe.model.taxonomy
+        self.names = None if self.config.label_names is None else self.config.shown_names
         options = pipe._postprocess_params
         offered = [method for _, method in decisions(self.config)]
         default = default_method(self.config.label_mode)
@@ -284,7 +285,7 @@ class Reader:
         excerpt = " ".join(reading.text[: 4 * EXCERPT].split())
         excerpt = excerpt if len(excerpt) <= EXCERPT else excerpt[:EXCERPT].rstrip() + "…"
         lines = [f'<p class="hcal-text">“{escape(excerpt)}”</p>']
-        lines.append(answer_html(probabilities, predicted, taxonomy))
+        lines.append(answer_html(probabilities, predicted, taxonomy, self.names))
         if not predicted.any():
             lines.append(f"<p>{self._no_label(probabilities, method)}</p>")
         if (add_ancestors(predicted[None], taxonomy)[0] != predicted).any():
@@ -300,7 +301,7 @@ class Reader:
         elif method not in UNTHRESHOLDED:
             thresholds = self.thresholds.at(position)
             ticks = thresholds if isinstance(thresholds, list) else [thresholds] * taxonomy.num_labels
-        tree = tree_html(probabilities, predicted, taxonomy, limit, ticks)
+        tree = tree_html(probabilities, predicted, taxonomy, limit, ticks, self.names)
         answer = f'<div class="hcal-answer" role="status">{"".join(lines)}</div>'
         return f'<div data-reading="{reading.number}">{answer}{tree}</div>'
 
@@ -308,9 +309,9 @@ class Reader:
         if method == "risk":
             return f"No label is probable enough for a risk of at most {100 * self.config.risk_alpha:g} %."
         best = int(probabilities.argmax())
+        name = escape(self.names[best] if self.names else self.taxonomy.labels[best])
         return (
-            f"No label reaches its threshold. The most probable one is {escape(self.taxonomy.labels[best])} "
-            f"({number(float(probabilities[best]))})."
+            f"No label reaches its threshold. The most probable one is {name} ({number(float(probabilities[best]))})."
         )
 
 

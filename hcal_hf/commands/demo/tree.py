@@ -103,6 +103,7 @@ def tree_html(
     taxonomy: Taxonomy,
     limit: int,
     thresholds: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
     """Formats the taxonomy as nested lists, with the most probable label first. Branches are `<details>`.
 
@@ -116,12 +117,13 @@ def tree_html(
         taxonomy ([`Taxonomy`]): the hierarchy.
         limit (`int`): the maximum number of labels.
         thresholds (L numbers, *optional*): lowest probability of each predicted label, shown as a tick on its bar.
+        names (L texts, *optional*): the shown name of each label.
 
     Returns:
         HTML with escaped names.
     """
     shown = shown_labels(probabilities, predicted, taxonomy, limit)
-    return _Tree(probabilities.double().numpy(), predicted.numpy(), taxonomy, shown, thresholds).html()
+    return _Tree(probabilities.double().numpy(), predicted.numpy(), taxonomy, shown, thresholds, names).html()
 
 
 class _Tree:
@@ -134,9 +136,11 @@ class _Tree:
         taxonomy: Taxonomy,
         shown: np.ndarray,
         thresholds: Sequence[float] | None,
+        names: Sequence[str] | None,
     ):
         self.probabilities, self.predicted, self.taxonomy = probabilities, predicted, taxonomy
         self.thresholds = thresholds
+        self.names = taxonomy.names if names is None else names
         self.num_shown = int(shown.sum())
         parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
         inside = shown[children]  # then their parents are shown too
@@ -176,7 +180,7 @@ class _Tree:
         if node in self.branch_of:
             above = self.branch_of[node]
             assert above is not None  # a root appears once
-            name = escape(self.taxonomy.names[above])
+            name = escape(self.names[above])
             return f"<li>{self._row('div', node, f' <small>(its labels: see below {name})</small>')}</li>"
         self.branch_of[node] = parent
         items = self._items(self.children.get(node, []), node)
@@ -196,7 +200,7 @@ class _Tree:
         return (
             f'<{tag} class="hcal-row{" hcal-predicted" if predicted else ""}" data-label="{node}">'
             f'<span class="hcal-fold"></span><span class="hcal-mark">{mark}</span>'
-            f'<span class="hcal-name">{escape(self.taxonomy.names[node])}{note}</span>'
+            f'<span class="hcal-name">{escape(self.names[node])}{note}</span>'
             f'<span class="hcal-bar" aria-hidden="true"><span style="width:{100 * p:.1f}%"></span>{tick}</span>'
             f'<span class="hcal-number">{number(p)}</span></{tag}>'
         )
@@ -207,13 +211,16 @@ class _Tree:
         return f'<li class="hcal-rest">{count:,} more, {"each " if count > 1 else ""}at most {number(most)}</li>'
 
 
-def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy) -> str:
+def answer_html(
+    probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: Taxonomy, names: Sequence[str] | None = None
+) -> str:
     """Formats the predicted paths, with the most probable first. After the first 20, paths are only counted.
 
     Args:
         probabilities (`torch.Tensor` of shape `[L]`).
         predicted (bool `torch.Tensor` of shape `[L]`).
         taxonomy ([`Taxonomy`]): the hierarchy.
+        names (L texts, *optional*): the shown name of each label.
 
     Returns:
         HTML with escaped names, or an empty string without labels.
@@ -228,7 +235,7 @@ def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: 
     rows = ""
     for node in best[:MAX_ANSWERS].tolist():
         paths = taxonomy.paths(node, limit=MAX_ANSWERS + 1)
-        words = escape(SEPARATOR.join(paths[0]))
+        words = escape(SEPARATOR.join(paths[0] if names is None else _first_path(node, taxonomy, names)))
         if len(paths) > 1:
             others = f"{len(paths) - 1}" if len(paths) <= MAX_ANSWERS else f"more than {MAX_ANSWERS - 1}"
             words += f" (and {others} other path{'' if len(paths) == 2 else 's'} to it)"
@@ -236,6 +243,15 @@ def answer_html(probabilities: torch.Tensor, predicted: torch.Tensor, taxonomy: 
     more = len(best) - MAX_ANSWERS
     rest = f"<p>and {more:,} more.</p>" if more > 0 else ""
     return f'<p>Predicted:</p><ul role="list" class="hcal-paths">{rows}</ul>{rest}'
+
+
+def _first_path(node: int, taxonomy: Taxonomy, names: Sequence[str]) -> list[str]:
+    """Returns the names on the way from a root to a node, in a DAG along the first parents."""
+    steps = [names[node]]
+    while len(parents := taxonomy.parents(node)):
+        node = int(parents[0])
+        steps.append(names[node])
+    return steps[::-1]
 
 
 def number(p: float) -> str:
