@@ -451,4 +451,4 @@ def _check_format_version(number: Any) -> None:
 # Makes save_pretrained write this file and those that it imports next to the model.
 HcalConfig.register_for_auto_class()
 
-__all__ = ["FORMAT_VERSION", "TABLE_OPTIONS", "HcalConfig"]
+__all__ = ["FORMAT_VERSION", "TABLE_OPTIONS", "HcalConfig", "display_names"]

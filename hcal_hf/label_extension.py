@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.utils import logging
 
 from .anchors import embed_texts, label_texts
@@ -18,15 +19,24 @@ logger = logging.get_logger(__name__)
 
 @torch.no_grad()
 def add_labels(
-    model: Any, paths: Sequence[Sequence[str]], tokenizer: Any, descriptions: Mapping[str, str] | None = None
+    model: Any,
+    paths: Sequence[Sequence[str]],
+    tokenizer: Any,
+    descriptions: Mapping[str, str] | None = None,
+    *,
+    to_be_trained: bool = False,
 ) -> list[str]:
     """Implements [`HcalForSequenceClassification.add_labels`].
+
+    With `to_be_trained`, the model need not be anchored, because training follows. The prototypes of new labels then start
+    at the projected label text, with the mean length of the others, or at 0 if scores are linear.
 
     Builds prototypes and a head for the extended taxonomy, copies the old values into them, and replaces those of the
     model. Encoder, projection and hooks of the model are not touched. New parameters keep dtype, device and
     `requires_grad` of the old ones.
     """
-    _check_anchored(model)
+    if not to_be_trained:
+        _check_anchored(model)
     config, source = extend_config(model.config, paths, descriptions)
     extended = type(model)(config, encoder=model.encoder)
     _copy_tensor_settings(extended.prototypes, model.prototypes)
@@ -41,10 +51,18 @@ def add_labels(
     model.head.train(model.training)
 
     new = np.flatnonzero(source < 0)
-    assert config.label_texts is not None
-    embeddings = embed_texts(model, tokenizer, [config.label_texts[i] for i in new])
-    model.prototypes.anchors[new] = embeddings.to(model.prototypes.anchors)
+    texts = config.label_texts or label_texts(extended.taxonomy, descriptions, config.label_names)
+    embeddings = embed_texts(model, tokenizer, [texts[i] for i in new])
+    if model.prototypes.is_anchored:
+        model.prototypes.anchors[new] = embeddings.to(model.prototypes.anchors)
+    elif config.score_function == "cosine":
+        weight = model.prototypes.weight
+        units = F.normalize(model.projection(embeddings.to(model.projection.weight)), dim=-1)
+        old_length = torch.linalg.vector_norm(weight[np.flatnonzero(source >= 0)], dim=-1).mean()
+        weight[new] = (units * old_length).to(weight)
     added = [config.labels[i] for i in new]
+    if to_be_trained:
+        return added
     logger.warning(
         f"{len(added)} label(s) added from their label text, without training: {', '.join(added[:5])}. Measure the model "
         "before use. A risk calibration must be repeated."
@@ -87,8 +105,10 @@ def extend_config(
     names = None
     if config.label_names is not None:
         names = [extended.names[i] if j < 0 else config.label_names[j] for i, j in enumerate(source.tolist())]
-    texts = label_texts(extended, descriptions, names)
-    if config.label_texts is not None:
+    texts: list[str] | None = None
+    if config.prototype_anchor:
+        texts = label_texts(extended, descriptions, names)
+    if texts is not None and config.label_texts is not None:
         texts = [texts[i] if j < 0 else config.label_texts[j] for i, j in enumerate(source.tolist())]
     replaced = {"id2label", "label2id", "labels", "edges", "label_texts", "label_names", "thresholds"}
     replaced |= {"risk_alpha", "risk_threshold"}
@@ -160,9 +180,11 @@ def _copy_tensor_settings(target: nn.Module, reference: nn.Module) -> None:
 def _copy_prototypes(target: Any, reference: Any, source: np.ndarray) -> None:
     old, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
     for name in ("weight", "anchors", "trained"):
-        getattr(target, name)[old] = getattr(reference, name)[source[old]]
+        if getattr(reference, name, None) is not None:
+            getattr(target, name)[old] = getattr(reference, name)[source[old]]
     target.weight[new] = 0.0
-    target.trained[new] = False
+    if reference.is_anchored:
+        target.trained[new] = False
     if (scale := reference.anchor_scale) is not None:
         target.anchor_scale[: len(scale)] = scale
         target.anchor_scale[len(scale) :] = scale[-1]  # a new level gets the scale of the deepest old one

@@ -23,6 +23,14 @@ class ModelArguments:
     """Selects the encoder and sets the fields of [`HcalConfig`]."""
 
     encoder: str = field(default="", metadata={"help": "The encoder: its name on the Hub, or its folder."})
+    # "from" is a reserved word, so the option --from sets this field (`parse_arguments`).
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A saved model to go on from, instead of an encoder. Labels that it does not have are added. The other "
+            "settings of the model are kept."
+        },
+    )
     preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as in its released code.'})
     label_mode: str = field(default=DEFAULTS["label_mode"], metadata={"help": "single_path or multi_path."})
     head: str = field(
@@ -151,6 +159,12 @@ class DataArguments(TableArguments):
         default=None,
         metadata={"help": "Folder of the cached features of a frozen encoder. Default: output_dir/_features."},
     )
+    new_rows_only: bool = field(
+        default=False,
+        metadata={
+            "help": "With start_from: leave out the rows that the model was trained on, although their file exists."
+        },
+    )
     split_seed: int = field(default=0, metadata={"help": "Seed for splitting one file."})
     tune: str = field(
         default="micro_f1",
@@ -168,6 +182,8 @@ class DataArguments(TableArguments):
     )
 
 
+# Options of the command line that have another name than their field.
+_OPTION_NAMES = {"label[-_]names": "label_names_file", "from": "start_from"}
 Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
 
 
@@ -186,7 +202,8 @@ def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | No
     if is_tensorboard_available():
         parser.set_defaults(report_to="tensorboard")
     parser.set_defaults(**(defaults or {}))
-    argv = [re.sub("^--label[-_]names(?=$|=)", "--label_names_file", word) for word in argv]
+    for pattern, name in _OPTION_NAMES.items():
+        argv = [re.sub(f"^--{pattern}(?=$|=)", f"--{name}", word) for word in argv]
     if argv and argv[0].endswith((".yaml", ".yml")):
         values = _read_config(argv.pop(0))
         if values.get("preset") == "paper":

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
 from ..data.encoding import RowEncoder, encode_dataset
 from ..data.labels import LabelReader
 from ..data.rows import class_names
-from ..data.split import split_rows
+from ..data.split import FEWEST_GROUPS, split_rows
 from ..data.tables import read_table
 from ..data.taxonomy_builder import build_taxonomy
 from ..data.texts import join_texts
@@ -23,7 +24,9 @@ logger = logging.get_logger(__name__)
 ROW = "_row"
 
 
-def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) -> DatasetDict:
+def load_data(
+    data_args: TableArguments, splits: Sequence[str] | None = None, taxonomy: Taxonomy | None = None
+) -> DatasetDict:
     """Loads splits from a folder or from the Hub, without the documents that `leave_out` excludes.
 
     A folder holds one file per split, named after it.
@@ -32,6 +35,7 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
         data_args: the folder, or the name on the Hub. To load a single split, `data_dir` may also be its file. Without
             `splits`, one file is split 80/10/10 ([`split_rows`]), and the column `_row` holds the row numbers from 0.
         splits: the splits to load, from `SPLITS`. By default train, and validation and test if they exist.
+        taxonomy: the labels by which one file is split. By default those of `data_args`, or the paths in the file.
 
     Raises:
         ValueError: if neither or both of `data_dir` and `dataset` are set, if a split is missing, or if the files differ
@@ -50,30 +54,30 @@ def load_data(data_args: TableArguments, splits: Sequence[str] | None = None) ->
         )
     table = read_table(source, splits=splits)
     if is_file and splits is None:
-        return split_table(_leave_out(DatasetDict(train=table), data_args)["train"], data_args)
+        return split_table(_leave_out(DatasetDict(train=table), data_args)["train"], data_args, taxonomy)
     return _leave_out(table if isinstance(table, DatasetDict) else DatasetDict({splits[0]: table}), data_args)  # type: ignore[index]
 
 
-def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
+def split_table(table: Dataset, data_args: TableArguments, taxonomy: Taxonomy | None = None) -> DatasetDict:
     """Splits one table 80/10/10. Equal texts stay in one part, and each label is in each part if possible.
 
     Args:
         table: the rows. Unusable rows are kept, so that encoding reports them.
         data_args: the columns. [`DataArguments`] also has the taxonomy and the seed.
+        taxonomy: as for [`load_data`].
     """
-    options = data_args.label_options
-    taxonomy_file = getattr(data_args, "taxonomy", None)
-    if taxonomy_file:
-        taxonomy = Taxonomy.from_json(taxonomy_file)
-    else:
-        identity = getattr(data_args, "identity", "path")
-        taxonomy = build_taxonomy(table, identity=identity, on_bad_row=data_args.on_bad_row, **options)  # type: ignore[arg-type]
+    options, is_given = data_args.label_options, taxonomy is not None
+    if taxonomy is None:
+        taxonomy = read_or_build_taxonomy(table, data_args)
     names = [options["labels"]] if isinstance(options["labels"], str) else options["labels"]
     reader = LabelReader(options.pop("labels"), **options, class_names=class_names(table, names))
     encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
     labels, _, _ = encoder.encode_labels([table[name][:] for name in names], [None] * len(table))
     texts = [str(join_texts(cells)) for cells in zip(*(table[name][:] for name in data_args.text))]
-    rows = split_rows(texts, labels, getattr(data_args, "split_seed", 0))
+    if is_given and len(set(texts)) < FEWEST_GROUPS:  # a few new rows for a trained model
+        rows = {"train": np.arange(len(texts))}
+    else:
+        rows = split_rows(texts, labels, getattr(data_args, "split_seed", 0))
     table = table.add_column(ROW, list(range(len(table))))
     parts = DatasetDict({name: table.select(numbers) for name, numbers in rows.items() if len(numbers)})
     logger.warning(
@@ -82,6 +86,14 @@ def split_table(table: Dataset, data_args: TableArguments) -> DatasetDict:
         + f" (seed {getattr(data_args, 'split_seed', 0)})."
     )
     return parts
+
+
+def read_or_build_taxonomy(table: Any, data_args: TableArguments) -> Taxonomy:
+    """Returns the taxonomy that the arguments name, or the one of the paths in a table or in all of its parts."""
+    if taxonomy_file := getattr(data_args, "taxonomy", None):
+        return Taxonomy.from_json(taxonomy_file)
+    options: dict[str, Any] = {"identity": getattr(data_args, "identity", "path"), "on_bad_row": data_args.on_bad_row}
+    return build_taxonomy(table, **data_args.label_options, **options)
 
 
 def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:

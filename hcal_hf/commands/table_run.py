@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
+from ..configuration_hcal import TABLE_OPTIONS
 from ..data.encoding import RowEncoder
 from ..data.label_checks import find_misfits
 from ..data.labels import LabelReader
 from ..data.rows import class_names
 from ..data.tables import read_table
-from ..data.taxonomy_builder import build_taxonomy
 from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
-from ..training.regime import choose_regime
+from ..training.regime import FROZEN, Regime, choose_regime
 from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
+from .run_data import read_or_build_taxonomy
+from .saved_model import load_model
 from .training_run import run_training
 
 CONFIG_FILE = "config.yaml"
@@ -53,7 +56,7 @@ def train_table(
     """
     path = Path(file)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
-    given = {"label_names_file" if name == "label_names" else name for name in given}
+    given = {{"label_names": "label_names_file", "from": "start_from"}.get(name, name) for name in given}
     defaults = {
         "data_dir": str(path),
         "output_dir": str(Path("outputs") / path.name.removesuffix(".gz").rpartition(".")[0]),
@@ -62,22 +65,104 @@ def train_table(
     }
     model_args, data_args, args = parse_arguments(list(overrides), defaults)
     table = read_table(path)
+    if model_args.start_from:
+        decided = _continue(table, path, model_args, data_args, args, given, time_budget)
+    else:
+        decided = _start(table, path, model_args, data_args, args, given, time_budget)
+    settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
+    _prepare_folder(args, settings, overwrite)
+    return run_training(model_args, data_args, args)
+
+
+def _start(
+    table: Any,
+    path: Path,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HcalTrainingArguments,
+    given: set[str],
+    time_budget: float,
+) -> list[str]:
+    """Decides how a new model is built and trained. Returns the names of the settings."""
     _check_columns(path, table.column_names, data_args)
     reader = LabelReader(**_reader_options(data_args), class_names=class_names(table, data_args.labels))
-    taxonomy = _taxonomy(table, data_args)
-    _infer_mode(table, reader, taxonomy, model_args, given)
-    texts = [join_texts(cells) for cells in zip(*(table[name][:_SAMPLE] for name in data_args.text))]
-    texts = [text for text in texts if isinstance(text, str)]
+    _infer_mode(table, reader, _taxonomy(table, data_args), model_args, given)
+    texts = _sample_texts(table, data_args)
     if "encoder" not in given:
         model_args.encoder = default_encoder()
         print(f"Encoder: {DEFAULT_ENCODER}.")
         warn_if_not_english(texts)
     decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
     if "freeze_encoder" not in given and model_args.preset is None:
-        decided += _choose_regime(texts, len(table), model_args, data_args, args, given, time_budget)
-    settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
-    _prepare_folder(args, settings, overwrite)
-    return run_training(model_args, data_args, args)
+        tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+        lengths = _token_lengths(texts, tokenizer, len(table), data_args.max_length)
+        regime = choose_regime(model_args.encoder, tokenizer, lengths, time_budget, args.device)
+        print(f"Regime: {regime.name}. {regime.reason}")
+        model_args.freeze_encoder = regime.name == "frozen"
+        decided += _apply(regime, args, given)
+    return decided
+
+
+def _continue(
+    table: Any,
+    path: Path,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HcalTrainingArguments,
+    given: set[str],
+    time_budget: float,
+) -> list[str]:
+    """Decides how a saved model goes on. Returns the names of the settings.
+
+    Raises:
+        ValueError: if an option contradicts the model, or fine-tuning is estimated to take longer than the time budget.
+    """
+    settled = {f.name for f in fields(ModelArguments)} - {"start_from", "freeze_encoder"}
+    if wrong := sorted(settled & given):
+        raise ValueError(
+            f"--{wrong[0].replace('_', '-')} is decided by the model {model_args.start_from}: leave it out."
+        )
+    model, tokenizer = load_model(str(model_args.start_from))
+    for name, value in (model.config.table_options or {}).items():
+        if name not in given:
+            setattr(data_args, name, value)
+    _check_columns(path, table.column_names, data_args)
+    decided = ["start_from", *TABLE_OPTIONS, "freeze_encoder"]
+    if "freeze_encoder" in given:
+        return decided
+    # Scores are linear in models that were trained with a frozen encoder.
+    model_args.freeze_encoder = model.config.score_function == "linear"
+    if model_args.freeze_encoder:
+        print("Regime: frozen, as the model was trained.")
+        return decided + _apply(Regime("frozen", FROZEN, ""), args, given)
+    lengths = _token_lengths(_sample_texts(table, data_args), tokenizer, len(table), data_args.max_length)
+    regime = choose_regime(model.encoder, tokenizer, lengths, time_budget, args.device)
+    if regime.name == "frozen":
+        raise ValueError(
+            f"{model_args.start_from} was fine-tuned, and going on takes longer than allowed. {regime.reason} Give more "
+            "minutes by --time-budget."
+        )
+    print(f"Regime: {regime.name}. {regime.reason}")
+    return decided + _apply(regime, args, given)
+
+
+def _sample_texts(table: Any, data_args: DataArguments) -> list[str]:
+    texts = [join_texts(cells) for cells in zip(*(table[name][:_SAMPLE] for name in data_args.text))]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _token_lengths(texts: list[str], tokenizer: Any, documents: int, max_length: int | None) -> list[int]:
+    """Returns the number of tokens of each training document, estimated from a sample of texts."""
+    tokens = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    return np.resize(np.fromiter(map(len, tokens), dtype=np.int64), max(int(0.8 * documents), 1)).tolist()
+
+
+def _apply(regime: Regime, args: HcalTrainingArguments, given: set[str]) -> list[str]:
+    """Sets the settings of a regime, except for those that are given. Returns their names."""
+    for name, value in regime.settings.items():
+        if name not in given:
+            setattr(args, name, value)
+    return list(regime.settings)
 
 
 def _reader_options(data_args: DataArguments) -> dict[str, Any]:
@@ -98,10 +183,7 @@ def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments)
 
 
 def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
-    if data_args.taxonomy:
-        return Taxonomy.from_json(data_args.taxonomy)
-    options: dict[str, Any] = {"identity": data_args.identity, "on_bad_row": data_args.on_bad_row}
-    taxonomy = build_taxonomy(table, **data_args.label_options, **options)
+    taxonomy = read_or_build_taxonomy(table, data_args)
     if not len(taxonomy):
         raise ValueError(f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}.")
     if taxonomy.num_labels == 1:
@@ -136,28 +218,6 @@ def _infer_mode(
 def _first_rows(rows: np.ndarray, what: str) -> str:
     more = ", ..." if len(rows) > 3 else ""
     return f"{len(rows):,} rows {what}, first: row {', '.join(str(row + 1) for row in rows[:3])}{more}"
-
-
-def _choose_regime(
-    texts: list[str],
-    documents: int,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HcalTrainingArguments,
-    given: set[str],
-    time_budget: float,
-) -> list[str]:
-    """Sets the regime and its settings, except for those that are given. Returns the names of the settings."""
-    tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
-    tokens = tokenizer(texts, truncation=True, max_length=data_args.max_length)["input_ids"]
-    lengths = np.resize(np.fromiter(map(len, tokens), dtype=np.int64), max(int(0.8 * documents), 1)).tolist()
-    regime = choose_regime(model_args.encoder, tokenizer, lengths, time_budget, args.device)
-    print(f"Regime: {regime.name}. {regime.reason}")
-    model_args.freeze_encoder = regime.name == "frozen"
-    for name, value in regime.settings.items():
-        if name not in given:
-            setattr(args, name, value)
-    return list(regime.settings)
 
 
 def _prepare_folder(args: HcalTrainingArguments, settings: dict[str, Any], overwrite: bool) -> None:

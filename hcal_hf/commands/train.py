@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     from .run_arguments import DataArguments, ModelArguments, parse_arguments
     from .training_run import run_training
 
-    argument_names = {
+    argument_names = {"from"} | {
         f.name for kind in (ModelArguments, DataArguments, HcalTrainingArguments) for f in fields(kind) if f.init
     }
     for word in args.overrides:

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..configuration_hcal import display_names
 from ..data.label_names import read_label_names
-from ..data.taxonomy_builder import build_taxonomy
 from ..data.texts import join_texts
 from ..model_card import Details
 from ..modeling_hcal import HcalForSequenceClassification
@@ -24,10 +24,11 @@ from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
 from ..training.trainer import HcalTrainer
 from ..training.tuning import tune_model
+from .continued_run import SPLIT_FILE, go_on_from, split_record
 from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
-from .run_data import ROW, encode_splits, load_data
+from .run_data import ROW, encode_splits, load_data, read_or_build_taxonomy
 
 logger = logging.get_logger(__name__)
 
@@ -47,29 +48,38 @@ def run_training(
         ValueError: if data, the encoder or the training split is missing.
     """
     set_seed(args.seed)
-    if not model_args.encoder:
+    if not model_args.encoder and not model_args.start_from:
         raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
     details = Details.read(data_args.card)
     if data_args.dataset and not os.path.exists(data_args.dataset) and details.dataset_tags is None:
         details.dataset_tags = data_args.dataset
-    tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
-    raw = load_data(data_args)
-    if data_args.taxonomy:
-        taxonomy = Taxonomy.from_json(data_args.taxonomy)
+    start = None
+    if model_args.start_from:
+        start, tokenizer, raw, split = go_on_from(model_args, data_args, args)
+        taxonomy = start.taxonomy
     else:
-        taxonomy = build_taxonomy(raw, identity=data_args.identity, **data_args.label_options)  # type: ignore[arg-type]
+        tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+        raw = load_data(data_args)
+        split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
+        taxonomy = read_or_build_taxonomy(raw, data_args)
     with args.main_process_first(desc="encoding"):
         # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
         encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
 
-    model = HcalForSequenceClassification.from_encoder(
-        model_args.encoder,
-        taxonomy,
-        model_args.preset,
-        table_options=data_args.table_options,
-        label_names=read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None,
-        **_config_fields(model_args),
-    )
+    names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
+    if start is not None:
+        model = start
+        model.config.table_options = data_args.table_options
+        model.config.label_names = display_names(taxonomy, names) if names else model.config.label_names
+    else:
+        model = HcalForSequenceClassification.from_encoder(
+            model_args.encoder,
+            taxonomy,
+            model_args.preset,
+            table_options=data_args.table_options,
+            label_names=names,
+            **_config_fields(model_args),
+        )
     table = encoded
     if model_args.freeze_encoder:
         model.encoder.requires_grad_(False)
@@ -102,9 +112,8 @@ def run_training(
         )  # so that texts are cut as in training wherever the model is used
     trainer.save_model(args.output_dir)
     trainer.save_state()
-    if ROW in raw["train"].column_names and trainer.is_world_process_zero():
-        rows = {"file": data_args.data_dir, "seed": data_args.split_seed, **{n: p[ROW][:] for n, p in raw.items()}}
-        Path(args.output_dir, "split.json").write_text(json.dumps(rows), encoding="utf-8")
+    if split and trainer.is_world_process_zero():
+        Path(args.output_dir, SPLIT_FILE).write_text(json.dumps(split), encoding="utf-8")
 
     held_out = next((name for name in ("test", "validation") if name in table), None)
     if held_out is None:
@@ -148,7 +157,7 @@ def _report_tuning(tuned: dict[str, float], metric: str) -> None:
 
 def _config_fields(model_args: ModelArguments) -> dict[str, Any]:
     """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
-    names = {f.name for f in fields(ModelArguments)} - {"encoder", "preset", "freeze_encoder"}
+    names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder"}
     config_fields = {name: getattr(model_args, name) for name in names}
     # These values were the most accurate in recipes/benchmarks.
     frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None

@@ -43,6 +43,9 @@ class HcalTrainingArguments(TrainingArguments):
             the strength of the regularisation on the evaluation documents ([`hcal_hf.solve`]). It does not use learning
             rates, epochs, batch sizes or weighters. `optimizer` trains in batches, like any other model. `auto` uses
             `lbfgs` if it is defined, which is the case for linear scores and losses of single documents.
+        head_prior (`"initial"` or `"model"`, defaults to `"initial"`):
+            The values towards which `lbfgs` regularises the head: the label text or 0, or the values that the model has
+            when training starts. `model` goes on with a trained model on new documents.
         prototype_lr_multipliers (`list[float]`, *optional*):
             Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
             the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.
@@ -67,6 +70,9 @@ class HcalTrainingArguments(TrainingArguments):
     head_solver: Literal["auto", "optimizer", "lbfgs"] = field(
         default="auto", metadata={"help": "How a head on frozen features is trained: auto, optimizer or lbfgs."}
     )
+    head_prior: Literal["initial", "model"] = field(
+        default="initial", metadata={"help": "Values towards which lbfgs regularises the head: initial or model."}
+    )
     prototype_lr_multipliers: list[float] | None = field(
         default=None,
         metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
@@ -84,6 +90,8 @@ class HcalTrainingArguments(TrainingArguments):
         check_weighter(self.loss_weighting, weighter_kwargs)
         if self.head_solver not in ("auto", "optimizer", "lbfgs"):
             raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')
+        if self.head_prior not in ("initial", "model"):
+            raise ValueError(f'head_prior must be "initial" or "model", got {self.head_prior!r}.')
         if self.prototype_lr_multipliers is None:
             return
         if self.optim != "sgd":

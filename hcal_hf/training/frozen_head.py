@@ -51,10 +51,10 @@ class FrozenHeadMixin(_Trainer):
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         training = feature_tensors(self.train_dataset)
         if _has_features(self.eval_dataset):
-            solution = solve(model, training, feature_tensors(self.eval_dataset))
+            solution = solve(model, training, feature_tensors(self.eval_dataset), prior=args.head_prior)
         else:
             seed = args.seed if args.data_seed is None else args.data_seed
-            solution = solve_without_validation(model, training, seed)
+            solution = solve_without_validation(model, training, seed, prior=args.head_prior)
         metrics = {
             "train_runtime": time.perf_counter() - start,
             "train_loss": solution.objective,

@@ -1,11 +1,13 @@
 """Chooses between a frozen and a fine-tuned encoder."""
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
@@ -49,7 +51,7 @@ class Regime:
 
 
 def choose_regime(
-    encoder: str,
+    encoder: str | nn.Module,
     tokenizer: Any,
     lengths: Sequence[int],
     budget: float = 15.0,
@@ -60,7 +62,7 @@ def choose_regime(
     The time of fine-tuning is estimated from three training batches of random tokens with the lengths of random documents.
 
     Args:
-        encoder: name or folder of the encoder.
+        encoder: name or folder of the encoder, or the encoder itself.
         tokenizer: its tokenizer.
         lengths: the number of tokens of each training document.
         budget: minutes that training may take; 0 chooses the frozen regime without timing.
@@ -84,11 +86,14 @@ def choose_regime(
     return Regime("frozen", FROZEN, f"The encoder stays frozen: {minutes}, more than {budget:g}.", seconds)
 
 
-def estimate_epoch(encoder: str, tokenizer: Any, lengths: Sequence[int], device: str | torch.device = "cpu") -> float:
+def estimate_epoch(
+    encoder: str | nn.Module, tokenizer: Any, lengths: Sequence[int], device: str | torch.device = "cpu"
+) -> float:
     """Estimates the seconds of one epoch of fine-tuning from three timed batches."""
     size = min(FINE_TUNING["per_device_train_batch_size"], len(lengths))
     random = torch.Generator().manual_seed(0)
-    model = AutoModel.from_pretrained(encoder).to(device).train()
+    model: Any = AutoModel.from_pretrained(encoder) if isinstance(encoder, str) else copy.deepcopy(encoder)
+    model = model.to(device).train()
     vocabulary = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     taken = []
     for _ in range(_TIMED_BATCHES):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 
 # The strengths that `solve` tries, from the strongest regularisation to the weakest.
 STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+# The values towards which `solve` regularises.
+PRIORS = ("initial", "model")
 # `solve` stops after this many strengths in a row without an improvement.
 PATIENCE = 2
 # C of the biases (as the prototypes hold them, before 1 / tau) and stop scores. It is large, so that it only keeps the bias
@@ -130,22 +132,32 @@ class HeadProblem:
         for labels in self.labels[len(self._kept_targets) :]:
             yield Targets(labels.to(self.features.device), self.num_labels)
 
-    def fit(self, strength: float, anchored: bool = True, max_iterations: int = 100) -> HeadFit:
-        """Fits prototypes and head, starting from their present values. The arguments are those of [`fit_head`]."""
+    def fit(
+        self,
+        strength: float,
+        anchored: bool = True,
+        max_iterations: int = 100,
+        centre: dict[str, torch.Tensor] | None = None,
+    ) -> HeadFit:
+        """Fits prototypes and head, starting from their present values. The arguments are those of [`fit_head`].
+
+        With `centre` (from [`head_state`]), the penalty is on the distance from those values, and anchor_scale is fixed.
+        """
         if not strength > 0:
             raise ValueError(f"strength must be above 0, got {strength}.")
         prototypes, head = self.model.prototypes, self.model.head
         if prototypes.is_anchored:
             prototypes.trained.copy_(self.occurring)
         parameters = [*prototypes.parameters(), *head.parameters()]
-        if prototypes.anchor_scale is not None and not anchored:
-            prototypes.anchor_scale.data.zero_()
+        if prototypes.anchor_scale is not None and not (anchored and centre is None):
+            if centre is None:
+                prototypes.anchor_scale.data.zero_()
             parameters = [p for p in parameters if p is not prototypes.anchor_scale]
         lowest = float("inf")
 
         def evaluate() -> float:
             nonlocal lowest
-            value = self._evaluate(strength, parameters)
+            value = self._evaluate(strength, parameters, centre or {})
             lowest = min(lowest, value)
             return value
 
@@ -165,15 +177,16 @@ class HeadProblem:
             objective = evaluate() if is_interrupted else lowest
         return HeadFit(objective, converged=not is_interrupted and state["n_iter"] < limits["max_iter"])
 
-    def _evaluate(self, strength: float, parameters: Sequence[nn.Parameter]) -> float:
+    def _evaluate(self, strength: float, parameters: Sequence[nn.Parameter], centre: dict[str, torch.Tensor]) -> float:
         """Computes the mean regularised loss per document and its gradient."""
         prototypes, head, number = self.model.prototypes, self.model.head, len(self.features)
         for parameter in parameters:
             parameter.grad = None
-        penalty = (prototypes.weight / head.temperature).square().sum() / (2 * strength)
-        for bias in (prototypes.bias, getattr(head, "stop", None)):
+        offset = prototypes.weight - centre.get("prototypes.weight", 0.0)
+        penalty = (offset / head.temperature).square().sum() / (2 * strength)
+        for name, bias in (("prototypes.bias", prototypes.bias), ("head.stop", getattr(head, "stop", None))):
             if bias is not None:
-                penalty = penalty + bias.square().sum() / (2 * BIAS_STRENGTH)
+                penalty = penalty + (bias - centre.get(name, 0.0)).square().sum() / (2 * BIAS_STRENGTH)
         (penalty / number).backward()
         total = penalty.detach().to(sum_dtype(penalty.device))
         for features, targets, counts in zip(self.features.split(self.chunk), self._targets(), self.counts):
@@ -228,12 +241,13 @@ def solve(
     strengths: Sequence[float] = STRENGTHS,
     anchored: Sequence[bool] = (True, False),
     max_iterations: int = 100,
+    prior: Literal["initial", "model"] = "initial",
 ) -> Solution:
     """Fits the head with several strengths and keeps the best on the validation documents.
 
-    Models with anchors are fitted with and without them. The score is the mean of micro- and macro-F1 of the decoded
-    predictions, under multi_path with the best single threshold for each. A warning is logged if the best fit did not
-    converge.
+    Models with anchors are fitted with and without them, unless `prior` is "model". The score is the mean of micro- and
+    macro-F1 of the decoded predictions, under multi_path with the best single threshold for each. A warning is logged if
+    the best fit did not converge.
 
     Args:
         model: as in [`fit_head`].
@@ -241,11 +255,13 @@ def solve(
         strengths: the values of C, tried in rising order until the score stops improving.
         anchored: the alternatives to try for a model with anchors.
         max_iterations (`int`): the maximum number of L-BFGS iterations of each fit.
+        prior: the values towards which the head is regularised: `"initial"`, the label text or 0, or `"model"`, the
+            model's present values, for a trained model that goes on with new documents.
 
     Raises:
-        ValueError: as in [`fit_head`], or if there are no strengths.
+        ValueError: as in [`fit_head`], if there are no strengths, or for another prior.
     """
-    solution = _search(model, train, validation, strengths, anchored, max_iterations)
+    solution = _search(model, train, validation, strengths, anchored, max_iterations, prior)
     _warn_unless_converged(solution.converged, solution.strength, max_iterations)
     return solution
 
@@ -258,11 +274,12 @@ def solve_without_validation(
     strengths: Sequence[float] = STRENGTHS,
     anchored: Sequence[bool] = (True, False),
     max_iterations: int = 100,
+    prior: Literal["initial", "model"] = "initial",
 ) -> Solution:
     """Chooses the regularisation on a random share of the training documents, then fits the head to all of them.
 
     Args:
-        model, train, strengths, anchored, max_iterations: as in [`solve`].
+        model, train, strengths, anchored, max_iterations, prior: as in [`solve`].
         seed: draws the share.
         share: the share of the training documents that serve as validation documents.
 
@@ -277,8 +294,9 @@ def solve_without_validation(
             f"{len(states)} document(s) are too few to choose the regularisation on: give validation documents."
         )
     subset, validation = (states[rest], labels[rest]), (states[held_out], labels[held_out])
-    solution = _search(model, subset, validation, strengths, anchored, max_iterations)
-    fit = HeadProblem(model, states, labels).fit(solution.strength, solution.anchored, max_iterations)
+    centre = head_state(model) if prior == "model" else None
+    solution = _search(model, subset, validation, strengths, anchored, max_iterations, prior)
+    fit = HeadProblem(model, states, labels).fit(solution.strength, solution.anchored, max_iterations, centre)
     _warn_unless_converged(fit.converged, solution.strength, max_iterations)
     solution.objective, solution.converged = fit.objective, fit.converged
     return solution
@@ -291,18 +309,23 @@ def _search(
     strengths: Sequence[float],
     anchored: Sequence[bool],
     max_iterations: int,
+    prior: str,
 ) -> Solution:
     if not strengths:
         raise ValueError("strengths must hold at least one number.")
-    start = _head_state(model)
+    if prior not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}.")
+    start = head_state(model)
+    centre = start if prior == "model" else None
+    alternatives = anchored if model.prototypes.is_anchored and centre is None else (centre is not None,)
     problem = HeadProblem(model, *train)
     best: tuple[Solution, dict[str, torch.Tensor]] | None = None
     tried: list[dict[str, Any]] = []
-    for use_anchors in anchored if model.prototypes.is_anchored else (False,):
+    for use_anchors in alternatives:
         _restore(model, start)
         since_best, top = 0, -1.0
         for strength in sorted(strengths):
-            fit = problem.fit(strength, use_anchors, max_iterations)
+            fit = problem.fit(strength, use_anchors, max_iterations, centre)
             score = validation_score(model, *validation)
             attempt = Solution(strength, use_anchors, score, fit.objective, fit.converged)
             tried.append({name: value for name, value in vars(attempt).items() if name != "tried"})
@@ -311,7 +334,7 @@ def _search(
                 f"{'' if fit.converged else ', not converged'}"
             )
             if best is None or score > best[0].score:
-                best = attempt, _head_state(model)
+                best = attempt, head_state(model)
             since_best = 0 if score > top else since_best + 1
             top = max(top, score)
             if since_best == PATIENCE:
@@ -382,7 +405,8 @@ def _unit_features(model: HcalForSequenceClassification, pooled_states: torch.Te
     return features
 
 
-def _head_state(model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
+def head_state(model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
+    """Returns copies of the parameters of prototypes and head, by name."""
     modules = {"prototypes": model.prototypes, "head": model.head}
     return {
         f"{module_name}.{name}": parameter.detach().clone()

@@ -8,9 +8,11 @@ from transformers import TrainerCallback
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
 from hcal_hf.targets import Targets
 from hcal_hf.training.solver import (
+    HeadProblem,
     Solution,
     feature_tensors,
     fit_head,
+    head_state,
     solve,
     solve_without_validation,
     validation_score,
@@ -311,7 +313,7 @@ def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_valida
 def test_held_out_documents_are_drawn_by_the_data_seed(taxonomy, tmp_path, monkeypatch, data_seed, expected):
     seeds = []
 
-    def record(model, train, seed):
+    def record(model, train, seed, prior):
         seeds.append(seed)
         return Solution(1.0, False, 0.0, 0.0)
 
@@ -344,3 +346,27 @@ def test_a_solver_that_does_not_fit_is_refused(taxonomy, tmp_path):
         make_trainer(tmp_path, model, documents, head_solver="lbfgs").train()
     with pytest.raises(ValueError, match="head_solver must be"):
         HcalTrainingArguments("unused", head_solver="newton")
+
+
+def test_a_prior_of_the_model_keeps_it_or_lets_it_go(taxonomy):
+    old, new = (make_documents(taxonomy, 120, seed=seed) for seed in (1, 2))
+    model = make_model(taxonomy).double()
+    fit_head(model, old[0].double(), old[1], strength=4.0)
+    start = head_state(model)
+    problem = HeadProblem(model, new[0].double(), new[1])
+    problem.fit(1e-9, centre=start)
+    torch.testing.assert_close(model.prototypes.weight.data, start["prototypes.weight"], atol=1e-5, rtol=0)
+    problem.fit(4.0, max_iterations=400, centre=start)
+    assert (model.prototypes.weight - start["prototypes.weight"]).abs().max() > 0.01
+    # Far from the start, only the documents count.
+    problem.fit(1e6, max_iterations=400, centre=start)
+    with_centre = problem.fit(1e6, max_iterations=400, centre=start).objective
+    assert with_centre == pytest.approx(problem.fit(1e6, max_iterations=400).objective, rel=0.02)
+
+
+def test_an_unknown_prior_is_refused(taxonomy):
+    documents = make_documents(taxonomy, 30, seed=1)
+    with pytest.raises(ValueError, match="prior must be one of initial, model, got 'old'"):
+        solve(make_model(taxonomy), documents, documents, prior="old")
+    with pytest.raises(ValueError, match='head_prior must be "initial" or "model", got \'old\''):
+        HcalTrainingArguments("unused", head_prior="old")

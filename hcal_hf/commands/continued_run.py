@@ -1,0 +1,205 @@
+"""Goes on from a saved model: reads the rows that it was trained on again, and adds labels that are new."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from transformers.utils import logging
+
+from ..configuration_hcal import HcalConfig
+from ..data.labels import LabelReader
+from ..data.rows import class_names
+from ..data.tables import read_table
+from ..data.texts import join_texts
+from ..label_extension import add_labels
+from ..modeling_hcal import HcalForSequenceClassification
+from ..taxonomy import Taxonomy
+from ..training.arguments import HcalTrainingArguments
+from .run_arguments import DataArguments, ModelArguments
+from .run_data import ROW, load_data
+from .saved_model import load_model
+
+logger = logging.get_logger(__name__)
+
+SPLIT_FILE = "split.json"
+_SPLITS = ("train", "validation", "test")
+
+
+def go_on_from(
+    model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments
+) -> tuple[HcalForSequenceClassification, Any, DatasetDict, dict[str, Any]]:
+    """Loads a saved model, its earlier rows and the new ones, and adds the labels that are new.
+
+    Sets the fields of `model_args` that the model has decided. Without earlier rows, `args.head_prior` becomes "model", so
+    that the head stays near its present values.
+
+    Returns:
+        the model, its tokenizer, the parts of all rows, and the record of the split ([`split_record`]).
+    """
+    model, tokenizer = load_model(str(model_args.start_from))
+    for name in {f.name for f in fields(ModelArguments)} & set(HcalConfig.__dataclass_fields__):
+        setattr(model_args, name, getattr(model.config, name))
+    raw = load_data(data_args, taxonomy=model.taxonomy)
+    split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
+    records = [] if data_args.new_rows_only else earlier_splits(str(model_args.start_from))
+    raw, used = add_earlier_rows(raw, records, data_args)
+    if used:
+        split["earlier"] = used
+    else:
+        args.head_prior = "model"
+        logger.warning(
+            "Only the new rows are trained on. Labels that they do not contain may get worse: measure the new model on the "
+            "earlier rows."
+        )
+    if added := add_new_labels(model, tokenizer, raw, data_args):
+        print(f"New labels: {len(added):,} ({', '.join(added[:5])}{', ...' if len(added) > 5 else ''}).")
+    return model, tokenizer, raw, split
+
+
+def split_record(raw: DatasetDict, data_args: DataArguments) -> dict[str, Any]:
+    """Describes how a file was split: its path and content (SHA-256), the seed, and the row numbers of each part."""
+    path = Path(str(data_args.data_dir))
+    rows = {name: part[ROW][:] for name, part in raw.items()}
+    return {"file": str(path), "sha256": _sha256(path), "seed": data_args.split_seed, **rows}
+
+
+def earlier_splits(model: str) -> list[dict[str, Any]]:
+    """Returns the records of the files that a model was trained on, the last one first; [] if it stores none."""
+    path = Path(model) / SPLIT_FILE
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [{name: value for name, value in record.items() if name != "earlier"}, *record.get("earlier", [])]
+
+
+def add_earlier_rows(
+    raw: DatasetDict, records: list[dict[str, Any]], data_args: DataArguments
+) -> tuple[DatasetDict, list[dict[str, Any]]]:
+    """Adds the rows that a model was trained on, each to the part that it was in.
+
+    A new row whose text is an earlier one goes to the part of that row, so that no text is trained on and tested. Files
+    that are missing or have changed are left out, with a warning.
+
+    Args:
+        raw: the parts of the new table.
+        records: from [`earlier_splits`].
+        data_args: the columns.
+
+    Returns:
+        the parts with all rows, and the records that were used.
+
+    Raises:
+        ValueError: if a column has another type than in the new table.
+    """
+    columns = [*data_args.text, *data_args.labels]
+    tables, used = [], []
+    for record in records:
+        path = Path(record["file"])
+        if not path.is_file() or _sha256(path) != record.get("sha256"):
+            logger.warning(
+                f"The rows of {path} are not used: the file is {'changed' if path.is_file() else 'missing'}."
+            )
+            continue
+        table = read_table(path)
+        if not set(columns) <= set(table.column_names):
+            logger.warning(f"The rows of {path} are not used: it has no columns {', '.join(map(repr, columns))}.")
+            continue
+        tables.append(
+            DatasetDict({n: table.select(record[n]).select_columns(columns) for n in _SPLITS if n in record})
+        )
+        used.append(record)
+    if not used:
+        return raw, []
+    part_of = {text: name for table in tables for name, part in table.items() for text in _texts(part, data_args)}
+    raw = _moved(raw, part_of, data_args)
+    joined = {}
+    for name in _SPLITS:
+        parts = [table[name].select_columns(columns) for table in (raw, *tables) if name in table]
+        if any(part.features != parts[0].features for part in parts):
+            raise ValueError(
+                f"The columns {', '.join(map(repr, columns))} have other types in {used[0]['file']} than in "
+                f"{data_args.data_dir}: write both in one format, or give --new-rows-only."
+            )
+        if parts:
+            joined[name] = concatenate_datasets(parts)
+    number = sum(len(part) for table in tables for part in table.values())
+    print(f"Rows: {sum(map(len, raw.values())):,} new, and {number:,} that the model was trained on or measured with.")
+    return DatasetDict(joined), used
+
+
+def add_new_labels(
+    model: HcalForSequenceClassification, tokenizer: Any, raw: DatasetDict, data_args: DataArguments
+) -> list[str]:
+    """Adds the paths of the rows that the model does not have, level by level from the top.
+
+    Names without a path are left alone: nothing says where they belong, and encoding reports them.
+
+    Returns:
+        the new labels.
+    """
+    added: list[str] = []
+    new_paths = unknown_paths(raw.values(), data_args, model.taxonomy)
+    for depth in sorted({len(path) for path in new_paths}):
+        level = [path for path in new_paths if len(path) == depth]
+        added += add_labels(model, level, tokenizer, to_be_trained=True)
+    return added
+
+
+def unknown_paths(tables: Iterable[Dataset], data_args: DataArguments, taxonomy: Taxonomy) -> list[tuple[str, ...]]:
+    """Returns the paths in the label columns, and the beginnings of these paths, that a taxonomy does not have.
+
+    Rows that cannot be read are skipped, because encoding reports them.
+    """
+    options = data_args.label_options
+    known = taxonomy.label_index.keys()
+    unknown: dict[tuple[str, ...], None] = {}
+    seen: set[tuple[str, ...]] = set()
+    for table in tables:
+        names = class_names(table, data_args.labels)
+        reader = LabelReader(options["labels"], options["separator"], options["delimiter"], class_names=names)
+        for cells in zip(*(table[name][:] for name in data_args.labels)):
+            try:
+                labels = reader(cells, known=known) or []
+            except (ValueError, TypeError):
+                continue
+            for label in labels:
+                if isinstance(label, str) or tuple(label) in seen:
+                    continue
+                seen.add(tuple(label))
+                for end in range(1, len(label) + 1):
+                    if not _has_path(taxonomy, label[:end]):
+                        unknown[tuple(label[:end])] = None
+    return list(unknown)
+
+
+def _has_path(taxonomy: Taxonomy, path: list[str]) -> bool:
+    try:
+        taxonomy.index_path(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _moved(raw: DatasetDict, part_of: dict[str, str], data_args: DataArguments) -> DatasetDict:
+    """Moves the rows whose texts `part_of` assigns to another part."""
+    wanted: dict[str, list[Dataset]] = {name: [] for name in _SPLITS}
+    for name, part in raw.items():
+        names = [part_of.get(text, name) for text in _texts(part, data_args)]
+        for target in _SPLITS:
+            rows = [row for row, wanted_name in enumerate(names) if wanted_name == target]
+            if rows:
+                wanted[target].append(part.select(rows))
+    return DatasetDict({name: concatenate_datasets(parts) for name, parts in wanted.items() if parts})
+
+
+def _texts(part: Dataset, data_args: DataArguments) -> list[str]:
+    return [str(join_texts(cells)).strip() for cells in zip(*(part[name][:] for name in data_args.text))]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

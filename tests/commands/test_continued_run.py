@@ -1,0 +1,138 @@
+"""`hcal train --from MODEL`: earlier rows, new rows and new labels."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from hcal_hf import HcalForSequenceClassification
+from hcal_hf.commands import main as cli
+from tests.builders import WORDS
+
+PATHS = [["science", "physics"], ["science", "biology"], ["arts", "poetry"], ["arts", "music"]]
+COLUMNS = ["--text", "Text", "--labels", "Area", "Topic"]
+
+
+def write(path, start, number, paths=PATHS):
+    rows = []
+    for i in range(start, start + number):
+        top, leaf = paths[i % len(paths)]
+        text = f"{WORDS[i % len(paths) * 3]} {WORDS[i % 17]} {WORDS[(7 * i) % 19]} {WORDS[(3 * i) % 13]} {i}"
+        rows.append({"Text": text, "Area": top, "Topic": leaf})
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def hcal(tmp_path, monkeypatch, capsys):
+    """Runs `hcal train` in a folder of its own. Returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code = cli.main(["train", *map(str, words), "--use_cpu"])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def model(hcal, tmp_path, encoder_dir):
+    """A model that was trained on 60 rows with a frozen encoder."""
+    table = write(tmp_path / "old.csv", 0, 60)
+    code, _, err = hcal(table, *COLUMNS, "--encoder", encoder_dir, "--time-budget", "0")
+    assert code == 0, err
+    return tmp_path / "outputs" / "old"
+
+
+def test_earlier_rows_keep_their_parts_and_new_labels_are_learned(hcal, model, tmp_path):
+    old = json.loads((model / "split.json").read_text(encoding="utf-8"))
+    new = write(tmp_path / "new.csv", 60, 40, [*PATHS, ["sport", "chess"]])
+    code, out, err = hcal(new, "--from", model)
+    assert code == 0, err
+    assert "New labels: 2 (sport, chess)." in out
+    assert "Rows: 40 new, and 60 that the model was trained on or measured with." in out
+    folder = tmp_path / "outputs" / "new"
+    split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    assert split["earlier"] == [old]
+    assert sum(len(split[name]) for name in ("train", "validation", "test")) == 40
+    config = HcalForSequenceClassification.from_pretrained(folder).config
+    assert {"sport", "chess", "physics"} <= set(config.labels)
+    assert config.table_options["labels"] == ["Area", "Topic"]
+    # The stored configuration repeats the run.
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["start_from"] == str(model)
+    code, _, err = hcal(folder / "config.yaml", "--output-dir", "again")
+    assert code == 0, err
+    first, again = (
+        json.loads((path / "test_results.json").read_text(encoding="utf-8")) for path in (folder, tmp_path / "again")
+    )
+    assert first["test_micro_f1"] == again["test_micro_f1"]
+
+
+def test_a_text_that_was_tested_is_not_trained_on(hcal, model, tmp_path):
+    split = json.loads((model / "split.json").read_text(encoding="utf-8"))
+    table = pd.read_csv(tmp_path / "old.csv")
+    tested = table.iloc[split["test"]]
+    extra = pd.concat([pd.read_csv(write(tmp_path / "new.csv", 60, 20)), tested, tested])
+    extra.to_csv(tmp_path / "new.csv", index=False)
+    code, _, err = hcal("new.csv", "--from", model)
+    assert code == 0, err
+    results = json.loads((tmp_path / "outputs/new/test_results.json").read_text(encoding="utf-8"))
+    new = json.loads((tmp_path / "outputs/new/split.json").read_text(encoding="utf-8"))
+    # The record says how the new file was split, before the rows with known texts moved.
+    assert sum(len(new[name]) for name in ("train", "validation", "test")) == len(extra)
+    assert results
+
+
+def test_without_the_earlier_file_the_head_stays_near_its_values(hcal, model, tmp_path, caplog):
+    (tmp_path / "old.csv").write_text("Text,Area,Topic\nchanged,arts,music\n", encoding="utf-8")
+    new = write(tmp_path / "new.csv", 60, 24, PATHS[:2])
+    code, _, err = hcal(new, "--from", model)
+    assert code == 0, err
+    assert "old.csv are not used: the file is changed" in caplog.text
+    assert "Only the new rows are trained on" in caplog.text
+    kept = HcalForSequenceClassification.from_pretrained(tmp_path / "outputs" / "new")
+    start = HcalForSequenceClassification.from_pretrained(model)
+    assert kept.config.labels == start.config.labels
+    # Labels that only the earlier rows have keep their prototypes.
+    arts = [kept.config.labels.index(label) for label in ("arts", "poetry", "music")]
+    assert kept.prototypes.weight[arts].equal(start.prototypes.weight[arts])
+    assert not kept.prototypes.weight.equal(start.prototypes.weight)
+    assert "earlier" not in json.loads((tmp_path / "outputs/new/split.json").read_text(encoding="utf-8"))
+
+
+def test_two_new_rows_are_enough(hcal, model, tmp_path):
+    new = write(tmp_path / "new.csv", 60, 2)
+    code, out, err = hcal(new, "--from", model)
+    assert code == 0, err
+    assert "Rows: 2 new, and 60" in out
+
+
+def test_what_the_model_decides_cannot_be_given(hcal, model, tmp_path):
+    new = write(tmp_path / "new.csv", 60, 20)
+    code, _, err = hcal(new, "--from", model, "--label-mode", "multi_path")
+    assert code == 1
+    assert "--label-mode is decided by the model" in err
+    code, _, err = hcal(new, "--from", model, "--text", "Body")
+    assert code == 1
+    assert "has no column 'Body': its columns are 'Text', 'Area', 'Topic'" in err
+
+
+def test_a_fine_tuned_model_goes_on_within_the_time_budget(hcal, tmp_path, encoder_dir):
+    table = write(tmp_path / "old.csv", 0, 40)
+    quick = ("--num-train-epochs", "1", "--tune", "none")
+    code, _, err = hcal(table, *COLUMNS, "--encoder", encoder_dir, "--time-budget", "60", *quick)
+    assert code == 0, err
+    new = write(tmp_path / "new.csv", 60, 20, [*PATHS, ["sport", "chess"]])
+    code, _, err = hcal(new, "--from", "outputs/old", "--time-budget", "60", *quick)
+    assert code == 0, err
+    labels = HcalForSequenceClassification.from_pretrained("outputs/new").config.labels
+    assert {"sport", "chess", "physics"} <= set(labels)
+    new = write(tmp_path / "more.csv", 60, 20)
+    code, _, err = hcal(new, "--from", "outputs/old", "--time-budget", "0", *quick)
+    assert code == 1
+    assert "was fine-tuned, and going on takes longer than allowed" in err
+    code, out, err = hcal(new, "--from", "outputs/old", "--time-budget", "60", *quick)
+    assert code == 0, err
+    assert "Regime: fine-tuned." in out
