@@ -192,14 +192,16 @@ class ModelCardMixin(_Trainer):
         A card that was edited on the Hub stays as it is there, unless `overwrite=True`."""
         repo_id = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
         branch = revision or self.args.hub_revision
+        if private is not None:  # earlier versions of transformers do not have this argument
+            kwargs["private"] = private
         with self._pushing(token, revision), clear_push_errors(repo_id):
             if branch is not None and not branch.startswith("refs/pr") and self.is_world_process_zero():
                 if self.hub_model_id is None:
-                    self.init_hf_repo(token=token, private=private)
+                    self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
                 HfApi(token=token or self.args.hub_token).create_branch(
                     str(self.hub_model_id), branch=branch, exist_ok=True
                 )
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            return super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
