@@ -30,7 +30,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--edges", nargs=2, metavar=("PARENT", "CHILD"), help="The two columns of a table of edges.")
     parser.add_argument(
-        "--text", metavar="COLUMN", help="Column of texts, which are checked too. Default: text, if it exists."
+        "--text",
+        nargs="+",
+        metavar="COLUMN",
+        help="Column of texts, or several, which are checked too. Default: text, if it exists.",
     )
     parser.add_argument(
         "--taxonomy", metavar="FILE", help="Taxonomy JSON that must contain the labels of the documents."

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from ..taxonomy import Taxonomy
+from .cell_check import CellCounter
 from .hierarchy_check import Steps, check_edges, check_paths, join_steps, try_to_build
 from .labels import LabelReader, as_paths
 from .tables import TableFile
-from .texts import text_problem
+from .texts import join_texts, text_problem
 from .validation_report import Severity, ValidationReport
 
 # Cells of a CSV file that `load_dataset` (pandas) reads as empty.
@@ -37,9 +38,9 @@ _ROW_PROBLEMS: dict[str, tuple[Severity, str, str]] = {
         "Spell them as in the taxonomy, or add them to it.",
     ),
     "read-as-missing": (
-        "error",
+        "warning",
         "cells of a CSV file that load_dataset reads as empty",
-        "Rename the label (such as 'not applicable'), or save the table as JSON lines or Parquet.",
+        "hcal_hf reads them as they are written: in Python, load the file with hcal_hf.read_table, not with load_dataset.",
     ),
     "empty-text": (
         "warning",
@@ -49,7 +50,8 @@ _ROW_PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "no-labels": (
         "warning",
         "rows without labels",
-        'Label them, leave them out, or train with label_mode="multi_path", which accepts documents without labels.',
+        "They are left out of training as unlabelled. If an empty cell means that a document has no label, train with "
+        "--empty-means-none.",
     ),
 }
 
@@ -65,7 +67,7 @@ class DocumentCheck:
     Args:
         table: the table of documents.
         reader: reads the labels of a row.
-        text: the column of texts to check, if any.
+        text: the columns of texts to check, if any.
         taxonomy: the taxonomy that must contain the labels; None if the labels span their own.
         identity: as for [`Taxonomy.from_paths`].
         min_documents: labels with fewer documents are reported; 0 if the rows are paths of a hierarchy, not documents.
@@ -75,7 +77,7 @@ class DocumentCheck:
         self,
         table: TableFile,
         reader: LabelReader,
-        text: str | None,
+        text: Sequence[str],
         taxonomy: Taxonomy | None,
         identity: Literal["path", "name"],
         min_documents: int,
@@ -88,12 +90,17 @@ class DocumentCheck:
         self.counts: Counter[Any] = Counter()  # node -> documents at or below it
         self.path_ends: Counter[Any] = Counter()  # node -> documents with a path that ends there
         self.rows_with_several_paths: list[int] = []
+        # hash of the texts of a row -> (its first row, hash of the labels there)
+        self.first_texts: dict[int, tuple[int, int]] = {}
+        self.equal_rows: list[tuple[int, int]] = []  # (row, first equal row)
+        self.conflicting_rows: list[tuple[int, int]] = []
+        self.cells = CellCounter(self.columns)
         self.rows_by_problem: dict[tuple[str, str], list[int]] = defaultdict(list)  # (kind, message) -> rows
         # column -> codes that would change if read as numbers; None if the column is not all numbers
         self.altered_codes: dict[str, dict[str, None] | None] = {name: {} for name in self.columns}
 
     def run(self) -> ValidationReport:
-        columns = [*self.columns, *([self.text] if self.text else [])]
+        columns = [*self.columns, *self.text]
         documents = 0
         for number, row in enumerate(self.table.rows(columns)):
             documents += 1
@@ -104,12 +111,52 @@ class DocumentCheck:
             if self.table.kind == "csv":
                 self._compare_with_datasets(cells, number)
             self._count_labels(cells, number)
-            if self.text and (problem := text_problem(row.cells[-1])):
-                self.rows_by_problem["empty-text", problem].append(number)
+            self.cells.add(cells)
+            if self.text:
+                self._check_text(join_texts(row.cells[len(self.columns) :]), cells, number)
         self._check_rows()
+        self._check_cells()
         self._check_hierarchy()
         self.report.documents = documents if self.min_documents else None
         return self.report
+
+    def _check_text(self, text: Any, cells: Sequence[Any], number: int) -> None:
+        """Notes texts that cannot be read, and texts that an earlier row has too."""
+        if problem := text_problem(text):
+            self.rows_by_problem["empty-text", problem].append(number)
+            return
+        labels = hash(repr(cells))
+        first, first_labels = self.first_texts.setdefault(hash(text.strip()), (number, labels))
+        if first != number:
+            (self.equal_rows if labels == first_labels else self.conflicting_rows).append((number, first))
+
+    def _check_cells(self) -> None:
+        def pairs(rows: list[tuple[int, int]]) -> Iterator[str]:
+            return (f"{row_name(self.table, row)} and {row_name(self.table, first)}" for row, first in rows)
+
+        self.report.add(
+            "warning",
+            "conflicting-labels",
+            "rows with the text of an earlier row and other labels",
+            "Decide on one label for each text, or train with several paths per document: list all labels in one row.",
+            pairs(self.conflicting_rows),
+        )
+        self.report.add(
+            "warning",
+            "equal-rows",
+            "rows with the text and the labels of an earlier row",
+            "Each counts as a document. Remove them, unless they are meant. Equal texts stay in one part of a split.",
+            pairs(self.equal_rows),
+        )
+        if self.reader.delimiter is None and (suspect := self.cells.suspected(self.reader.separator)):
+            self.report.add(
+                "warning",
+                "several-labels",
+                "cells that seem to hold several labels",
+                suspect.fix,
+                [f"column {suspect.column!r}: {cell!r}" for cell in suspect.examples],
+                rows=suspect.rows,
+            )
 
     def _count_labels(self, cells: Sequence[Any], number: int) -> None:
         try:
@@ -164,10 +211,10 @@ class DocumentCheck:
             )
             self.report.add(severity, kind, message, fix, [example], rows=len(numbers))
         self.report.add(
-            "error",
+            "warning",
             "numbers",
-            "columns of labels whose codes load_dataset reads as numbers from a CSV file",
-            "007 becomes 7: save the table as JSON lines or Parquet, or put a letter before the codes.",
+            "columns with codes that load_dataset reads as numbers from a CSV file",
+            "007 becomes 7 there. hcal_hf reads them as they are written: in Python, use hcal_hf.read_table.",
             (f"column {name!r}: {', '.join(codes)}" for name, codes in self.altered_codes.items() if codes),
         )
         if self.min_documents:

@@ -7,6 +7,7 @@ from typing import Literal
 from transformers.utils import logging
 
 from ..taxonomy import SEPARATOR, Taxonomy
+from .cell_check import CellCounter
 from .labels import LabelReader, as_paths
 from .rows import AnyDataset, BadRow, BadRowsError, class_names, iterate_rows, iterate_splits
 from .tables import read_table
@@ -25,7 +26,7 @@ def build_taxonomy(
 ) -> Taxonomy:
     """Builds the taxonomy that the paths of a data set span, over all its splits.
 
-    Rows without labels are skipped.
+    Rows without labels are skipped. Cells that seem to hold several labels are logged, with the delimiter that reads them.
 
     Args:
         dataset: rows with paths as labels (lists or strings), or with one column per level.
@@ -40,11 +41,13 @@ def build_taxonomy(
     """
     reader = LabelReader(labels, separator, delimiter)
     dataset = read_table(dataset)
+    counter = CellCounter(reader.column_list)
     bad_rows: list[BadRow] = []
     paths: dict[tuple[str, ...], None] = {}
     for split_name, split in iterate_splits(dataset):
         reader = replace(reader, class_names=class_names(split, reader.column_list))
         for row, cells in enumerate(iterate_rows(split, reader.column_list)):
+            counter.add(cells)
             try:
                 new_paths = [path for path in as_paths(reader(cells) or [], labels) if path not in paths]
                 if new_paths:
@@ -53,6 +56,8 @@ def build_taxonomy(
                 bad_rows.append((split_name, row, str(problem)))
             else:
                 paths.update(dict.fromkeys(new_paths))
+    if delimiter is None and (suspect := counter.suspected(separator)):
+        logger.warning(f"{suspect}. {suspect.fix}")
     if bad_rows and on_bad_row == "raise":
         raise BadRowsError(bad_rows)
     if bad_rows:

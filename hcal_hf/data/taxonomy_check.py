@@ -18,7 +18,7 @@ def check_file(
     *,
     labels: Sequence[str] | None = None,
     edges: Sequence[str] | None = None,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
     taxonomy: str | Path | None = None,
     separator: str = SEPARATOR,
     delimiter: str | None = None,
@@ -33,7 +33,7 @@ def check_file(
             one row per document (`.csv`, `.tsv`, `.jsonl`, `.parquet`, also `.gz`).
         labels: the column of labels of a table of documents, or one column per level; `labels` by default.
         edges: the two columns of a table of edges; `parent` and `child` by default. An empty parent makes a root.
-        text: the column of texts, which are checked too; the column `text` by default, if there is one.
+        text: the column of texts, or several, which are checked too; the column `text` by default, if there is one.
         taxonomy: taxonomy JSON that must contain the documents' labels; by default they span their own taxonomy.
         separator, delimiter: as for [`hcal_hf.encode_dataset`].
         identity: as for [`Taxonomy.from_paths`].
@@ -67,13 +67,13 @@ def check_file(
         )
     labels = ["labels"] if labels is None else list(labels)
     table.check_columns(labels)
-    if text is not None:
-        table.check_columns([text])
-    elif "text" in columns:
-        text = "text"
+    if text is None:
+        text = ["text"] if "text" in columns else []
+    texts = [text] if isinstance(text, str) else list(text)
+    table.check_columns(texts)
     required = None if taxonomy is None else Taxonomy.from_json(taxonomy)
     reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter)
-    return DocumentCheck(table, reader, text, required, identity, min_documents).run()
+    return DocumentCheck(table, reader, texts, required, identity, min_documents).run()
 
 
 def _check_json(path: Path) -> ValidationReport:
