@@ -79,8 +79,9 @@ def folder(tmp_path_factory, encoder_dir, tokenizer):
         (folder / "data" / f"{split}.csv").write_text(table, encoding="utf-8")
     lines = "".join(json.dumps({"text": f"{word} and {word}"}) + "\n" for word in WORDS)
     (folder / "tickets.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-    taxonomy = build_taxonomy(folder / "tickets.csv", labels=["area", "product", "problem"])
-    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy)
+    levels = ["area", "product", "problem"]
+    taxonomy = build_taxonomy(folder / "tickets.csv", labels=levels)
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, table_options={"labels": levels})
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder
