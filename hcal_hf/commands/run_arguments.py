@@ -166,13 +166,6 @@ class DataArguments(TableArguments):
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed for splitting one file."})
-    tune: str = field(
-        default="micro_f1",
-        metadata={
-            "help": "Metric for tuning thresholds, together with the temperature, on the validation split after training: "
-            "micro_f1, macro_f1, or none."
-        },
-    )
     show_predictions: int = field(default=5, metadata={"help": "Number of test documents with printed predictions."})
     card: dict | str | None = field(
         default=None,
@@ -190,7 +183,8 @@ Arguments = tuple[ModelArguments, DataArguments, HcalTrainingArguments]
 def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | None = None) -> Arguments:
     """Reads a YAML file and overrides from the command line: `[config.yaml] [--learning_rate 1e-4 ...]`.
 
-    Logs go to TensorBoard if it is installed. `report_to` selects other loggers, or "none".
+    A run tunes the model by default (`tune: micro_f1`), unlike a Trainer. Logs go to TensorBoard if it is installed;
+    `report_to` selects other loggers, or "none".
 
     Raises:
         ValueError: if a key in the file is not an argument (the message lists the closest ones), or if the file does not
@@ -201,7 +195,7 @@ def parse_arguments(argv: list[str] | None = None, defaults: dict[str, Any] | No
     parser = HfArgumentParser([ModelArguments, DataArguments, HcalTrainingArguments])
     if is_tensorboard_available():
         parser.set_defaults(report_to="tensorboard")
-    parser.set_defaults(**(defaults or {}))
+    parser.set_defaults(tune="micro_f1", **(defaults or {}))
     for pattern, name in _OPTION_NAMES.items():
         argv = [re.sub(f"^--{pattern}(?=$|=)", f"--{name}", word) for word in argv]
     if argv and argv[0].endswith((".yaml", ".yml")):

@@ -23,7 +23,6 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
 from ..training.trainer import HcalTrainer
-from ..training.tuning import tune_model
 from .continued_run import SPLIT_FILE, go_on_from, split_record
 from .progress import show_one_line
 from .results_table import results_table
@@ -94,6 +93,8 @@ def run_training(
                     for name, split in encoded.items()
                 }
             )
+    if "validation" not in table or model_args.preset is not None:
+        args.tune = "none"
     trainer = HcalTrainer(
         model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
     )
@@ -104,8 +105,7 @@ def run_training(
     if str(resume).lower() in ("true", "false", "none"):
         resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
     trainer.train(resume_from_checkpoint=resume)
-    if data_args.tune != "none" and "validation" in table and model_args.preset is None:
-        _report_tuning(tune_model(trainer, table["validation"], data_args.tune), data_args.tune)
+    _report_tuning(trainer.tuned, args.tune)
     if data_args.max_length is not None:
         tokenizer.model_max_length = (
             data_args.max_length

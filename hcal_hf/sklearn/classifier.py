@@ -14,7 +14,7 @@ from ..data.collator import HcalDataCollator
 from ..data.encoding import encode_dataset
 from ..data.label_checks import check_encoded
 from ..data.rows import BadRowsError
-from ..decoding import PAIRS_PER_CHUNK, decode, end_probabilities
+from ..decoding import PAIRS_PER_CHUNK, UNTHRESHOLDED, decode, end_probabilities
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import NO_LIMIT
 from ..taxonomy import SEPARATOR, Taxonomy
@@ -25,6 +25,7 @@ from ..training.trainer import HcalTrainer
 from .feature_model import feature_model
 from .global_state import progress_bars, temporary_seed
 from .parameters import check_decision, check_parameters
+from .tuned_head import solve_and_tune
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -99,8 +100,11 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         decode (`str`, *optional*): `path` (default) or `top_down` for single_path; `closure` (default), `prune`,
             `top_down` or `expected_f1` for multi_path ([`hcal_hf.decoding.decode`]).
         threshold (`float`, or a sequence of L numbers, *optional*): lowest probability of a predicted label. The default is
-            0.5 for multi_path and none for single_path, in which a path ends before its first label below the threshold.
-            Not for 1-d `y`.
+            the tuned one, else 0.5 for multi_path and none for single_path, in which a path ends before its first label
+            below the threshold. Not for 1-d `y`.
+        tune (`"micro_f1"` or `"macro_f1"`, *optional*): fit the temperature of the probabilities and, for multi_path, one
+            threshold for this metric to the held-out documents. A `threshold` replaces the tuned one. Documents that are
+            held out train the head all the same if L-BFGS fits it, because it is fitted to all documents at the end.
         feature_cache (`str`, *optional*): folder that caches the states of a frozen encoder, so that a grid search computes
             them once per fold.
         device (`str`, *optional*): such as "cpu". By default CUDA if it is available.
@@ -149,6 +153,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         model_kwargs: Mapping[str, Any] | None = None,
         decode: str | None = None,
         threshold: float | Sequence[float] | None = None,
+        tune: str | None = None,
         feature_cache: str | None = None,
         device: str | None = None,
         random_state: Any = None,
@@ -174,6 +179,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         self.model_kwargs = model_kwargs
         self.decode = decode
         self.threshold = threshold
+        self.tune = tune
         self.feature_cache = feature_cache
         self.device = device
         self.random_state = random_state
@@ -332,6 +338,11 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             self._train(self._tokens(documents), labels, seed)
         elif unsolvable_because(model):
             self._train(Dataset.from_dict({"pooled_states": self._states(documents).numpy()}), labels, seed)
+        elif self.tune is not None:
+            collate = HcalDataCollator(None, self.taxonomy_, targets="indices")
+            train = self._states(documents), collate(labels.to_list())["labels"]
+            strengths = STRENGTHS if self.C == "auto" else (float(self.C),)
+            self.C_ = solve_and_tune(model, train, seed, float(self.validation_fraction), strengths, self.tune)
         else:
             collate = HcalDataCollator(None, self.taxonomy_, targets="indices")
             train = self._states(documents), collate(labels.to_list())["labels"]
@@ -386,6 +397,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
                 "save_strategy": "no",
                 "report_to": "none",
                 "disable_tqdm": not self.verbose,
+                "tune": self.tune or "none",
                 "dataloader_pin_memory": device.type == "cuda",
                 "use_cpu": device.type == "cpu",
             }
@@ -396,7 +408,11 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
                     "select the device by CUDA_VISIBLE_DEVICES."
                 )
             table = concatenate_datasets([table, labels], axis=1)
-            trainer = HcalTrainer(self.model_, args, train_dataset=table, processing_class=self.tokenizer_)
+            held_out = None
+            if args.tune != "none":
+                parts = table.train_test_split(float(self.validation_fraction), seed=seed)
+                table, held_out = parts["train"], parts["test"]
+            trainer = HcalTrainer(self.model_, args, None, table, held_out, self.tokenizer_)
             if not self.verbose:
                 trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -448,8 +464,11 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         check_decision(self, self.label_mode_, self._format.ndim)
         logits = self._logits(X)
         config = self.model_.config
+        threshold = self.threshold
+        if threshold is None and self.decode not in UNTHRESHOLDED:
+            threshold = config.thresholds
         label_sets = decode(
-            logits, self.taxonomy_, self.label_mode_, self.decode, self.threshold, config.partial_paths, config.head
+            logits, self.taxonomy_, self.label_mode_, self.decode, threshold, config.partial_paths, config.head
         )
         return label_sets.numpy()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..configuration_hcal import HcalConfig
 from ..taxonomy import Taxonomy
+from ..training.thresholds import METRICS
 
 # Decoders of sets that can be written as paths. `raw` may contradict the hierarchy, and `risk` needs a calibration.
 DECODERS = {"single_path": ("path", "top_down"), "multi_path": ("closure", "prune", "top_down", "expected_f1")}
@@ -41,6 +42,8 @@ def check_parameters(classifier: Any) -> None:
         raise ValueError(f"model_kwargs holds {sorted(unknown)}, which are not fields of HcalConfig.")
     if not 0 < classifier.validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {classifier.validation_fraction!r}.")
+    if classifier.tune not in (None, *METRICS):
+        raise ValueError(f"tune must be None or one of {', '.join(METRICS)}, got {classifier.tune!r}.")
     if not isinstance(classifier.batch_size, numbers.Integral) or classifier.batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {classifier.batch_size!r}.")
 

@@ -50,6 +50,10 @@ class HcalTrainingArguments(TrainingArguments):
             Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
             the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.
 
+        tune (`"none"`, `"micro_f1"` or `"macro_f1"`, defaults to `"none"`):
+            After training, fit the temperature and, for multi_path models, one threshold for this metric to the
+            evaluation documents ([`hcal_hf.tune_model`]).
+
     Raises:
         ValueError: if the weighter or one of its arguments is unknown, or if `prototype_lr_multipliers` are not positive or
             the optimiser is not SGD.
@@ -78,6 +82,14 @@ class HcalTrainingArguments(TrainingArguments):
         metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
     )
 
+    tune: Literal["none", "micro_f1", "macro_f1"] = field(
+        default="none",
+        metadata={
+            "help": "Metric for tuning thresholds, together with the temperature, on the validation documents after "
+            "training: micro_f1, macro_f1, or none."
+        },
+    )
+
     # transformers parses the fields named here from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
 
@@ -92,6 +104,8 @@ class HcalTrainingArguments(TrainingArguments):
             raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')
         if self.head_prior not in ("initial", "model"):
             raise ValueError(f'head_prior must be "initial" or "model", got {self.head_prior!r}.')
+        if self.tune not in ("none", "micro_f1", "macro_f1"):
+            raise ValueError(f'tune must be "none", "micro_f1" or "macro_f1", got {self.tune!r}.')
         if self.prototype_lr_multipliers is None:
             return
         if self.optim != "sgd":

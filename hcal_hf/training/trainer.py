@@ -28,6 +28,7 @@ from .held_out import HeldOutMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
 from .precision import warn_of_slow_bfloat16
 from .task_log import FiniteCheck, TaskLog, sum_dtype
+from .tuning import tune_model
 from .weighting import LossWeighter, build_weighter
 
 logger = logging.get_logger(__name__)
@@ -141,6 +142,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
                 f"{type(self.loss_weighter).__name__} needs gradients within the forward pass, which a compiled model does "
                 "not provide: use torch_compile=False, or another loss_weighting."
             )
+        self.tuned: dict[str, float] = {}
         self._unwrapped: tuple[nn.Module, HcalForSequenceClassification] | None = None
         super().__init__(
             model=model_argument,
@@ -182,10 +184,16 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
         batch. A calibrated temperature is valid only for the weights that it was fitted to, so it is set back to 1, with a
         warning.
 
+        With `args.tune`, the trained model is then tuned on the evaluation documents ([`hcal_hf.tune_model`]). The result
+        is the attribute `tuned`.
+
         Raises:
             BadRowsError: if the model could never predict the labels of a row.
+            ValueError: for `args.tune` without evaluation documents.
         """
         model = self.unwrapped_model
+        if self.args.tune != "none" and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
+            raise ValueError(f'tune="{self.args.tune}" needs one eval_dataset: give one, or tune="none".')
         if model.config.score_temperature != 1:
             logger.warning(
                 f"score_temperature={model.config.score_temperature} was fitted to the weights before this training, so "
@@ -205,9 +213,9 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
             _, occurring = label_column(self.train_dataset)
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(np.unique(occurring))] = True
-        if self._solves_head(model):
-            return self._solve_head(model)
-        return super().train(*args, **kwargs)
+        output = self._solve_head(model) if self._solves_head(model) else super().train(*args, **kwargs)
+        self.tuned = {} if self.args.tune == "none" else tune_model(self, metric=self.args.tune)
+        return output
 
     # ---- Loss ----
 

@@ -69,3 +69,18 @@ def test_few_documents_change_nothing_and_a_wrong_metric_is_named(trainer, caplo
     assert trainer.model.config.thresholds is None
     with pytest.raises(ValueError, match="metric must be one of micro_f1, macro_f1, got 'f1'"):
         tune_model(trainer, metric="f1")
+
+
+def test_a_trainer_tunes_after_training_if_asked(trainer):
+    trainer.train()
+    assert trainer.tuned == {}
+    assert trainer.unwrapped_model.config.thresholds is None
+    trainer.args.tune = "macro_f1"
+    trainer.train()
+    assert trainer.tuned["documents"] == 60
+    assert trainer.unwrapped_model.config.thresholds == pytest.approx([trainer.tuned["threshold"]] * 13)
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match='tune="macro_f1" needs one eval_dataset'):
+        trainer.train()
+    with pytest.raises(ValueError, match='tune must be "none", "micro_f1" or "macro_f1", got \'f1\''):
+        HcalTrainingArguments("unused", tune="f1")
