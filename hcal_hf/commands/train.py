@@ -60,16 +60,15 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
         if word.startswith("--") and name not in argument_names and name.removeprefix("no_") not in argument_names:
             close = ", ".join("--" + match for match in difflib.get_close_matches(name, argument_names, n=3))
             raise UsageError(f"there is no argument {word}. Closest: {close or 'none; --list-arguments lists them'}.")
-    from .progress import hide_library_warnings
+    from .progress import quiet_libraries
+    from .table_run import train_table
     from .threads import choose_threads
 
-    hide_library_warnings()
     choose_threads()
-    if is_table:
-        from .table_run import train_table
-
-        return train_table(args.config, args.overrides, time_budget=budget, overwrite=overwrite), "", OK
-    return run_training(*parse_arguments([args.config, *args.overrides])), "", OK
+    with quiet_libraries():
+        if is_table:
+            return train_table(args.config, args.overrides, time_budget=budget, overwrite=overwrite), "", OK
+        return run_training(*parse_arguments([args.config, *args.overrides])), "", OK
 
 
 def _take_table_options(overrides: list[str]) -> tuple[float, bool]:

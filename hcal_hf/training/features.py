@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.numpy import load_file, save_file
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import HcalDataCollator
 from ..modeling_hcal import HcalForSequenceClassification
+from .progress_bar import progress_bar
 
 # The folder of features within a model's folder. Pushes leave out names that start with _.
 CACHE_FOLDER = "_features"
@@ -101,7 +101,7 @@ def _compute(
     model.eval()
     order = np.argsort(-lengths, kind="stable")
     states = np.empty((len(tokens), model.projection.in_features), dtype=np.float32)
-    for start in tqdm(range(0, len(order), batch_size), desc=desc, leave=False):
+    for start in progress_bar(iterable=range(0, len(order), batch_size), desc=desc):
         rows = order[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate([tokens[int(i)] for i in rows]).items()}
         hidden = model.encoder(**batch, return_dict=True).last_hidden_state

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from transformers import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -44,17 +45,21 @@ class FrozenHeadMixin(_Trainer):
         """Fits the head by L-BFGS, logs the solution and returns it like a training run."""
         args, start = self.args, time.perf_counter()
         logger.warning(
-            "The encoder is frozen, so L-BFGS fits the head on all documents at once. Learning rates, epochs, batch sizes "
-            'and the loss weighter are not used. Set head_solver="optimizer" to use them.'
+            "The encoder is frozen, so L-BFGS fits the head. Learning rates, epochs, batch sizes and the loss weighter "
+            'have no effect; head_solver="optimizer" uses them.'
         )
+        # The solver shows its own progress bar; that of the Trainer counts optimiser steps.
+        callbacks = self.callback_handler.callbacks
+        self.callback_handler.callbacks = [c for c in callbacks if not isinstance(c, ProgressCallback)]
         # Some callbacks set themselves up here, such as the ones that write logs.
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        options: dict[str, Any] = {"prior": args.head_prior, "show_progress": self._shows_progress()}
         training = feature_tensors(self.train_dataset)
         if _has_features(self.eval_dataset):
-            solution = solve(model, training, feature_tensors(self.eval_dataset), prior=args.head_prior)
+            solution = solve(model, training, feature_tensors(self.eval_dataset), **options)
         else:
             seed = args.seed if args.data_seed is None else args.data_seed
-            solution = solve_without_validation(model, training, seed, prior=args.head_prior)
+            solution = solve_without_validation(model, training, seed, **options)
         metrics = {
             "train_runtime": time.perf_counter() - start,
             "train_loss": solution.objective,
@@ -64,7 +69,11 @@ class FrozenHeadMixin(_Trainer):
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+        self.callback_handler.callbacks = callbacks
         return TrainOutput(self.state.global_step, solution.objective, metrics)
+
+    def _shows_progress(self) -> bool:
+        return self.is_local_process_zero() and not self.args.disable_tqdm
 
 
 def _has_features(dataset: Any) -> bool:

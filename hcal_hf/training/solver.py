@@ -1,6 +1,6 @@
 """Fits the head of a frozen encoder by L-BFGS, in seconds and without learning rates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from ..decoding import PAIRS_PER_CHUNK, Decision
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
 from ..targets import Targets
+from .progress_bar import progress_bar
 from .task_log import sum_dtype
 from .thresholds import tune_for_decoding
 
@@ -36,6 +37,9 @@ TOLERANCE_GRAD = 1e-6
 TOLERANCE_CHANGE = 1e-9
 # (document, label) pairs with targets that are kept between evaluations; all others are built again each time.
 _KEPT_PAIRS = 64_000_000
+# A fit that reached its maximum of iterations counts as converged if the mean loss fell by less than this share in its last
+# tenth of evaluations.
+_SMALL_PROGRESS = 1e-3
 
 
 @dataclass
@@ -47,7 +51,8 @@ class Solution:
         anchored (`bool`): whether the prototypes are regularised towards the label text, or towards 0.
         score (`float`): the mean of micro- and macro-F1 on the documents that were held out for the choice.
         objective (`float`): the mean regularised loss per training document.
-        converged (`bool`): whether the final fit converged, or reached its maximum of iterations or evaluations.
+        converged (`bool`): whether the final fit met a tolerance, or its loss hardly fell (by less than 0.1 %) in the last
+            tenth of its evaluations.
         tried (`list[dict]`): strength, anchored, score, objective and converged of each attempt.
     """
 
@@ -138,10 +143,12 @@ class HeadProblem:
         anchored: bool = True,
         max_iterations: int = 100,
         centre: dict[str, torch.Tensor] | None = None,
+        on_evaluation: Callable[[float], None] = lambda loss: None,
     ) -> HeadFit:
         """Fits prototypes and head, starting from their present values. The arguments are those of [`fit_head`].
 
         With `centre` (from [`head_state`]), the penalty is on the distance from those values, and anchor_scale is fixed.
+        `on_evaluation` is called with each loss.
         """
         if not strength > 0:
             raise ValueError(f"strength must be above 0, got {strength}.")
@@ -153,12 +160,14 @@ class HeadProblem:
             if centre is None:
                 prototypes.anchor_scale.data.zero_()
             parameters = [p for p in parameters if p is not prototypes.anchor_scale]
-        lowest = float("inf")
+        lowest, losses = float("inf"), []
 
         def evaluate() -> float:
             nonlocal lowest
             value = self._evaluate(strength, parameters, centre or {})
             lowest = min(lowest, value)
+            losses.append(lowest)
+            on_evaluation(value)
             return value
 
         with _only_trainable(self.model, parameters):
@@ -175,7 +184,9 @@ class HeadProblem:
             # The line search accepts the lowest value that it met, unless it ran out of evaluations.
             is_interrupted = state["func_evals"] >= limits["max_eval"]
             objective = evaluate() if is_interrupted else lowest
-        return HeadFit(objective, converged=not is_interrupted and state["n_iter"] < limits["max_iter"])
+        is_within_limits = not is_interrupted and state["n_iter"] < limits["max_iter"]
+        before = losses[-1 - max(len(losses) // 10, 1)] if len(losses) > 1 else lowest
+        return HeadFit(objective, is_within_limits or before - lowest < _SMALL_PROGRESS * abs(lowest))
 
     def _evaluate(self, strength: float, parameters: Sequence[nn.Parameter], centre: dict[str, torch.Tensor]) -> float:
         """Computes the mean regularised loss per document and its gradient."""
@@ -242,6 +253,7 @@ def solve(
     anchored: Sequence[bool] = (True, False),
     max_iterations: int = 100,
     prior: Literal["initial", "model"] = "initial",
+    show_progress: bool = False,
 ) -> Solution:
     """Fits the head with several strengths and keeps the best on the validation documents.
 
@@ -257,11 +269,12 @@ def solve(
         max_iterations (`int`): the maximum number of L-BFGS iterations of each fit.
         prior: the values towards which the head is regularised: `"initial"`, the label text or 0, or `"model"`, the
             model's present values, for a trained model that goes on with new documents.
+        show_progress: show a progress bar with the strength, the loss and the remaining time.
 
     Raises:
         ValueError: as in [`fit_head`], if there are no strengths, or for another prior.
     """
-    solution = _search(model, train, validation, strengths, anchored, max_iterations, prior)
+    solution = _search(model, train, validation, strengths, anchored, max_iterations, prior, show_progress)
     _warn_unless_converged(solution.converged, solution.strength, max_iterations)
     return solution
 
@@ -275,11 +288,12 @@ def solve_without_validation(
     anchored: Sequence[bool] = (True, False),
     max_iterations: int = 100,
     prior: Literal["initial", "model"] = "initial",
+    show_progress: bool = False,
 ) -> Solution:
     """Chooses the regularisation on a random share of the training documents, then fits the head to all of them.
 
     Args:
-        model, train, strengths, anchored, max_iterations, prior: as in [`solve`].
+        model, train, strengths, anchored, max_iterations, prior, show_progress: as in [`solve`].
         seed: draws the share.
         share: the share of the training documents that serve as validation documents.
 
@@ -295,7 +309,7 @@ def solve_without_validation(
         )
     subset, validation = (states[rest], labels[rest]), (states[held_out], labels[held_out])
     centre = head_state(model) if prior == "model" else None
-    solution = _search(model, subset, validation, strengths, anchored, max_iterations, prior)
+    solution = _search(model, subset, validation, strengths, anchored, max_iterations, prior, show_progress)
     fit = HeadProblem(model, states, labels).fit(solution.strength, solution.anchored, max_iterations, centre)
     _warn_unless_converged(fit.converged, solution.strength, max_iterations)
     solution.objective, solution.converged = fit.objective, fit.converged
@@ -310,6 +324,7 @@ def _search(
     anchored: Sequence[bool],
     max_iterations: int,
     prior: str,
+    show_progress: bool,
 ) -> Solution:
     if not strengths:
         raise ValueError("strengths must hold at least one number.")
@@ -321,11 +336,12 @@ def _search(
     problem = HeadProblem(model, *train)
     best: tuple[Solution, dict[str, torch.Tensor]] | None = None
     tried: list[dict[str, Any]] = []
+    fits = _FitProgress(len(alternatives) * len(strengths), max_iterations, show_progress)
     for use_anchors in alternatives:
         _restore(model, start)
         since_best, top = 0, -1.0
         for strength in sorted(strengths):
-            fit = problem.fit(strength, use_anchors, max_iterations, centre)
+            fit = problem.fit(strength, use_anchors, max_iterations, centre, fits.start(strength))
             score = validation_score(model, *validation)
             attempt = Solution(strength, use_anchors, score, fit.objective, fit.converged)
             tried.append({name: value for name, value in vars(attempt).items() if name != "tried"})
@@ -339,11 +355,43 @@ def _search(
             top = max(top, score)
             if since_best == PATIENCE:
                 break
+    fits.close()
     assert best is not None
     solution, state = best
     _restore(model, state)
     solution.tried = tried
     return solution
+
+
+class _FitProgress:
+    """Shows a progress bar over several fits: the strength and the loss of the present one, and the remaining time."""
+
+    def __init__(self, number: int, max_iterations: int, is_shown: bool):
+        self.max_iterations, self.started = max_iterations, 0
+        self.bar = progress_bar(
+            total=number,
+            desc="Fitting the head",
+            disable=not is_shown,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
+        )
+
+    def start(self, strength: float) -> Callable[[float], None]:
+        """Begins the next fit. Returns a function that takes each loss of it."""
+        self.bar.update(self.started - self.bar.n)
+        self.started += 1
+        evaluations = 0
+
+        def show(loss: float) -> None:
+            nonlocal evaluations
+            evaluations += 1
+            self.bar.set_postfix_str(f"C = {strength:g}, step {evaluations}, loss {loss:.4f}", refresh=False)
+            share = self.started - 1 + min(evaluations / self.max_iterations, 0.99)
+            self.bar.update(share - self.bar.n)
+
+        return show
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def _warn_unless_converged(converged: bool, strength: float, max_iterations: int) -> None:

@@ -313,7 +313,7 @@ def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_valida
 def test_held_out_documents_are_drawn_by_the_data_seed(taxonomy, tmp_path, monkeypatch, data_seed, expected):
     seeds = []
 
-    def record(model, train, seed, prior):
+    def record(model, train, seed, prior, show_progress):
         seeds.append(seed)
         return Solution(1.0, False, 0.0, 0.0)
 
@@ -370,3 +370,11 @@ def test_an_unknown_prior_is_refused(taxonomy):
         solve(make_model(taxonomy), documents, documents, prior="old")
     with pytest.raises(ValueError, match='head_prior must be "initial" or "model", got \'old\''):
         HcalTrainingArguments("unused", head_prior="old")
+
+
+def test_progress_shows_strength_loss_and_time_left(taxonomy, capsys):
+    documents = make_documents(taxonomy, 60, seed=1)
+    solve(make_model(taxonomy), documents, documents, strengths=(1.0, 4.0))
+    assert capsys.readouterr().err == ""
+    solve(make_model(taxonomy), documents, documents, strengths=(1.0, 4.0), show_progress=True)
+    assert "Fitting the head:   0%" in capsys.readouterr().err
