@@ -185,8 +185,9 @@ class HeadProblem:
             is_interrupted = state["func_evals"] >= limits["max_eval"]
             objective = evaluate() if is_interrupted else lowest
         is_within_limits = not is_interrupted and state["n_iter"] < limits["max_iter"]
-        before = losses[-1 - max(len(losses) // 10, 1)] if len(losses) > 1 else lowest
-        return HeadFit(objective, is_within_limits or before - lowest < _SMALL_PROGRESS * abs(lowest))
+        window = len(losses) // 10
+        hardly_falls = window > 1 and losses[-1 - window] - lowest < _SMALL_PROGRESS * abs(lowest)
+        return HeadFit(objective, is_within_limits or hardly_falls)
 
     def _evaluate(self, strength: float, parameters: Sequence[nn.Parameter], centre: dict[str, torch.Tensor]) -> float:
         """Computes the mean regularised loss per document and its gradient."""
