@@ -57,7 +57,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
     parser.add_argument("--strict", action="store_true", help="Also exit with 1 for warnings.")
-    parser.add_argument("--write", metavar="TAXONOMY.json", help="Write the hierarchy, if there are no errors.")
+    parser.add_argument(
+        "--out", "--write", metavar="TAXONOMY.json", help="Write the hierarchy, if there are no errors."
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:
@@ -69,10 +71,10 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     names = ("labels", "edges", "text", "taxonomy", "separator", "delimiter", "identity", "min_documents", "encoding")
     report = check_file(args.file, **{name: getattr(args, name) for name in names})
     text = str(report)
-    if args.write and report.taxonomy is not None and not report.number("error"):
-        report.taxonomy.to_json(args.write)
-        text += f"\nWritten: {args.write}"
-    elif args.write:
-        text += f"\nNot written, because of the errors: {args.write}"
+    if args.out and report.taxonomy is not None and not report.number("error"):
+        report.taxonomy.to_json(args.out)
+        text += f"\nWritten: {args.out}"
+    elif args.out:
+        text += f"\nNot written, because of the errors: {args.out}"
     bad = report.number("error") or (args.strict and report.number("warning"))
     return report.to_dict(), text, PROBLEM if bad else OK

@@ -81,21 +81,32 @@ def test_help_speaks_in_sentences(command, capsys):
     assert text.count(". ") >= 3
 
 
-def test_every_option_is_explained_in_a_sentence():
-    def walk(parser):
-        for action in parser._actions:
-            if isinstance(action, type(parser._subparsers._group_actions[0]) if parser._subparsers else ()):
-                for below in action.choices.values():
-                    yield from walk(below)
-            elif "--help" not in action.option_strings:
-                yield parser.prog, action
+def options_of(parser):
+    """(command, option) of all subcommands."""
+    for action in parser._actions:
+        if isinstance(action, type(parser._subparsers._group_actions[0]) if parser._subparsers else ()):
+            for below in action.choices.values():
+                yield from options_of(below)
+        elif "--help" not in action.option_strings:
+            yield parser.prog, action
 
-    options = list(walk(cli.build_parser()))
+
+def test_every_option_is_explained_in_a_sentence():
+    options = list(options_of(cli.build_parser()))
     assert len(options) > 60
     for prog, action in options:
         assert action.help, (prog, action.dest)
         assert action.help.endswith("."), (prog, action.help)
         assert action.help[0].isupper(), (prog, action.help)
+
+
+def test_an_option_has_the_same_form_in_every_command():
+    several, one = ("text", "labels"), ("separator", "delimiter", "out", "output-dir", "encoding", "identity")
+    for prog, action in options_of(cli.build_parser()):
+        name = max(action.option_strings, key=len, default="").removeprefix("--")
+        assert "_" not in name, (prog, name)
+        assert name not in several or action.nargs == "+", (prog, name)
+        assert name not in one or action.nargs is None, (prog, name)
 
 
 def test_decoders_and_splits_are_those_of_the_library():
