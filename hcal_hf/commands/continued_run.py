@@ -95,7 +95,7 @@ def add_earlier_rows(
     Raises:
         ValueError: if a column has another type than in the new table.
     """
-    columns = [*data_args.text, *data_args.labels]
+    columns = [*data_args.text, *data_args.labels, *([data_args.weight] if data_args.weight else [])]
     tables, used = [], []
     for record in records:
         path = Path(record["file"])

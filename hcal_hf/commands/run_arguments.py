@@ -159,6 +159,10 @@ class DataArguments(TableArguments):
         default=None,
         metadata={"help": "Folder of the cached features of a frozen encoder. Default: output_dir/_features."},
     )
+    weight: str | None = field(
+        default=None,
+        metadata={"help": "Column of whole numbers: how many times each training document counts. 0 leaves it out."},
+    )
     new_rows_only: bool = field(
         default=False,
         metadata={

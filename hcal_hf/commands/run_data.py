@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 
 # The column that holds the row number in the file from which a part was split.
 ROW = "_row"
+# The column that holds how many times a document counts.
+COUNT = "_count"
 
 
 def load_data(
@@ -128,7 +130,8 @@ def encode_splits(
 ) -> DatasetDict:
     """Encodes the splits with the columns and options of the arguments ([`encode_dataset`])."""
     data_args = data_args.with_defaults()
-    return encode_dataset(
+    weight = getattr(data_args, "weight", None)
+    encoded = encode_dataset(
         raw,
         taxonomy,
         tokenizer,
@@ -138,5 +141,37 @@ def encode_splits(
         max_length=data_args.max_length,
         on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
         empty_means_none=bool(data_args.empty_means_none),
+        keep_columns=[weight] if weight else [],
         **data_args.label_options,
     )
+    return DatasetDict({name: _with_counts(part, weight) for name, part in encoded.items()}) if weight else encoded
+
+
+def _with_counts(part: Dataset, weight: str) -> Dataset:
+    """Replaces a column of weights by the column `_count` of whole numbers.
+
+    Raises:
+        ValueError: for a weight that is no whole number from 0.
+    """
+    counts = []
+    for row, value in enumerate(part[weight][:]):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if number < 0 or not number.is_integer():
+            raise ValueError(
+                f"The weight of encoded row {row} is {value!r}, but weights must be whole numbers of at least 0. Multiply "
+                "fractions by a common factor."
+            )
+        counts.append(int(number))
+    return part.remove_columns(weight).add_column(COUNT, counts)
+
+
+def repeat_rows(part: Dataset, counts: Sequence[int]) -> Dataset:
+    """Repeats each row as many times as its count says, and logs the new number of rows."""
+    rows = np.repeat(np.arange(len(part)), np.asarray(counts, dtype=np.int64))
+    if not len(rows):
+        raise ValueError("All training documents have the weight 0: give at least one a larger weight.")
+    logger.warning(f"{len(part):,} training documents count as {len(rows):,} by their weights.")
+    return part.select(rows)

@@ -172,12 +172,16 @@ def _reader_options(data_args: DataArguments) -> dict[str, Any]:
 
 def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments) -> None:
     visible = [name for name in columns if not name.startswith("_")]
-    for option, names in (("text", data_args.text), ("labels", data_args.labels)):
+    wanted = {
+        "text": ("columns of the texts", data_args.text),
+        "labels": ("column of the labels, or one column per level", data_args.labels),
+        "weight": ("column of the weights", [data_args.weight] if data_args.weight else []),
+    }
+    for option, (what, names) in wanted.items():
         for name in names:
             if name not in visible:
                 raise ValueError(
-                    f"{path} has no column {name!r}: its columns are {', '.join(map(repr, visible))}. Name the "
-                    f"{'columns of the texts' if option == 'text' else 'column of the labels, or one column per level'} "
+                    f"{path} has no column {name!r}: its columns are {', '.join(map(repr, visible))}. Name the {what} "
                     f"with --{option}."
                 )
 

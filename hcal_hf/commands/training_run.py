@@ -27,7 +27,7 @@ from .continued_run import SPLIT_FILE, go_on_from, split_record
 from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
-from .run_data import ROW, encode_splits, load_data, read_or_build_taxonomy
+from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows
 
 logger = logging.get_logger(__name__)
 
@@ -65,6 +65,10 @@ def run_training(
         # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
         encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
 
+    counts = None
+    if data_args.weight:
+        counts = encoded["train"][COUNT][:]
+        encoded = encoded.remove_columns(COUNT)
     names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
     if start is not None:
         model = start
@@ -93,6 +97,8 @@ def run_training(
                     for name, split in encoded.items()
                 }
             )
+    if counts is not None:
+        table["train"] = repeat_rows(table["train"], counts)
     if "validation" not in table or model_args.preset is not None:
         args.tune = "none"
     trainer = HcalTrainer(

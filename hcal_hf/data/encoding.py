@@ -39,6 +39,7 @@ def encode_dataset(
     partial_paths: bool = True,
     max_length: int | None = None,
     on_bad_row: Literal["raise", "drop"] = "raise",
+    keep_columns: Sequence[str] = (),
     num_proc: int | None = None,
 ) -> Any:
     """Tokenises the texts and turns the labels into ancestor-complete node indices.
@@ -62,6 +63,7 @@ def encode_dataset(
             their number is logged.
         on_bad_row: `"raise"` raises one [`BadRowsError`] that lists the bad rows by split and index. `"drop"` leaves them
             out and logs how many. The bad rows of a stream are met only when it is read.
+        keep_columns: columns that encoded tables keep, such as keys or weights. Remove them before training.
         num_proc: the number of processes for tables in memory.
 
     Returns:
@@ -90,14 +92,20 @@ def encode_dataset(
     bad_rows: list[BadRow] = []
     summaries: list[str] = []
     for split_name, split in iterate_splits(dataset):
-        check_columns(split, [*texts, *(reader.column_list if reader else [])], split_name)
+        if taken := sorted({"labels", *tokenizer("a").keys()} & set(keep_columns)):
+            raise ValueError(f"keep_columns names {taken[0]!r}, which encoding writes itself: rename that column.")
+        check_columns(split, [*texts, *(reader.column_list if reader else []), *keep_columns], split_name)
         if reader:
             reader = replace(reader, class_names=class_names(split, reader.column_list))
         encoder = RowEncoder(taxonomy, tokenizer, texts, reader, label_mode, partial_paths, max_length)
         if isinstance(split, IterableDataset):
+            if keep_columns:
+                raise ValueError("keep_columns needs tables in memory, and this is a stream: leave it out.")
             encoded[split_name] = _encode_stream(split, encoder, split_name, on_bad_row)
         else:
-            encoded[split_name], bad_rows_of_split, summary = _encode_table(split, encoder, split_name, num_proc)
+            encoded[split_name], bad_rows_of_split, summary = _encode_table(
+                split, encoder, split_name, num_proc, keep_columns
+            )
             bad_rows += bad_rows_of_split
             summaries += [summary] if summary else []
     if bad_rows and on_bad_row == "raise":
@@ -228,14 +236,14 @@ def _cache_key(value: Any) -> Any:
 
 
 def _encode_table(
-    split: Dataset, encoder: RowEncoder, split_name: str, num_proc: int | None
+    split: Dataset, encoder: RowEncoder, split_name: str, num_proc: int | None, keep_columns: Sequence[str]
 ) -> tuple[Dataset, list[BadRow], str]:
     """Returns the encoded table without its bad rows, the bad rows, and a summary of the changes ("" if none)."""
     mapped = split.map(
         encoder,
         batched=True,
-        remove_columns=split.column_names,
-        features=encoder.features(),
+        remove_columns=[name for name in split.column_names if name not in keep_columns],
+        features=Features({**{name: split.features[name] for name in keep_columns}, **encoder.features()}),
         num_proc=num_proc,
         desc=f"Encoding {split_name}",
     )

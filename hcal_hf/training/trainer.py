@@ -26,7 +26,7 @@ from .evaluation import BatchMetrics, score_decision
 from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
-from .precision import warn_of_slow_bfloat16
+from .precision import warn_of_float16, warn_of_slow_bfloat16
 from .task_log import FiniteCheck, TaskLog, sum_dtype
 from .tuning import tune_model
 from .weighting import LossWeighter, build_weighter
@@ -143,6 +143,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
                 "not provide: use torch_compile=False, or another loss_weighting."
             )
         self.tuned: dict[str, float] = {}
+        warn_of_float16(model)
         self._unwrapped: tuple[nn.Module, HcalForSequenceClassification] | None = None
         super().__init__(
             model=model_argument,

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from openpyxl import Workbook
 from transformers import AutoTokenizer
@@ -212,3 +213,38 @@ def test_evaluate_and_predict_read_columns_as_training_did(train, tmp_path, caps
     assert len(pd.read_csv(out)) == 2
     with pytest.raises(SystemExit):  # an option without a value
         cli.main(["predict", folder, str(table), "--out", str(out), "--text"])
+
+
+def test_a_weight_counts_as_copies_of_a_training_document(train, tmp_path):
+    table = write_csv(tmp_path / "once.csv")
+    frame = pd.read_csv(table, sep=";", encoding="cp1252")
+    frame["Anzahl"] = [1 + i % 3 for i in range(len(frame))]
+    frame.loc[4, "Anzahl"] = 0
+    frame.to_csv(tmp_path / "weighted.csv", index=False)
+    code, _, err = train(tmp_path / "weighted.csv", *CSV, "--weight", "Anzahl", "--tune", "none")
+    assert code == 0, err
+    split = json.loads((tmp_path / "outputs/weighted/split.json").read_text(encoding="utf-8"))
+    # The same rows, written as copies into files of the three parts.
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        part = frame.iloc[split[name]]
+        part = part.loc[part.index.repeat(part["Anzahl"])] if name == "train" else part
+        part.to_csv(folder / f"{name}.csv", index=False)
+    run = yaml.safe_load((tmp_path / "outputs/weighted/config.yaml").read_text(encoding="utf-8"))
+    run |= {"data_dir": str(folder), "output_dir": str(tmp_path / "outputs/copies")}
+    del run["weight"]
+    (tmp_path / "copies.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    assert cli.main(["train", str(tmp_path / "copies.yaml"), "--use_cpu"]) == 0
+    weighted, copies = (
+        HcalForSequenceClassification.from_pretrained(tmp_path / "outputs" / name) for name in ("weighted", "copies")
+    )
+    torch.testing.assert_close(weighted.prototypes.weight, copies.prototypes.weight, atol=1e-4, rtol=1e-3)
+    frame["Anzahl"] = frame["Anzahl"] / 2
+    frame.to_csv(tmp_path / "half.csv", index=False)
+    code, _, err = train(tmp_path / "half.csv", *CSV, "--weight", "Anzahl")
+    assert code == 1
+    assert "is '0.5', but weights must be whole numbers of at least 0" in err
+    code, _, err = train(tmp_path / "half.csv", *CSV, "--weight", "Zahl")
+    assert "has no column 'Zahl'" in err
+    assert "Name the column of the weights with --weight" in err

@@ -36,3 +36,13 @@ def test_training_in_emulated_bfloat16_is_warned_of(make_model, taxonomy, tmp_pa
     HcalTrainer(make_model(taxonomy), args)
     assert [text for text in told if "emulated" in text] == told
     assert bool(told) is warned
+
+
+def test_training_in_float16_is_warned_of(make_model, taxonomy, tmp_path, caplog):
+    args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    HcalTrainer(make_model(taxonomy), args)
+    assert "float16" not in caplog.text
+    model = make_model(taxonomy)
+    model.encoder.half()
+    HcalTrainer(model, args)
+    assert "The model is trained in float16. Gradients can overflow" in caplog.text
