@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
+from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, load_encoder
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
 from .label_extension import add_labels
@@ -31,20 +30,6 @@ from .targets import Targets
 from .taxonomy import Taxonomy
 
 logger = logging.get_logger(__name__)
-
-# Arguments of from_encoder for the encoder's from_pretrained. All others are fields of HcalConfig.
-_LOADER_ARGUMENTS = (
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
 
 
 @dataclass
@@ -217,33 +202,15 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         derived = {"encoder_config", "labels", "edges", "id2label", "label2id", "hcal_format_version"}
         fields = set(HcalConfig.__dataclass_fields__) - derived
         for name in kwargs:
-            if name not in fields and name not in _LOADER_ARGUMENTS:
-                close = difflib.get_close_matches(name, [*fields, *_LOADER_ARGUMENTS], n=3)
+            if name not in fields and name not in LOADER_ARGUMENTS:
+                close = difflib.get_close_matches(name, [*fields, *LOADER_ARGUMENTS], n=3)
                 raise TypeError(f"from_encoder has no argument {name!r}. Closest: {close or 'none'}.")
         if preset not in (None, "paper"):
             raise ValueError(f'preset must be "paper" or None, got {preset!r}.')
-        if not isinstance(encoder, str | os.PathLike):
-            raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
         if not isinstance(taxonomy, Taxonomy):
             raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
-        loader = {name: kwargs.pop(name) for name in _LOADER_ARGUMENTS if name in kwargs}
-        names = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-        files = {name: loader[name] for name in names if name in loader}
-        stored, _ = PreTrainedConfig.get_config_dict(
-            encoder, **{k: v for k, v in files.items() if k != "trust_remote_code"}
-        )
-        if stored.get("model_type") == HcalConfig.model_type:
-            raise ValueError(
-                f"{encoder} is an HCAL model: load it with HcalForSequenceClassification.from_pretrained."
-            )
-        if stored.get("is_encoder_decoder"):
-            raise ValueError(f"{encoder} is an encoder-decoder: use a model that is an encoder or a decoder alone.")
-        model = AutoModel.from_pretrained(encoder, **loader)
-        if model.config.model_type not in CONFIG_MAPPING_NAMES:
-            raise ValueError(
-                f"The encoder's model type {model.config.model_type!r} comes from custom code: a saved HCAL model could "
-                "not be loaded without it. Use an architecture that is part of transformers."
-            )
+        loader = {name: kwargs.pop(name) for name in LOADER_ARGUMENTS if name in kwargs}
+        model = load_encoder(encoder, loader)
         make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
         # A new configuration overwrites the attention of its sub-configurations, so it gets that of the encoder.
         attention = model.config._attn_implementation
@@ -251,6 +218,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         hcal = cls(config, encoder=model).to(device=model.device)
         if config.prototype_anchor:
             config.label_texts = label_texts(taxonomy, descriptions, config.label_names)
+            files = {name: loader[name] for name in FILE_ARGUMENTS if name in loader}
             hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
         elif descriptions:
             raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')

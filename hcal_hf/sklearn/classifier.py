@@ -15,6 +15,7 @@ from ..data.encoding import encode_dataset
 from ..data.label_checks import check_encoded
 from ..data.rows import BadRowsError
 from ..decoding import PAIRS_PER_CHUNK, UNTHRESHOLDED, decode, end_probabilities
+from ..encoder_loading import FILE_ARGUMENTS
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import NO_LIMIT
 from ..taxonomy import SEPARATOR, Taxonomy
@@ -39,9 +40,6 @@ except ImportError as missing:
     raise ImportError(
         'HcalClassifier needs scikit-learn 1.6 or later: pip install "hcal-hf[quickstart]".'
     ) from missing
-
-# Arguments of from_encoder that locate its files.
-_FILE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class HcalClassifier(ClassifierMixin, BaseEstimator):
@@ -375,7 +373,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             **fields,
         }
         if self.encoder is not None:
-            files = {name: fields[name] for name in _FILE_ARGUMENTS if name in fields}
+            files = {name: fields[name] for name in FILE_ARGUMENTS if name in fields}
             self.tokenizer_ = AutoTokenizer.from_pretrained(self.encoder, **files)
             model = HcalForSequenceClassification.from_encoder(self.encoder, self.taxonomy_, **fields)
             model.encoder.requires_grad_(not self.freeze_encoder)

@@ -1,0 +1,56 @@
+"""Loads the pretrained encoder of a new model."""
+
+import os
+from typing import Any
+
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .configuration_hcal import HcalConfig
+
+# Arguments of from_encoder for the encoder's from_pretrained. All others are fields of HcalConfig.
+LOADER_ARGUMENTS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+# Those of them that locate files, also of the tokenizer.
+FILE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+
+
+def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTrainedModel:
+    """Loads an encoder, and checks that a model on it can be saved and loaded.
+
+    Args:
+        encoder: name on the Hub or folder.
+        arguments: arguments of `from_pretrained`, from `LOADER_ARGUMENTS`.
+
+    Raises:
+        TypeError: if `encoder` is neither.
+        ValueError: for an HCAL model, an encoder-decoder, or an architecture that is not part of transformers.
+    """
+    if not isinstance(encoder, str | os.PathLike):
+        raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
+    files = {name: arguments[name] for name in FILE_ARGUMENTS if name in arguments and name != "trust_remote_code"}
+    stored, _ = PreTrainedConfig.get_config_dict(encoder, **files)
+    if stored.get("model_type") == HcalConfig.model_type:
+        raise ValueError(f"{encoder} is an HCAL model: load it with HcalForSequenceClassification.from_pretrained.")
+    if stored.get("is_encoder_decoder"):
+        raise ValueError(f"{encoder} is an encoder-decoder: use a model that is an encoder or a decoder alone.")
+    model: PreTrainedModel = AutoModel.from_pretrained(encoder, **arguments)
+    if model.config.model_type not in CONFIG_MAPPING_NAMES:
+        raise ValueError(
+            f"The encoder's model type {model.config.model_type!r} comes from custom code: a saved HCAL model could "
+            "not be loaded without it. Use an architecture that is part of transformers."
+        )
+    return model
+
+
+__all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "load_encoder"]
