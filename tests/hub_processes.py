@@ -198,7 +198,7 @@ def play(role, folder):
     huggingface_hub.logging.set_verbosity_debug()
     results = role(folder)
     assert ("hcal_hf" in sys.modules) == (role is author)
-    (folder / f"{role.__name__}.json").write_text(json.dumps(results))
+    (folder / f"{role.__name__}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

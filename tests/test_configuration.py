@@ -158,9 +158,11 @@ def test_a_folder_of_this_machine_is_not_written_down(taxonomy, encoder_dir, tmp
 def rewrite_format_version(folder, version):
     """Sets the field in a saved config.json, or removes it."""
     file = folder / "config.json"
-    fields = json.loads(file.read_text())
+    fields = json.loads(file.read_text(encoding="utf-8"))
     fields.pop("hcal_format_version")
-    file.write_text(json.dumps(fields if version is None else {**fields, "hcal_format_version": version}))
+    file.write_text(
+        json.dumps(fields if version is None else {**fields, "hcal_format_version": version}), encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -170,7 +172,8 @@ def saved_model(tmp_path, make_model, taxonomy):
 
 
 def test_a_saved_configuration_holds_the_format_version(saved_model):
-    assert json.loads((saved_model / "config.json").read_text())["hcal_format_version"] == FORMAT_VERSION == 1
+    fields = json.loads((saved_model / "config.json").read_text(encoding="utf-8"))
+    assert fields["hcal_format_version"] == FORMAT_VERSION == 1
 
 
 @pytest.mark.parametrize("version", [None, 0])
@@ -186,14 +189,16 @@ def test_a_configuration_of_an_older_format_loads_silently_and_is_saved_in_the_c
     assert config.hcal_format_version == model.config.hcal_format_version == FORMAT_VERSION
     again = tmp_path_factory.mktemp("again")
     config.save_pretrained(again)
-    assert json.loads((again / "config.json").read_text())["hcal_format_version"] == FORMAT_VERSION
+    assert json.loads((again / "config.json").read_text(encoding="utf-8"))["hcal_format_version"] == FORMAT_VERSION
 
 
 @pytest.mark.parametrize("load", [AutoConfig, HcalConfig, HcalForSequenceClassification])
 def test_a_newer_format_is_refused_before_its_unknown_values(saved_model, load):
     rewrite_format_version(saved_model, FORMAT_VERSION + 1)
     file = saved_model / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "head": "a_head_of_the_future"}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text(encoding="utf-8")), "head": "a_head_of_the_future"}), encoding="utf-8"
+    )
     message = "has hcal_format_version 2, but this hcal_hf reads versions up to 1. .*update hcal_hf"
     with pytest.raises(ValueError, match=message):
         load.from_pretrained(saved_model)

@@ -36,7 +36,7 @@ def siblings(name):
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+            tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
             imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
             assert all(node.level == 1 and node.module and "." not in node.module for node in imports), name
             waiting += [node.module for node in imports]
@@ -53,7 +53,7 @@ def test_the_carried_files_import_nothing_but_each_other_and_what_comes_with_tra
     assert {"modeling_hcal.py", "configuration_hcal.py", "pipeline_hcal.py", "decoding.py", "hub.py"} <= CARRIED
     assert not CARRIED & {"trainer.py", "data.py", "__init__.py"}
     for name in CARRIED:
-        for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert {n.split(".")[0] for n in names} <= ALLOWED, name
@@ -130,7 +130,7 @@ def processes(work, hub):
 def results_of(role):
     @pytest.fixture(scope="module")
     def results(work, processes):
-        return json.loads((work[0] / f"{role}.json").read_text())
+        return json.loads((work[0] / f"{role}.json").read_text(encoding="utf-8"))
 
     return results
 
@@ -154,7 +154,7 @@ def test_every_way_of_saving_writes_the_code(work):
     folder, expected = work
     for name in expected:
         assert code_in(folder / name) == CARRIED, name
-        config = json.loads((folder / name / "config.json").read_text())
+        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         assert config["auto_map"] == {
             "AutoConfig": "configuration_hcal.HcalConfig",
             "AutoModelForSequenceClassification": "modeling_hcal.HcalForSequenceClassification",
@@ -195,7 +195,7 @@ def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(wo
     for name in ("tuned", "tuned pipe", "tuned trainer", "tuned trainer/checkpoint-1"):
         assert code_in(folder / name) == CARRIED
         # Not a word of where the model was loaded from: a copy must not fetch its code there.
-        config = json.loads((folder / name / "config.json").read_text())
+        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         assert "--" not in json.dumps([config["auto_map"], config["custom_pipelines"]])
     assert {name for name in hub.files("me/tuned") if name.endswith(".py")} == CARRIED
 
@@ -232,9 +232,9 @@ def test_a_folder_without_code_still_loads(work, tmp_path, tokenizer):
     folder, expected = work
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / "model" / name).read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     del config["auto_map"], config["custom_pipelines"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_same(outputs_of(model, tokenizer, pipeline(model=str(tmp_path), device="cpu")), expected["model"])
     model.save_pretrained(tmp_path)

@@ -125,6 +125,59 @@ def test_no_file_is_long_without_a_reason():
     assert all(reason.endswith(".") for reason in LONG_FILES.values())
 
 
+def opens_text_without_an_encoding(call):
+    """Returns whether a call opens, reads or writes a text file in the encoding of the platform.
+
+    ruff's PLW1514 finds the same calls, but only if it can infer that the object is a `Path`: not for `tmp_path / name`.
+    """
+    name, owner = getattr(call.func, "attr", getattr(call.func, "id", None)), getattr(call.func, "value", None)
+    module = owner.id if isinstance(owner, ast.Name) else None
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in keywords:
+        return False
+    if name in ("read_text", "write_text"):
+        return len(call.args) < (1 if name == "read_text" else 2)  # the encoding may be positional
+    if name not in ("open", "fdopen") or module in ("Image", "tarfile") or (module == "os" and name == "open"):
+        return False
+    position = 1 if isinstance(call.func, ast.Name) or module in ("os", "gzip", "bz2", "lzma", "io") else 0
+    mode = keywords.get("mode", call.args[position] if len(call.args) > position else None)
+    if module in ("gzip", "bz2", "lzma"):
+        return mode is not None and "t" in ast.literal_eval(mode)
+    return mode is None or not (isinstance(mode, ast.Constant) and "b" in mode.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("(tmp_path / 'a').read_text()", True),
+        ("(tmp_path / 'a').read_text('utf-8')", False),
+        ("path.write_text('a')", True),
+        ("path.write_text('a', encoding='utf-8')", False),
+        ("open(path)", True),
+        ("open(path, 'rb')", False),
+        ("path.open('w')", True),
+        ("path.open('wb')", False),
+        ("gzip.open(path)", False),
+        ("gzip.open(path, 'wt')", True),
+        ("os.open(path, os.O_WRONLY)", False),
+    ],
+)
+def test_the_search_for_missing_encodings_finds_text_files_only(code, expected):
+    assert opens_text_without_an_encoding(ast.parse(code).body[0].value) == expected
+
+
+def test_every_text_file_is_opened_with_an_encoding():
+    """Without one, Python uses the encoding of the platform, which is not UTF-8 on Windows."""
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("hcal_hf", "recipes", "model_cards", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text_without_an_encoding(node)
+    ]
+    assert missing == []
+
+
 def test_everything_exported_exists_once():
     assert [name for name in hcal_hf.__all__ if not hasattr(hcal_hf, name)] == []
     assert len(set(hcal_hf.__all__)) == len(hcal_hf.__all__)

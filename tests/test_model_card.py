@@ -302,16 +302,16 @@ def test_a_card_is_left_alone_once_it_is_edited(taxonomy, tmp_path, monkeypatch)
 def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
     model, path = build_model(taxonomy), tmp_path / "README.md"
     save_minimal_card(model, tmp_path)
-    assert "13 labels" in path.read_text()
+    assert "13 labels" in path.read_text(encoding="utf-8")
     scores = Evaluation("test", 7, {"micro_f1": 0.5})
     facts = Facts("x", Details(dataset="Tickets"), training={"steps": "4,321"}, results=[scores])
     write_card(build_card(model, facts), model, tmp_path)
-    full = path.read_text()
+    full = path.read_text(encoding="utf-8")
     save_minimal_card(model, tmp_path)
-    assert path.read_text() == full
+    assert path.read_text(encoding="utf-8") == full
     model.config.thresholds = [0.25] * 13
     save_minimal_card(model, tmp_path)  # other decisions: the results are of the model before
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "4,321" in text
     assert "Tickets." in text
     assert "model-index" not in text
@@ -319,10 +319,10 @@ def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
     for other in (build_model(taxonomy, seed=1), build_model(ragged)):
         write_card(build_card(model, facts), model, tmp_path)
         save_minimal_card(other, tmp_path)
-        assert "4,321" not in path.read_text()
-    path.write_text("# Mine")
+        assert "4,321" not in path.read_text(encoding="utf-8")
+    path.write_text("# Mine", encoding="utf-8")
     save_minimal_card(model, tmp_path)
-    assert path.read_text() == "# Mine"
+    assert path.read_text(encoding="utf-8") == "# Mine"
 
 
 def test_folders_are_named_without_what_lies_above_them(tmp_path, monkeypatch):
@@ -363,7 +363,7 @@ def make_trainer(taxonomy, tokenizer, tmp_path):
 def test_a_save_writes_a_card_whose_usage_runs_as_pasted(make_trainer, tmp_path, monkeypatch, capsys):
     trainer = make_trainer(loss_weighting="hcal_rate", head_learning_rate=0.02, save_strategy="steps", save_steps=2)
     trainer.train()
-    checkpoint = (tmp_path / "out" / "checkpoint-2" / "README.md").read_text()
+    checkpoint = (tmp_path / "out" / "checkpoint-2" / "README.md").read_text(encoding="utf-8")
     assert "| steps | `2, 0.50 epochs` |" in checkpoint
     assert "![" not in checkpoint  # pictures cost time
     metrics = trainer.evaluate(metric_key_prefix="test")
@@ -406,7 +406,7 @@ def test_only_results_of_the_model_as_it_is_are_told(make_trainer, tmp_path, no_
         return [result.dataset_split for result in results if result.metric_name == "micro-F1"]
 
     assert splits() == []
-    assert "How it was trained is not known" in path.read_text()
+    assert "How it was trained is not known" in path.read_text(encoding="utf-8")
     trainer.evaluate(metric_key_prefix="before")
     assert splits() == ["before"]
     trainer.train()
@@ -430,7 +430,7 @@ def test_after_loading_the_best_step_its_results_are_told(make_trainer, tmp_path
     trainer.train()
     best = trainer.state.best_global_step
     trainer.create_model_card()
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     last = trainer.state.global_step
     assert last != best, "the test needs a best step before the last one"
     assert f"the weights are those of step {best}, the best" in text
@@ -472,7 +472,7 @@ def test_pictures_of_a_former_run_do_not_stay(make_trainer, tmp_path):
     (out / "weights.png").write_bytes(b"\x89PNG of somebody else")
     other.create_model_card()
     assert (out / "weights.png").exists()
-    assert "![" not in (out / "README.md").read_text()
+    assert "![" not in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_details_hold_for_all_later_cards_and_an_edited_one_stays(make_trainer, tmp_path, no_pictures):
@@ -482,13 +482,13 @@ def test_details_hold_for_all_later_cards_and_an_edited_one_stays(make_trainer, 
     path = tmp_path / "out" / "README.md"
     data = ModelCard.load(path).data
     assert (data.language, data.license, data.base_model) == ("en", "mit", "me/encoder")
-    path.write_text(path.read_text().replace("# out", "# Mine"))
+    path.write_text(path.read_text(encoding="utf-8").replace("# out", "# Mine"), encoding="utf-8")
     trainer.save_model()
     trainer.create_model_card()
-    assert "# Mine" in path.read_text()
+    assert "# Mine" in path.read_text(encoding="utf-8")
     trainer.create_model_card(overwrite=True)
-    assert "# Mine" not in path.read_text()
-    assert "Tickets" in path.read_text()
+    assert "# Mine" not in path.read_text(encoding="utf-8")
+    assert "Tickets" in path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="tasks can only be"):
         trainer.create_model_card(tasks="token-classification")
     with pytest.raises(ValueError, match="dataset_tags must be one data set"):
@@ -504,7 +504,7 @@ def test_a_benchmark_of_the_hub_gets_its_file(make_trainer, tmp_path, no_picture
     metrics = trainer.evaluate(metric_key_prefix="test")
     trainer.create_model_card()
     (path,) = (tmp_path / "out" / ".eval_results").iterdir()
-    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert (entry.dataset_id, entry.task_id) == ("me/bench", "topics")
     assert entry.value == round(metrics["test_micro_f1"], 4)
     trainer.train()
@@ -520,7 +520,7 @@ def test_metrics_of_ones_own_are_told_as_they_are(taxonomy, tokenizer, tmp_path,
     )
     trainer.evaluate()
     trainer.create_model_card()
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "`own|x` 0.25" in text
     assert "| raw |" not in text
 
@@ -532,7 +532,7 @@ def test_a_run_writes_the_card_of_its_test_results(tmp_path, encoder_dir, data_d
         tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, card=details, max_steps=4, logging_steps=2
     )
     metrics = run_training(*parse_arguments([path]))
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert is_generated(tmp_path / "out" / "README.md")
     assert "### test: 7 documents, in percent" in text
     assert f"Hierarchical F1 {100 * metrics['test_hierarchical_f1']:.1f}" in text
@@ -582,7 +582,7 @@ def test_a_push_brings_the_card_and_leaves_one_that_was_edited_there(hub, make_t
     hub.repos["me/topics"].commit("main", files, "edit")
     trainer.push_to_hub()
     assert hub.files("me/topics")["README.md"] == b"# Edited on the Hub\n"
-    assert (tmp_path / "out" / "README.md").read_text() == "# Edited on the Hub\n"
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "# Edited on the Hub\n"
     trainer.push_to_hub(overwrite=True)
     assert hub.files("me/topics")["README.md"].decode() == pushed
 

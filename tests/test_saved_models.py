@@ -14,7 +14,7 @@ FOLDERS = sorted(path.parent for path in Path(__file__).with_name("saved_models"
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_a_model_of_an_earlier_version_answers_as_it_did(folder):
-    expected = json.loads((folder / "expected.json").read_text())
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     model = HcalForSequenceClassification.from_pretrained(folder).eval()
     inputs = {name: torch.tensor(expected[name]) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -30,5 +30,5 @@ def test_the_earlier_versions_are_there():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_the_folder_names_the_format_that_its_configuration_holds(folder):
-    version = json.loads((folder / "config.json").read_text()).get("hcal_format_version")
+    version = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hcal_format_version")
     assert folder.parent.name == ("without_format_version" if version is None else f"format_{version}")

@@ -166,11 +166,13 @@ def test_json_round_trip_and_foreign_forms(tmp_path, dag, taxonomy):
     for made in (dag, taxonomy):
         made.to_json(tmp_path / "t.json")
         assert Taxonomy.from_json(tmp_path / "t.json") == made
-    (tmp_path / "edges.json").write_text(json.dumps({"edges": [["a", "b"]], "roots": ["a", "c"]}))
+    (tmp_path / "edges.json").write_text(json.dumps({"edges": [["a", "b"]], "roots": ["a", "c"]}), encoding="utf-8")
     assert Taxonomy.from_json(tmp_path / "edges.json").labels == ("a", "c", "b")
-    (tmp_path / "paths.json").write_text(json.dumps({"paths": [["a", "b"], ["c", "b"]], "identity": "name"}))
+    (tmp_path / "paths.json").write_text(
+        json.dumps({"paths": [["a", "b"], ["c", "b"]], "identity": "name"}), encoding="utf-8"
+    )
     assert Taxonomy.from_json(tmp_path / "paths.json").parents(2).tolist() == [0, 1]
-    (tmp_path / "bad.json").write_text(json.dumps({"nodes": []}))
+    (tmp_path / "bad.json").write_text(json.dumps({"nodes": []}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"found \['nodes'\]"):
         Taxonomy.from_json(tmp_path / "bad.json")
 

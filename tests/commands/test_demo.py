@@ -466,7 +466,7 @@ def saved(taxonomy, tmp_path):
     pipe = make_pipe(taxonomy)
     pipe.model.save_pretrained(folder)
     pipe.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text("the card")
+    (folder / "README.md").write_text("the card", encoding="utf-8")
     (folder / "training_args.bin").write_bytes(b"pickle")
     (folder / "checkpoint-1").mkdir()
     return folder, pipe
@@ -481,11 +481,11 @@ def test_a_space_holds_the_model_and_an_app_that_builds(saved, tmp_path):
     assert sorted(path.name for path in space.iterdir()) == ["README.md", "app.py", "model", "requirements.txt"]
     carried = {path.name for path in (space / "model").iterdir() if path.suffix != ".py"}
     assert carried == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert (space / "model" / "README.md").read_text() == "the card"
+    assert (space / "model" / "README.md").read_text(encoding="utf-8") == "the card"
     card = SpaceCard.load(space / "README.md").data
     assert (card.title, card.sdk, card.sdk_version, card.app_file) == (title, "gradio", gradio.__version__, "app.py")
     assert card.python_version in ("3.11", "3.12", "3.13", "3.14")
-    requirements = (space / "requirements.txt").read_text().splitlines()
+    requirements = (space / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line.partition("==")[0] for line in requirements] == ["hcal-hf[demo]", "torch", "transformers"]
     assert all(re.fullmatch(r"[0-9.]+\w*", line.partition("==")[2]) for line in requirements)
     app = runpy.run_path(str(space / "app.py"))
@@ -501,11 +501,11 @@ def test_nothing_is_overwritten(saved, tmp_path):
     pytest.importorskip("gradio")
     space = tmp_path / "space"
     space.mkdir()
-    (space / "app.py").write_text("mine")
+    (space / "app.py").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"already holds app.py: give a new folder, or remove them"):
         export_space(saved[0], space)
     assert [path.name for path in space.iterdir()] == ["app.py"]
-    assert (space / "app.py").read_text() == "mine"
+    assert (space / "app.py").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.slow
@@ -515,7 +515,7 @@ def test_of_a_model_on_the_hub_only_the_name_is_written(saved, tmp_path, monkeyp
     cached = tmp_path / "hub" / "models--somebody--model"
     shutil.copytree(folder, cached / "snapshots" / "abc")
     (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("abc")
+    (cached / "refs" / "main").write_text("abc", encoding="utf-8")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     space = export_space("somebody/model", tmp_path / "space")
     assert sorted(path.name for path in space.iterdir()) == ["README.md", "app.py", "requirements.txt"]

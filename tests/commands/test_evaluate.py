@@ -150,7 +150,7 @@ def test_what_is_fitted_is_fitted_on_two_parts_of_the_validation_documents(
     assert seen["tune_thresholds_arguments"] == ("level", "macro_f1")
     assert [len(set(config.thresholds[level])) for level in taxonomy.levels] == [1, 1, 1]
     again = run(str(tmp_path / "tuned"), data_dir)["metrics"]
-    saved = json.loads((tmp_path / "tuned" / "test_results.json").read_text())
+    saved = json.loads((tmp_path / "tuned" / "test_results.json").read_text(encoding="utf-8"))
     assert scores(again) == scores(report["metrics"]) == scores(saved)
     assert {"test_answers_risk", "test_answers_empty"} <= set(again)
 
@@ -265,15 +265,17 @@ def test_what_is_no_model_or_no_data_is_refused(model_dir, multi_dir, data_dir, 
         run(str(tmp_path / "bert"), data_dir)
     with pytest.raises(ValueError, match=r"has no test file: it must hold test\.jsonl"):
         run(model_dir, str(tmp_path))
-    rows = (Path(data_dir) / "test.jsonl").read_text().splitlines()
-    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    rows = (Path(data_dir) / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(ValueError, match="has no validation file"):
         run(model_dir, str(tmp_path), "--temperature")
-    (tmp_path / "validation.jsonl").write_text(rows[0])
+    (tmp_path / "validation.jsonl").write_text(rows[0], encoding="utf-8")
     with pytest.raises(ValueError, match="validation split has 1 document: risk needs others"):
         run(model_dir, str(tmp_path), "--temperature", "--risk", 0.1)
     assert run(model_dir, str(tmp_path), "--risk", 0.1)["risk"]["empty"] == 1  # too few, which is told
-    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "", "labels": [["arts", "stage", "opera"]]}))
+    (tmp_path / "test.jsonl").write_text(
+        json.dumps({"text": "", "labels": [["arts", "stage", "opera"]]}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"The split test of .* has no documents"):
         run(model_dir, str(tmp_path), "--on_bad_row", "drop")
 

@@ -146,7 +146,7 @@ def test_the_example_finds_what_the_pipeline_finds(exported, predicted, tokenize
 
 
 def test_the_example_is_short_and_needs_three_packages():
-    lines = [line for line in EXAMPLE.read_text().splitlines()[1:] if line.strip()]
+    lines = [line for line in EXAMPLE.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
     assert len(lines) < 30
     imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
     assert imported - {"json", "sys", "itertools"} == {"numpy", "onnxruntime", "tokenizers"}
@@ -154,14 +154,14 @@ def test_the_example_is_short_and_needs_three_packages():
 
 def test_the_hierarchy_file_says_what_a_decision_needs(exported):
     model, folder, _ = exported["sigmoid"]
-    spec = json.loads((folder / "hierarchy.json").read_text())
+    spec = json.loads((folder / "hierarchy.json").read_text(encoding="utf-8"))
     assert spec["labels"] == model.config.labels
     assert spec["decode"] == "closure"
     assert spec["thresholds"] == model.config.thresholds
     node = spec["labels"].index("z")
     assert spec["paths"][node] == DAG.paths(node)
     assert [spec["labels"][i] for i in spec["ancestors"][node]] == ["a", "b", "c", "x", "z"]
-    spec = json.loads((exported["lookahead"][1] / "hierarchy.json").read_text())
+    spec = json.loads((exported["lookahead"][1] / "hierarchy.json").read_text(encoding="utf-8"))
     assert (spec["decode"], set(spec["thresholds"]), spec["depths"][-1]) == ("path", {0.0}, 2)
 
 
@@ -204,8 +204,8 @@ def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer,
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model_int8.onnx").write_text("of another model")
-    (tmp_path / "onnx" / "notes.txt").write_text("mine")
+    (tmp_path / "onnx" / "model_int8.onnx").write_text("of another model", encoding="utf-8")
+    (tmp_path / "onnx" / "notes.txt").write_text("mine", encoding="utf-8")
     with caplog.at_level(logging.WARNING, "hcal_hf.commands.onnx_export"):
         hcal_hf.commands.onnx_export.logger.addHandler(caplog.handler)
         report = export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
@@ -247,7 +247,7 @@ def test_wrong_arguments_say_what_is_allowed(exported, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="an HcalForSequenceClassification, got BertModel"):
         export_onnx(model.encoder, tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds a saved model, whose tokenizer\.json would be replaced"):
         export_onnx(model, tmp_path / "model")
     with pytest.raises(ValueError, match="tokenizer must be a fast one"):

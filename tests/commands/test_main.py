@@ -154,7 +154,7 @@ def test_wrong_usage_exits_with_2(argv, message, capsys):
 
 def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, capsys):
     out = str(tmp_path / "out.parquet")
-    (tmp_path / "a.jsonl").write_text('{"body": "stars"}\n')
+    (tmp_path / "a.jsonl").write_text('{"body": "stars"}\n', encoding="utf-8")
     for argv, message in (
         (["predict", model_dir, str(tmp_path / "no.jsonl"), "--out", out], "There is no file"),
         (["predict", model_dir, str(tmp_path / "a.jsonl"), "--out", out], "no column 'text': its columns are 'body'"),
@@ -202,17 +202,17 @@ def test_train_with_overrides_as_json(encoder_dir, data_dir, tmp_path, capsys):
     values = {"encoder": encoder_dir, "data_dir": str(data_dir), "output_dir": str(tmp_path / "no"), "max_steps": 1,
               "report_to": "none", "use_cpu": True, "save_strategy": "no", "projection_dim": 8}  # fmt: skip
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
     argv = ["train", str(config), "--output_dir", str(tmp_path / "out"), "--head", "path_softmax", "--json"]
     assert cli.main(argv) == 0
     captured = capsys.readouterr()
     metrics = json.loads(captured.out)
-    assert metrics == json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert metrics == json.loads((tmp_path / "out" / "test_results.json").read_text(encoding="utf-8"))
     assert "test: 14 documents, in percent" in captured.err
     assert HcalConfig.from_pretrained(tmp_path / "out").head == "path_softmax"
     err = usage_error(["train", str(config), "--learning_rat", "1"], capsys)
     assert "there is no argument --learning_rat. Closest: --learning_rate" in err
-    config.write_text("encoderr: x\n")
+    config.write_text("encoderr: x\n", encoding="utf-8")
     assert cli.main(["train", str(config)]) == 1
     assert "unknown key 'encoderr'. Closest: ['encoder'" in capsys.readouterr().err
 
@@ -231,7 +231,7 @@ def test_evaluate_a_folder_and_one_file(model_dir, data_dir, capsys):
 
 
 def test_predict_tells_what_it_did(model_dir, tmp_path, capsys):
-    (tmp_path / "a.txt").write_text("stars and atoms\n\npoems\n")
+    (tmp_path / "a.txt").write_text("stars and atoms\n\npoems\n", encoding="utf-8")
     out = tmp_path / "out.parquet"
     argv = ["predict", model_dir, str(tmp_path / "a.txt"), "--out", str(out), "--cpu", "--quiet"]
     assert cli.main([*argv, "--keep_text", "--top_k=1"]) == 0
@@ -292,14 +292,14 @@ def test_inspect_shows_thresholds_risk_and_every_place_in_a_dag(dag, tmp_path, c
 
 def test_taxonomy_check_exit_codes_and_writing(tmp_path, capsys):
     table, target = tmp_path / "tickets.csv", tmp_path / "taxonomy.json"
-    table.write_text("area,product\nHardware,Printer\nHardware,printer\n")
+    table.write_text("area,product\nHardware,Printer\nHardware,printer\n", encoding="utf-8")
     argv = ["taxonomy", "check", str(table), "--labels", "area", "product", "--min-documents", "1"]
     assert cli.main([*argv, "--write", str(target)]) == 0
     assert "'Printer' (row 2) / 'printer' (row 3), below 'Hardware'" in capsys.readouterr().out
     assert Taxonomy.from_json(target) == Taxonomy.from_paths([["Hardware", "Printer"], ["Hardware", "printer"]])
     assert cli.main([*argv, "--strict"]) == 1
     capsys.readouterr()
-    table.write_text("area,product\n,Printer\n")
+    table.write_text("area,product\n,Printer\n", encoding="utf-8")
     target.unlink()
     assert cli.main([*argv, "--json", "--write", str(target)]) == 1
     captured = capsys.readouterr()
@@ -329,7 +329,7 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "hcal_hf.commands.demo.page", Demo)
     monkeypatch.setitem(sys.modules, "hcal_hf.commands.onnx_export", Export)
     assert cli.main(["demo", "m", "--host", "0.0.0.0", "--port", "7000", "--share"]) == 0
-    (tmp_path / "texts").write_text("one\n\n two \n")
+    (tmp_path / "texts").write_text("one\n\n two \n", encoding="utf-8")
     assert cli.main(["demo", "m", "--export", "d", "--examples", str(tmp_path / "texts")]) == 0
     assert cli.main(["export", "m", "d", "--quantize"]) == 0
     served = {"host": "0.0.0.0", "port": 7000, "share": True, "examples": None}

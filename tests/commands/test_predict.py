@@ -54,7 +54,7 @@ def file(tmp_path):
     lines = [json.dumps({"text": text, "key": i}) for i, text in enumerate(TEXTS)]
     lines[3], lines[11], lines[20] = '{"key": 3}', '{"text": " ", "key": 11}', '{"text": "stars"'
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(lines) + "\n\n")
+    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     return path
 
 
@@ -188,7 +188,7 @@ def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tm
     for name, encoding in (("latin", "cp1252"), ("detected", None)):
         run(model_dir, path, tmp_path / f"{name}.parquet", keep_text=True, encoding=encoding)
         assert pq.read_table(tmp_path / f"{name}.parquet")["text"][3].as_py() == "müsic"
-    path.write_text('text\nstars\n"atoms\ngenes\n')
+    path.write_text('text\nstars\n"atoms\ngenes\n', encoding="utf-8")
     with pytest.raises(ValueError, match="the row at line 3 opens a quote that is never closed"):
         run(model_dir, path, tmp_path / "open.parquet")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"stars\n" * 1000)[:-9])
@@ -261,7 +261,7 @@ def test_a_failure_of_the_tokenizer_is_told(model_dir, file, tmp_path, monkeypat
 def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
     """SIGKILL, after a few windows of many; the file in the end is the same byte for byte."""
     file, out, whole = tmp_path / "rows.txt", tmp_path / "out.parquet", tmp_path / "whole.parquet"
-    file.write_text("\n".join(TEXTS[:40] * 60))
+    file.write_text("\n".join(TEXTS[:40] * 60), encoding="utf-8")
     command = [sys.executable, "-m", "hcal_hf.commands.main", "predict", model_dir, str(file), "--out", str(out), "--cpu",
                "--quiet", "--window", "24"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -311,13 +311,13 @@ def test_a_run_of_other_settings_model_or_input_is_not_gone_on_with(model_dir, m
         run(multi_dir, file, out, window=8)
     with pytest.raises(ValueError, match=r"threshold was None, now 0\.5"):
         run(model_dir, file, out, window=8, threshold=0.5)
-    text = file.read_text()
-    file.write_text(text + text)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text + text, encoding="utf-8")
     with pytest.raises(ValueError, match="another run: input was "):
         run(model_dir, file, out, window=8)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     moved = tmp_path / "moved.jsonl"
-    moved.write_text(text)
+    moved.write_text(text, encoding="utf-8")
     (tmp_path / "out.parquet.parts" / "00000002.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"00000002.parquet cannot be used: .*only its rows"):
         run(model_dir, moved, out, window=8)

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     build_model(build_taxonomy()).save_pretrained(folder / "model")
     build_tokenizer().save_pretrained(folder / "model")
     rows = [{"subject": text, "body": "a study"} for text in TEXTS] + [{"subject": "", "body": None}]
-    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -122,7 +122,7 @@ def test_a_sheet_that_is_too_long_and_an_existing_file_are_refused(folder, monke
     monkeypatch.setattr(prediction_formats, "EXCEL_ROWS", 5)
     assert predict(folder, "c.xlsx") == 1
     assert "do not fit into a sheet of Excel" in capsys.readouterr().err
-    (folder / "d.csv").write_text("")
+    (folder / "d.csv").write_text("", encoding="utf-8")
     command = ["predict", str(folder / "model"), str(folder / "texts.jsonl"), "--out", str(folder / "d.csv")]
     assert cli.main([*command, "--text", "subject"]) == 1
     assert "exists already" in capsys.readouterr().err

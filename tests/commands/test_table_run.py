@@ -74,24 +74,24 @@ def test_one_file_of_a_spreadsheet_gives_a_model_that_predicts(train, tmp_path):
     assert "'eval_loss'" not in out + err
     model = HcalForSequenceClassification.from_pretrained(folder)
     assert sorted(model.config.labels) == sorted({name for path in PATHS for name in path})
-    split = json.loads((folder / "split.json").read_text())
+    split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     assert sorted(split["train"] + split["validation"] + split["test"]) == list(range(60))
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert settings["labels"] == ["Bereich", "Thema"]
     assert settings["freeze_encoder"] is True
 
 
 def test_the_configuration_that_it_writes_repeats_the_run(train, tmp_path, monkeypatch):
     train(write_csv(tmp_path / "a.csv"), *CSV)
-    first = json.loads((tmp_path / "outputs/a/test_results.json").read_text())
+    first = json.loads((tmp_path / "outputs/a/test_results.json").read_text(encoding="utf-8"))
     assert cli.main(["train", "outputs/a/config.yaml", "--output_dir", "again"]) == 0
-    again = json.loads((tmp_path / "again/test_results.json").read_text())
+    again = json.loads((tmp_path / "again/test_results.json").read_text(encoding="utf-8"))
     timing = ("runtime", "per_second", "preparation_time")
     assert {k: v for k, v in first.items() if not k.endswith(timing)} == {
         k: v for k, v in again.items() if not k.endswith(timing)
     }
-    assert json.loads((tmp_path / "again/split.json").read_text()) == json.loads(
-        (tmp_path / "outputs/a/split.json").read_text()
+    assert json.loads((tmp_path / "again/split.json").read_text(encoding="utf-8")) == json.loads(
+        (tmp_path / "outputs/a/split.json").read_text(encoding="utf-8")
     )
 
 
@@ -99,7 +99,7 @@ def test_rows_decide_the_label_mode_and_partial_paths(train, tmp_path):
     lines = [
         {"text": row["text"], "labels": row.get("paths", [row["path"]])} for row in rows(several=True, partial=True)
     ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     code, out, err = train(tmp_path / "a.jsonl")
     assert code == 0, err
     assert "label_mode: multi_path (1 rows have no or several paths, first: row 6)" in out
@@ -171,7 +171,7 @@ def test_wrong_columns_and_options_are_named(train, tmp_path, options, message):
     ],
 )
 def test_tables_that_cannot_be_trained_on_say_why(train, tmp_path, content, message):
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     code, _, err = train(tmp_path / "a.csv")
     assert code == 1
     assert message in err

@@ -36,7 +36,7 @@ def config_file(tmp_path, encoder_dir, data_dir, **kwargs):
               "perturbation": 0.0, "projection_dim": 16, "report_to": "none", "use_cpu": True, "save_strategy": "no",
               "show_predictions": 2, "disable_tqdm": True, "seed": 0, **kwargs}  # fmt: skip
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return str(path)
 
 
@@ -51,25 +51,25 @@ def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, dat
     assert "test: 7 documents" in out
     assert out.count("predicted: ") == out.count("true:  ") == 2
     assert "science (" in out
-    saved = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    saved = json.loads((tmp_path / "out" / "test_results.json").read_text(encoding="utf-8"))
     assert saved["test_exact_match"] == metrics["test_exact_match"]
     pipe = pipeline("hierarchical-text-classification", model=str(tmp_path / "out"), device="cpu")
     assert pipe("a music music")[0]["label"] == "arts"
     assert (tmp_path / "out" / "_features").exists() == freeze
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["head"] == "lookahead_softmax"
     expected = ("linear", "label_text") if freeze else ("cosine", None)
     assert (config["score_function"], config.get("prototype_anchor")) == expected
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))
     assert any("head_strength" in entry for entry in state["log_history"]) == freeze  # L-BFGS
 
 
 def test_a_frozen_encoder_leaves_scores_anchors_and_solver_to_choose(tmp_path, encoder_dir, data_dir):
     path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=True, score_function="cosine")
     run_training(*parse_arguments([path, "--prototype_anchor", "none", "--num_train_epochs", "1"]))
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (config["score_function"], config.get("prototype_anchor")) == ("cosine", None)
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 4
     with pytest.raises(ValueError, match="score_function='cosine'"):
         run_training(*parse_arguments([path, "--head_solver", "lbfgs"]))
@@ -96,7 +96,7 @@ def test_levels_are_logged_to_tensorboard_unless_told_otherwise(tmp_path, encode
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     kwargs = {"max_steps": 3, "logging_steps": 1, "loss_weighting": "hcal_rate", "show_predictions": 0}
     path = Path(config_file(tmp_path, encoder_dir, data_dir, **kwargs))
-    path.write_text(path.read_text().replace("report_to: none\n", ""))
+    path.write_text(path.read_text(encoding="utf-8").replace("report_to: none\n", ""), encoding="utf-8")
     run_training(*parse_arguments([str(path)]))
     (folder,) = {events.parent for events in (tmp_path / "out").rglob("events.out.tfevents.*")}
     events = accumulator.EventAccumulator(str(folder)).Reload()
@@ -112,7 +112,7 @@ def test_unknown_keys_are_refused(tmp_path, encoder_dir, data_dir):
     path = config_file(tmp_path, encoder_dir, data_dir, learning_rat=1)
     with pytest.raises(ValueError, match=r"unknown key 'learning_rat'. Closest: \['learning_rate'"):
         parse_arguments([path])
-    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
     with pytest.raises(ValueError, match="must hold a mapping"):
         parse_arguments([str(tmp_path / "list.yaml")])
 
@@ -136,7 +136,7 @@ def test_missing_pieces_are_named(tmp_path, encoder_dir, data_dir):
         load_data(DataArguments())
     with pytest.raises(ValueError, match="has no training file"):
         load_data(DataArguments(data_dir=str(tmp_path)))
-    (data_dir / "test.csv").write_text("text,labels\n")
+    (data_dir / "test.csv").write_text("text,labels\n", encoding="utf-8")
     with pytest.raises(ValueError, match="two files for test"):
         load_data(DataArguments(data_dir=str(data_dir)))
     (data_dir / "test.jsonl").unlink()
@@ -163,10 +163,10 @@ def test_splits_are_loaded_as_asked_for(data_dir, monkeypatch):
 
 def test_the_paper_preset_runs(tmp_path, encoder_dir, data_dir):
     path = config_file(tmp_path, encoder_dir, data_dir, preset="paper", num_train_epochs=1)
-    values = yaml.safe_load(Path(path).read_text())
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     del values["projection_dim"], values["perturbation"]
-    Path(path).write_text(yaml.safe_dump(values))
+    Path(path).write_text(yaml.safe_dump(values), encoding="utf-8")
     metrics = run_training(*parse_arguments([path]))
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (config["objective"], config["projection_dim"]) == ("aggregate", 256)
     assert 0 <= metrics["test_raw_hvr"] <= 1

@@ -67,7 +67,7 @@ def test_files_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, stre
 
 def test_a_csv_with_one_column_a_level(tokenizer, tmp_path):
     (tmp_path / "tickets.csv").write_text(
-        "message,area,product,part\nstars,Books,Other,\nmusic,Toys,Other,Wheels\ndrama,Toys,Cars,\n"
+        "message,area,product,part\nstars,Books,Other,\nmusic,Toys,Other,Wheels\ndrama,Toys,Cars,\n", encoding="utf-8"
     )
     table = load_dataset("csv", data_files=str(tmp_path / "tickets.csv"), cache_dir=str(tmp_path))["train"]
     columns = ["area", "product", "part"]
@@ -181,7 +181,7 @@ def test_class_label_columns_are_read_by_their_names(taxonomy, tokenizer):
 
 def test_rows_with_empty_cells_are_unlabelled_unless_they_mean_no_label(taxonomy, tokenizer, tmp_path, caplog):
     path = tmp_path / "rows.csv"
-    path.write_text("text,labels\nstars,astronomy\nthe cat,\nplants,botany\n")
+    path.write_text("text,labels\nstars,astronomy\nthe cat,\nplants,botany\n", encoding="utf-8")
     for label_mode in ("multi_path", "single_path", None):
         with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
             encoded = encode_dataset(path, taxonomy, tokenizer, label_mode=label_mode)
@@ -208,7 +208,7 @@ def test_several_text_columns_are_joined(taxonomy, tokenizer):
 
 def test_rows_of_a_file_that_cannot_be_read_are_bad_rows(taxonomy, tokenizer, tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("text,labels\nstars,astronomy\nthe cat, and dog,opera\n")
+    path.write_text("text,labels\nstars,astronomy\nthe cat, and dog,opera\n", encoding="utf-8")
     with pytest.raises(BadRowsError, match=r"\[1\]: the row has 3 cells, the header 2"):
         encode_dataset(path, taxonomy, tokenizer)
     assert len(encode_dataset(path, taxonomy, tokenizer, on_bad_row="drop")) == 1
@@ -300,7 +300,7 @@ def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
 
 
 def test_encoding_is_cached_by_its_content(taxonomy, tokenizer, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in GOOD))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in GOOD), encoding="utf-8")
     table = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
     first, second = (encode_dataset(table, taxonomy, tokenizer) for _ in range(2))
     assert first._fingerprint == second._fingerprint

@@ -120,7 +120,7 @@ def test_the_class_label_minus_one_is_unlabelled(taxonomy, tokenizer, caplog):
 
 
 def test_pandas_lists_in_cells_are_lists(tokenizer, tmp_path):
-    (tmp_path / "a.csv").write_text("text,labels\na,\"[['A', 'B'], ['A', 'C']]\"\nb,\"[['D']]\"\n")
+    (tmp_path / "a.csv").write_text("text,labels\na,\"[['A', 'B'], ['A', 'C']]\"\nb,\"[['D']]\"\n", encoding="utf-8")
     assert build_taxonomy(tmp_path / "a.csv").labels == ("A", "D", "B", "C")
 
 

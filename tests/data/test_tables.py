@@ -96,8 +96,8 @@ def test_data_frames_and_data_sets_are_read(tmp_path):
 
 
 def test_a_folder_has_its_splits(tmp_path):
-    (tmp_path / "train.csv").write_text("text,labels\na,x\n")
-    (tmp_path / "test.jsonl").write_text('{"text": "b", "labels": [["x", "y"]]}\n')
+    (tmp_path / "train.csv").write_text("text,labels\na,x\n", encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text('{"text": "b", "labels": [["x", "y"]]}\n', encoding="utf-8")
     splits = read_table(tmp_path)
     assert isinstance(splits, DatasetDict)
     assert list(splits) == ["train", "test"]
@@ -110,12 +110,12 @@ def test_a_folder_has_its_splits(tmp_path):
 
 
 def test_rows_that_cannot_be_read_are_kept_with_their_reason(tmp_path):
-    (tmp_path / "a.csv").write_text('text,labels\na,x\nb,x,y\n"c" d,x\n')
+    (tmp_path / "a.csv").write_text('text,labels\na,x\nb,x,y\n"c" d,x\n', encoding="utf-8")
     dataset = read_table(tmp_path / "a.csv")
     assert dataset["text"][:] == ["a", None, None]
     assert dataset[UNREADABLE][0] is None
     assert "the row has 3 cells, the header 2" in dataset[UNREADABLE][1]
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n[1]\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n[1]\n', encoding="utf-8")
     reasons = read_table(tmp_path / "a.jsonl")[UNREADABLE][:]
     assert reasons[0] is None
     assert "not JSON" in reasons[1]
@@ -128,7 +128,7 @@ def test_lists_in_json_keep_their_form_where_all_cells_have_it(tmp_path):
         {"flat": [], "nested": [], "mixed": "a", "empty": [], "number": 1.0},
         {"flat": None, "nested": [["d"]], "mixed": [["a", 1]], "empty": None, "number": True},
     ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     dataset = read_table(tmp_path / "a.jsonl")
     assert dataset["flat"][:] == [["a", "b"], [], None]
     assert dataset["nested"][:] == [[["a"], ["b", "c"]], [], [["d"]]]
@@ -139,9 +139,9 @@ def test_lists_in_json_keep_their_form_where_all_cells_have_it(tmp_path):
 
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("text\none\n")
+    path.write_text("text\none\n", encoding="utf-8")
     assert read_table(path)["text"][:] == ["one"]
-    path.write_text("text\ntwo\nthree\n")
+    path.write_text("text\ntwo\nthree\n", encoding="utf-8")
     assert read_table(path)["text"][:] == ["two", "three"]
 
 
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path, name, content, messa
 
 
 def test_wrong_columns_list_the_columns(tmp_path):
-    (tmp_path / "a.csv").write_text("text,text,label\na,b,c\n")
+    (tmp_path / "a.csv").write_text("text,text,label\na,b,c\n", encoding="utf-8")
     table = TableFile(tmp_path / "a.csv")
     with pytest.raises(ValueError, match=r"no column 'lable', but 'label': its columns are 'text', 'text', 'label'"):
         table.check_columns(["lable"])
@@ -226,7 +226,7 @@ def test_text_columns_are_joined():
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     path = tmp_path / "a.csv"
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write("text,labels\n")
         file.writelines(f"some text {i},x\n" for i in range(20_000))
     dataset = read_table(path)

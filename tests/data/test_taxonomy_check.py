@@ -146,7 +146,7 @@ def test_what_load_dataset_reads_differently_is_told(check, tmp_path):
     assert found["read-as-missing"].examples == ["row 2: 'NA' in column 'b'"]
     names = sorted(READ_AS_MISSING)
     lines = "".join(f'x,"{name}"\n' for name in [*names, "EU", "none", "null value"])
-    (tmp_path / "b.csv").write_text("text,a\n" + lines)
+    (tmp_path / "b.csv").write_text("text,a\n" + lines, encoding="utf-8")
     read = load_dataset("csv", data_files=str(tmp_path / "b.csv"), cache_dir=str(tmp_path / "cache"))["train"]["a"]
     assert list(read) == [None] * len(names) + ["EU", "none", "null value"]
     _, found = check("a,b\n007,x1\n12,x2\n", labels=["a", "b"], min_documents=1)

@@ -79,12 +79,12 @@ def test_the_page_about_gpus_is_made_from_its_rows_and_keeps_its_text(modules, t
         {"part": "waits for the device in a step", "contrast": None, "count": 2, "where": ["a.py:1"]},
         {"part": "something new", "value": 3},
     ]
-    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     results, page = tmp_path / "gpu.jsonl", tmp_path / "gpu.md"
     words = ["gpu_page.py", str(tmp_path / "new.jsonl"), "--results", str(results), "--page", str(page)]
     monkeypatch.setattr("sys.argv", words)
     modules.gpu_page.main()
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "Measured on: NAME, torch 2.11." in text
     assert "| labels | head | perturbation | ms | peak GiB | ratio |" in text
     assert "| 1,000 | lookahead_softmax | plain | 6.4 | 0.07 |  |" in text
@@ -94,8 +94,8 @@ def test_the_page_about_gpus_is_made_from_its_rows_and_keeps_its_text(modules, t
     assert "## Something new\n\n| value |" in text
     assert "1.0" not in text
     assert modules.result_rows.read_lines(results) == rows
-    page.write_text(text.replace("<!-- tables -->", "A remark.\n\n<!-- tables -->"))
+    page.write_text(text.replace("<!-- tables -->", "A remark.\n\n<!-- tables -->"), encoding="utf-8")
     monkeypatch.setattr("sys.argv", [words[0], *words[2:]])
     modules.gpu_page.main()
-    assert "A remark." in page.read_text()
-    assert page.read_text().replace("A remark.\n\n", "") == text
+    assert "A remark." in page.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").replace("A remark.\n\n", "") == text

@@ -127,14 +127,14 @@ def test_wos_is_split_as_published(modules):
 
 def test_wos_names_the_line(wos_dir, tmp_path, modules, monkeypatch):
     path = wos_dir / "Meta-data" / "Data.txt"
-    lines = path.read_text().split("\n")
-    path.write_text("\n".join([*lines[:4], "a\tb", *lines[5:]]))
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join([*lines[:4], "a\tb", *lines[5:]]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"Data\.txt, line 5: 7 cells between tabs are needed, got 2"):
         modules["wos"].load(wos_dir, tmp_path / "out")
-    path.write_text("\n".join(["a\tb", *lines[1:]]))
+    path.write_text("\n".join(["a\tb", *lines[1:]]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: the header must be \['y1', .* got \['a', 'b'\]"):
         modules["wos"].load(wos_dir, tmp_path / "out")
-    path.write_text("\n".join(lines[:9]))
+    path.write_text("\n".join(lines[:9]), encoding="utf-8")
     with pytest.raises(ValueError, match="has 8 documents; the published split is of 41"):
         modules["wos"].load(wos_dir, tmp_path / "out")
     path.write_bytes("\n".join(lines[:3]).encode() + b"\nna\xefve")
@@ -235,7 +235,7 @@ def story(number, *paragraphs, headline="Head &amp; line"):
 
 @pytest.fixture
 def rcv1_dir(tmp_path):
-    (tmp_path / "rcv1.topics.hier.orig").write_text(RCV1_HIERARCHY)
+    (tmp_path / "rcv1.topics.hier.orig").write_text(RCV1_HIERARCHY, encoding="utf-8")
     topics = {
         **{number: ["CCAT", "C15", "C151"] for number in range(2286, 2296)},
         26150: ["C15"],
@@ -243,7 +243,7 @@ def rcv1_dir(tmp_path):
     }
     topics |= {26152: ["CCAT"], 26153: ["GX"], 26154: ["GCAT"], 26155: ["GCAT"]}
     lines = [f"{code} {number} 1" for number, codes in topics.items() for code in codes]
-    with gzip.open(tmp_path / "rcv1-v2.topics.qrels.gz", "wt") as file:
+    with gzip.open(tmp_path / "rcv1-v2.topics.qrels.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(reversed(lines)) + "\n")
     folder = tmp_path / "rcv1" / "19960820"
     folder.mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_rcv1(rcv1_dir, tmp_path, modules, tokenizer, capsys):
     taxonomy = check_usable(out, tokenizer, "multi_path", True)
     assert set(taxonomy.labels) == {"CORPORATE/INDUSTRIAL", "PERFORMANCE (C15)", "ACCOUNTS/EARNINGS", "GOVERNMENT/SOCIAL",
                                     "PERFORMANCE (G15)", "TWO PARENTS"}  # fmt: skip
-    assert json.loads((out / "taxonomy.json").read_text())["codes"]["PERFORMANCE (G15)"] == "G15"
+    assert json.loads((out / "taxonomy.json").read_text(encoding="utf-8"))["codes"]["PERFORMANCE (G15)"] == "G15"
     test = {row["text"]: row["labels"] for row in rows(out, "test")}
     assert test["Head & line\nfirst of the test"] == [["GOVERNMENT/SOCIAL", "PERFORMANCE (G15)"]]
     training = rows(out, "train") + rows(out, "validation")
@@ -302,19 +302,19 @@ def test_rcv1_names_the_line(rcv1_dir, tmp_path, modules):
     with pytest.raises(ValueError, match=r"2290newsML\.xml, line 2: no XML"):
         load(rcv1_dir, tmp_path / "out")
     topics = rcv1_dir / "rcv1-v2.topics.qrels"  # is taken before the one with .gz
-    topics.write_text("CCAT 2286 1\nC16 2287 1\n")
+    topics.write_text("CCAT 2286 1\nC16 2287 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"qrels, line 2: topic 'C16' is not in the hierarchy"):
         load(rcv1_dir, tmp_path / "out")
-    topics.write_text("CCAT 2286\n")
+    topics.write_text("CCAT 2286\n", encoding="utf-8")
     with pytest.raises(ValueError, match='qrels, line 1: "<topic> <story id> 1" is needed'):
         load(rcv1_dir, tmp_path / "out")
-    topics.write_text("CCAT 2286 1\nCCAT 2287 1\n")
+    topics.write_text("CCAT 2286 1\nCCAT 2287 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="2 of 2 stories have ids up to 26150"):
         load(rcv1_dir, tmp_path / "out")
-    hierarchy.write_text("Root CCAT\n")
+    hierarchy.write_text("Root CCAT\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r'hier\.orig, line 1: "parent: \.\.\.'):
         load(rcv1_dir, tmp_path / "out")
-    hierarchy.write_text("parent: X child: CCAT child-description: A\n")
+    hierarchy.write_text("parent: X child: CCAT child-description: A\n", encoding="utf-8")
     with pytest.raises(ValueError, match="'X' is a parent, but no line has it as a child"):
         load(rcv1_dir, tmp_path / "out")
     hierarchy.unlink()
@@ -346,10 +346,12 @@ def article(text, *classifiers, kind="full_text"):
 def nyt_dir(tmp_path):
     lists = tmp_path / "lists"
     lists.mkdir()
-    (lists / "nyt_label.vocab").write_text("\n".join(NYT_LABELS) + "\n")
+    (lists / "nyt_label.vocab").write_text("\n".join(NYT_LABELS) + "\n", encoding="utf-8")
     for name, ids in {"train": ("2001/0000001", "2001/0000002", "1999/0000005"), "val": ("1987/0000003",),
                       "test": ("2006/0000004", "2006/0000009")}.items():  # fmt: skip
-        (lists / f"idnewnyt_{name}.json").write_text("".join(f"Nytimes/{path}.xml\n" for path in ids))
+        (lists / f"idnewnyt_{name}.json").write_text(
+            "".join(f"Nytimes/{path}.xml\n" for path in ids), encoding="utf-8"
+        )
     data = tmp_path / "corpus" / "data"
     (data / "2001").mkdir(parents=True)
     with tarfile.open(data / "2001" / "01.tgz", "w:gz") as tarred:
@@ -403,16 +405,16 @@ def test_nyt_names_the_line(nyt_dir, tmp_path, modules):
     load, lists = modules["nyt"].load, nyt_dir / "lists"
     with pytest.raises(FileNotFoundError, match=r"corpus has no nyt_label\.vocab \(the labels, from HiAGM"):
         load(nyt_dir / "corpus", tmp_path / "out")
-    (lists / "idnewnyt_val.json").write_text("\nNytimes/2001/0000001.xml\n")
+    (lists / "idnewnyt_val.json").write_text("\nNytimes/2001/0000001.xml\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"val\.json, line 2: 0000001\.xml is listed twice, first for train"):
         load(nyt_dir / "corpus", tmp_path / "out", lists)
-    (lists / "idnewnyt_val.json").write_text("0000001\n")
+    (lists / "idnewnyt_val.json").write_text("0000001\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"val\.json, line 1: \"Nytimes/<year>/<id>\.xml\" is needed, got '0000001'"):
         load(nyt_dir / "corpus", tmp_path / "out", lists)
-    (lists / "nyt_label.vocab").write_text("Root\nTop/News/Sports\n")
+    (lists / "nyt_label.vocab").write_text("Root\nTop/News/Sports\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"vocab, line 2: the parent of 'Top/News/Sports' is not in the list"):
         load(nyt_dir / "corpus", tmp_path / "out", lists)
-    (lists / "nyt_label.vocab").write_text("News\n")
+    (lists / "nyt_label.vocab").write_text("News\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"vocab, line 1: \"Top/<label>/<label>\" is needed, got 'News'"):
         load(nyt_dir / "corpus", tmp_path / "out", lists)
 
@@ -432,8 +434,8 @@ def aapd_dir(tmp_path):
         "test": [("old energy", "quant-ph"), ("", "cs.it"), ("none", "")],
     }
     for name, found in documents.items():
-        (tmp_path / f"text_{name}").write_text("".join(f"{text}\n" for text, _ in found))
-        (tmp_path / f"label_{name}").write_text("".join(f"{label}\n" for _, label in found))
+        (tmp_path / f"text_{name}").write_text("".join(f"{text}\n" for text, _ in found), encoding="utf-8")
+        (tmp_path / f"label_{name}").write_text("".join(f"{label}\n" for _, label in found), encoding="utf-8")
     return tmp_path
 
 
@@ -449,13 +451,13 @@ def test_aapd(aapd_dir, tmp_path, modules, tokenizer, capsys):
 
 
 def test_aapd_names_the_line(aapd_dir, tmp_path, modules):
-    (aapd_dir / "label_val").write_text("cs.ai\ncs.\n")
+    (aapd_dir / "label_val").write_text("cs.ai\ncs.\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"label_val has more lines than .*text_val, 1"):
         modules["aapd"].load(aapd_dir, tmp_path / "out")
-    (aapd_dir / "label_val").write_text("cs.\n")
+    (aapd_dir / "label_val").write_text("cs.\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"label_val, line 1: a subject needs words around its dot, got 'cs\.'"):
         modules["aapd"].load(aapd_dir, tmp_path / "out")
-    (aapd_dir / "label_val").write_text("")
+    (aapd_dir / "label_val").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"text_val has more lines than .*label_val, 0"):
         modules["aapd"].load(aapd_dir, tmp_path / "out")
 
@@ -477,7 +479,7 @@ def eurlex_dir(tmp_path):
     descriptors = {
         key: {"label": title, "alt_labels": [], "parents": above} for key, (title, above) in entries.items()
     }
-    (tmp_path / "EURLEX57K.json").write_text(json.dumps(descriptors))
+    (tmp_path / "EURLEX57K.json").write_text(json.dumps(descriptors), encoding="utf-8")
     laws = {"train": [["4", "5"], ["6", "8888"], ["8888"]], "dev": [["1"]], "test": [["3"], []]}
     for folder, found in laws.items():
         (tmp_path / folder).mkdir()
@@ -485,7 +487,7 @@ def eurlex_dir(tmp_path):
             law = {"celex_id": f"3{number}", "uri": "u", "type": "Decision", "concepts": concepts, "title": "A law",
                    "header": "HEADER ", "recitals": f",\nHaving regard {number}",
                    "main_body": ["Article 1", "Article 2"], "attachments": "Done at Brussels"}  # fmt: skip
-            (tmp_path / folder / f"3{number}.json").write_text(json.dumps(law))
+            (tmp_path / folder / f"3{number}.json").write_text(json.dumps(law), encoding="utf-8")
     return tmp_path
 
 
@@ -501,7 +503,7 @@ def test_eurlex57k(eurlex_dir, tmp_path, modules, tokenizer, capsys):
     ]
     assert labels(out, "train")[1:] == [[["health", "trade (6)"]]]
     assert rows(out, "validation")[0]["text"] == "HEADER\n,\nHaving regard 0\nArticle 1\nArticle 2"
-    assert json.loads((out / "taxonomy.json").read_text())["codes"]["trade (5)"] == "5"
+    assert json.loads((out / "taxonomy.json").read_text(encoding="utf-8"))["codes"]["trade (5)"] == "5"
     printed = capsys.readouterr().out
     assert "train: 2 documents; 1 dropped (no label)" in printed
     assert "concepts of laws without a descriptor, left out: 2" in printed
@@ -511,19 +513,19 @@ def test_eurlex57k(eurlex_dir, tmp_path, modules, tokenizer, capsys):
 
 def test_eurlex57k_names_the_file(eurlex_dir, tmp_path, modules):
     load, law = modules["eurlex57k"].load, eurlex_dir / "dev" / "30.json"
-    law.write_text('{"concepts":\n')
+    law.write_text('{"concepts":\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"30\.json, line 2: no JSON"):
         load(eurlex_dir, tmp_path / "out")
-    law.write_text('{"concepts": [], "header": ""}')
+    law.write_text('{"concepts": [], "header": ""}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"30\.json has no 'recitals', only \['concepts', 'header'\]"):
         load(eurlex_dir, tmp_path / "out")
-    law.write_text("[]")
+    law.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"30\.json must hold an object, got list"):
         load(eurlex_dir, tmp_path / "out")
     law.unlink()
     with pytest.raises(FileNotFoundError, match=r"dev has no \.json files"):
         load(eurlex_dir, tmp_path / "out")
-    (eurlex_dir / "EURLEX57K.json").write_text('{"1": {"label": "a"}}')
+    (eurlex_dir / "EURLEX57K.json").write_text('{"1": {"label": "a"}}', encoding="utf-8")
     with pytest.raises(ValueError, match='concept \'1\' needs "label" and "parents"'):
         load(eurlex_dir, tmp_path / "out")
 
@@ -535,7 +537,7 @@ def test_nothing_is_left_behind_by_a_failed_run_and_nothing_else_is_touched(aapd
     out = tmp_path / "out"
     modules["aapd"].load(aapd_dir, out)
     first = (out / "train.jsonl.gz").read_bytes()
-    (aapd_dir / "text_test").write_text("\n\n\n")
+    (aapd_dir / "text_test").write_text("\n\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"No document for test \(dropped: \{'no text': 3\}\): nothing is written"):
         modules["aapd"].load(aapd_dir, out)
     assert sorted(path.name for path in out.iterdir()) == [

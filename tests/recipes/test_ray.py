@@ -64,7 +64,7 @@ def test_workers_label_every_row_in_its_place(tmp_path, tokenizer, taxonomy):
 
 
 def test_files_that_cannot_be_read_are_refused_first(tmp_path):
-    (tmp_path / "a.txt").write_text("stars")
+    (tmp_path / "a.txt").write_text("stars", encoding="utf-8")
     found = run("model", tmp_path / "a.txt", tmp_path / "out")
     assert found.returncode == 1
     assert "must be files of one kind, of .parquet, .csv, .jsonl; found ['.txt']" in found.stderr

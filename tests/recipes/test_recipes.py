@@ -1,7 +1,10 @@
 """Configurations and launch lines of recipes/: train.py accepts every key and flag."""
 
+import io
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,8 @@ def test_every_configuration_parses(path, monkeypatch):
 @pytest.mark.parametrize("name", SETS)
 def test_both_configurations_of_a_set_are_about_one_task(name):
     frozen, finetune = (
-        yaml.safe_load((ROOT / "recipes" / name / f"{kind}.yaml").read_text()) for kind in ("frozen", "finetune")
+        yaml.safe_load((ROOT / "recipes" / name / f"{kind}.yaml").read_text(encoding="utf-8"))
+        for kind in ("frozen", "finetune")
     )
     assert [frozen.get(key) for key in TASK] == [finetune.get(key) for key in TASK]
     assert (frozen["freeze_encoder"], "freeze_encoder" in finetune) == (True, False)
@@ -46,6 +50,22 @@ def test_both_configurations_of_a_set_are_about_one_task(name):
     assert [config["output_dir"] for config in (frozen, finetune)] == [
         f"outputs/{name}/{kind}" for kind in ("frozen", "finetune")
     ]
+
+
+def test_train_prints_a_question_mark_if_the_console_cannot_encode_a_label(tmp_path, encoder_dir, monkeypatch):
+    """On Windows, standard output can have the encoding cp1252, and printing a label in Chinese would fail."""
+    rows = [{"text": "stars and atoms", "labels": [["物理", "é"]]}, {"text": "poems", "labels": [["arts", "music"]]}]
+    for split in ("train", "test"):
+        Dataset.from_list(rows).to_json(tmp_path / f"{split}.jsonl")
+    values = {"encoder": encoder_dir, "data_dir": str(tmp_path), "output_dir": str(tmp_path / "model"), "use_cpu": True,
+              "report_to": "none", "num_train_epochs": 1, "save_strategy": "no", "projection_dim": 8}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "config.yaml")])
+    runpy.run_path(str(ROOT / "recipes" / "train.py"), run_name="__main__")
+    stdout.flush()
+    assert "true:      ?? > é" in stdout.buffer.getvalue().decode("cp1252")
 
 
 def launch_lines():

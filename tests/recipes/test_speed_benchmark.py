@@ -73,7 +73,7 @@ def test_the_page_shows_every_row_with_what_was_aimed_at(modules):
 
 
 def test_the_page_is_the_one_that_its_rows_make(modules):
-    measured = json.loads(modules.speed.RESULTS.read_text())
+    measured = json.loads(modules.speed.RESULTS.read_text(encoding="utf-8"))
     page = modules.speed.PAGE.read_text(encoding="utf-8")
     assert page == modules.tables.filled(page, {"tables": modules.speed.tables(measured)})
 

@@ -56,15 +56,15 @@ def test_tables_are_means_over_the_seeds_in_their_places(weighting, tmp_path):
     def write_tables():
         modules.tables.write_page(page, modules.tables.weighting_tables(modules.result_rows.read_lines(results)))
 
-    results.write_text("\n".join(map(json.dumps, found)))
-    page.write_text("before\n<!-- stress large -->\nold\n<!-- end -->\nafter\n<!-- end -->")
+    results.write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
+    page.write_text("before\n<!-- stress large -->\nold\n<!-- end -->\nafter\n<!-- end -->", encoding="utf-8")
     write_tables()
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "| independent | hcal | gamma 0.5 | 2.0 ± 1.4 | 10 ± 0 | 2 |" in text
     assert text.startswith("before\n<!-- stress large -->\n| head")
     assert "old" not in text
     assert text.endswith("<!-- end -->\nafter\n<!-- end -->")
-    page.write_text("nothing")
+    page.write_text("nothing", encoding="utf-8")
     with pytest.raises(ValueError, match="has no place for <!-- stress large -->"):
         write_tables()
 

@@ -51,7 +51,7 @@ def test_a_launch_file_stands_for_what_it_is_named_after(name, monkeypatch):
     known = vars(launch_command_parser().parse_args(["train.py"]))
     assert set(fsdp) | set(deepspeed) <= known.keys()
     line = f"accelerate launch --config_file recipes/accelerate/{name}.yaml recipes/train.py CONFIG.yaml"
-    assert f"#     {line}\n" in path.read_text()
+    assert f"#     {line}\n" in path.read_text(encoding="utf-8")
     arguments = launch_command_parser().parse_args(line.split()[2:])
     arguments.config_file = str(path)
     arguments, *_ = _validate_launch_command(arguments)
@@ -107,12 +107,16 @@ def assert_same(folder, expected):
     assert found.keys() == one.keys()
     for name in one:
         torch.testing.assert_close(found[name], one[name], atol=1e-5, rtol=0, msg=name)
-    found, one = (json.loads((path / "test_results.json").read_text()) for path in (folder, expected))
+    found, one = (json.loads((path / "test_results.json").read_text(encoding="utf-8")) for path in (folder, expected))
     # The seventh document goes to both of two processes; the loss, and no score, counts it twice.
     for name in ("test_micro_f1", "test_macro_f1", "test_accuracy_level_0", "test_exact_match"):
         assert found[name] == pytest.approx(one[name]), name
     found, one = (
-        [entry for entry in json.loads((path / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+        [
+            entry
+            for entry in json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+            if "loss" in entry
+        ]
         for path in (folder, expected)
     )
     assert len(found) == len(one) == 3
@@ -132,7 +136,10 @@ def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, argu
 
     # What recipes/accelerate/fsdp2.yaml asks for, on the CPU: DDP, and a warning.
     on_cpu = tmp_path / "fsdp2.yaml"
-    on_cpu.write_text(yaml.safe_dump(yaml.safe_load((FOLDER / "fsdp2.yaml").read_text()) | {"use_cpu": True}))
+    on_cpu.write_text(
+        yaml.safe_dump(yaml.safe_load((FOLDER / "fsdp2.yaml").read_text(encoding="utf-8")) | {"use_cpu": True}),
+        encoding="utf-8",
+    )
     printed = launch(on_cpu, "recipes/train.py", [*arguments(2, "fallback"), "--max_steps", "1"])
     assert "Training: 2 processes on cpu, DDP\n" in printed
     assert "FSDP was requested and is not used on cpu" in printed

@@ -21,14 +21,14 @@ from hcal_hf.training import precision
 def test_the_processors_flags_say_whether_it_has_bfloat16(tmp_path, monkeypatch, text, expected):
     file = tmp_path / "cpuinfo"
     if text is not None:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     monkeypatch.setattr(precision, "_CPUINFO", file)
     assert precision.has_bfloat16() is expected
 
 
 @pytest.mark.parametrize(("flag", "warned"), [("avx2", True), ("avx512_bf16", False)])
 def test_training_in_emulated_bfloat16_is_warned_of(make_model, taxonomy, tmp_path, monkeypatch, flag, warned):
-    (tmp_path / "cpuinfo").write_text(f"flags : {flag}\n")
+    (tmp_path / "cpuinfo").write_text(f"flags : {flag}\n", encoding="utf-8")
     monkeypatch.setattr(precision, "_CPUINFO", tmp_path / "cpuinfo")
     told = []
     monkeypatch.setattr(precision.logger, "warning", told.append)

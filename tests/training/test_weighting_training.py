@@ -427,7 +427,7 @@ def two_processes(tmp_path_factory):
             os.killpg(process.pid, signal.SIGKILL)  # with its two children
     assert process.returncode == 0, printed[-6000:]
     return {
-        name: (load_file(folder / f"{i}.safetensors"), json.loads((folder / f"{i}.json").read_text()))
+        name: (load_file(folder / f"{i}.safetensors"), json.loads((folder / f"{i}.json").read_text(encoding="utf-8")))
         for i, name in enumerate(SETTINGS)
     }
 

@@ -107,7 +107,7 @@ def main(folder):
             save_file(state_of(trainer), folder / f"{i}.safetensors")
             found = {"world_size": dist.get_world_size(), "logs": logs_of(trainer), "weights": weights.tolist(),
                      "steps": steps.tolist()}  # fmt: skip
-            (folder / f"{i}.json").write_text(json.dumps(found))
+            (folder / f"{i}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     del trainer
     end_processes()
