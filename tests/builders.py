@@ -37,7 +37,7 @@ WORDS = [
 
 
 def import_benchmarks(*names):
-    """Modules of recipes/benchmarks, which is a folder of scripts and no package."""
+    """Imports modules of recipes/benchmarks, which is a folder of scripts and not a package."""
     folder = str(Path(__file__).parent.parent / "recipes" / "benchmarks")
     sys.path.insert(0, folder)
     try:
@@ -54,7 +54,7 @@ def build_tokenizer():
 
 
 def build_taxonomy():
-    """Three levels, all leaves at depth 2."""
+    """Returns a tree of three levels. All leaves are at depth 2."""
     return Taxonomy.from_paths(
         [
             ["science", "physics", "astronomy"],
@@ -69,7 +69,7 @@ def build_taxonomy():
 
 
 def build_ragged():
-    """Leaves at depths 0, 1 and 2."""
+    """Returns a tree with leaves at depths 0, 1 and 2."""
     return Taxonomy.from_edges(
         [("a", "a1"), ("a", "a2"), ("a1", "a11"), ("a1", "a12"), ("b", "b1"), ("b", "b2")], roots=["a", "b", "c"]
     )
@@ -81,7 +81,7 @@ def tiny_bert(**kwargs):
 
 
 def build_model(taxonomy, seed=0, dtype=torch.float32, dropout=0.0, preset=None, **config):
-    """A model on a random tiny BERT, without dropout."""
+    """Returns a model with a random tiny BERT, without dropout by default."""
     torch.manual_seed(seed)
     encoder = tiny_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     build = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
@@ -90,7 +90,7 @@ def build_model(taxonomy, seed=0, dtype=torch.float32, dropout=0.0, preset=None,
 
 
 def random_forest(rng: np.random.Generator, num_labels: int, max_depth: int = 5) -> Taxonomy:
-    """A random forest, ragged in general."""
+    """Returns a random forest, in general with leaves at different depths."""
     parents, depths = [-1], [0]
     for _ in range(1, num_labels):
         parent = int(rng.integers(-1, len(parents)))
@@ -104,7 +104,7 @@ def random_forest(rng: np.random.Generator, num_labels: int, max_depth: int = 5)
 
 
 def random_dag(rng: np.random.Generator, num_labels: int, max_parents: int = 3) -> Taxonomy:
-    """A random DAG: each node has up to `max_parents` earlier nodes above it."""
+    """Returns a random DAG. Each node has up to `max_parents` parents among the earlier nodes."""
     edges, roots = [], []
     for node in range(num_labels):
         number = int(rng.integers(0, min(node, max_parents) + 1))
@@ -116,7 +116,10 @@ def random_dag(rng: np.random.Generator, num_labels: int, max_parents: int = 3) 
 
 
 def random_multi_hot(rng: np.random.Generator, taxonomy: Taxonomy, documents: int, single_path: bool) -> torch.Tensor:
-    """Ancestor-complete labels [B, L]; single paths may end anywhere, sets may be empty."""
+    """Returns random multi-hot labels [B, L] that include all ancestors.
+
+    With `single_path`, each row is one path, which may end at any node. Otherwise a row may be empty.
+    """
     rows = torch.zeros(documents, taxonomy.num_labels)
     for row in rows:
         size = 1 if single_path else int(rng.integers(0, 4))

@@ -1,11 +1,11 @@
-"""Fixtures and the environment of the tests: no network, no files but temporary ones."""
+"""Fixtures and environment of the tests. Tests use no network and write only temporary files."""
 
 import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core per worker
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -15,7 +15,7 @@ from transformers import BertModel
 from hcal_hf import Taxonomy
 from tests.builders import build_model, build_ragged, build_taxonomy, build_tokenizer, tiny_bert
 
-# Each Trainer collects garbage when it starts; the objects that the imports made need not be searched each time.
+# Each Trainer runs the garbage collector when it starts. This keeps it from scanning the imported objects every time.
 gc.freeze()
 
 
@@ -50,5 +50,5 @@ def encoder_dir(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def make_model():
-    """A model on a random tiny BERT, without dropout: (taxonomy, seed=0, dtype, **config) -> model."""
+    """Returns the function (taxonomy, seed=0, dtype, **config) -> model, with a random tiny BERT without dropout."""
     return build_model

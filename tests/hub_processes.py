@@ -1,8 +1,12 @@
-"""What test_hub.py runs outside the test process: `python hub_processes.py FOLDER`.
+"""Runs the processes of test_hub.py: `python hub_processes.py FOLDER`.
 
-Each role has a process of its own, forked after the imports that all of them need, with a cache of its own: `author` has
-hcal_hf and pushes; `reader` and `again` do not have it: they load what was saved, `reader` trains it on and saves it once
-more, `again` loads that. Results go to FOLDER/ROLE.json.
+Each role runs in its own process, with its own cache. The processes are forked after the imports that all of them need.
+
+- `author` can import hcal_hf. It loads and pushes models.
+- `reader` cannot import hcal_hf. It loads the saved models, trains one of them further and saves it again.
+- `again` cannot import hcal_hf. It loads the models that `reader` saved.
+
+Results go to FOLDER/ROLE.json.
 """
 
 import json
@@ -25,7 +29,7 @@ PRIVATE = {"repo": "me/private", "revision": "v1"}
 
 
 class NotInstalled:
-    """An import hook under which there is no hcal_hf."""
+    """Import hook that makes hcal_hf look uninstalled."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "hcal_hf":
@@ -38,18 +42,18 @@ def logits_of(model, tokenizer):
 
 
 def labels_of(model):
-    """A leaf with all that is above it for each text, as node indices."""
+    """Returns the node indices of one leaf and its ancestors for each text."""
     leaves = model.taxonomy.is_leaf.nonzero()[0].tolist()
     return [model.taxonomy.complete([leaves[i % len(leaves)]]).tolist() for i in range(len(TEXTS))]
 
 
 def outputs_of(model, tokenizer, pipe):
-    """The numbers that every copy of a model must repeat."""
+    """Returns the outputs that every copy of a model must reproduce."""
     return {"logits": logits_of(model, tokenizer).tolist(), "found": pipe(TEXTS)}
 
 
 def load(source, **kwargs):
-    """(model, tokenizer, pipeline) of a folder or of {"repo": ..., "revision": ...}, as a user of it writes it."""
+    """Loads (model, tokenizer, pipeline) from a folder or {"repo": ..., "revision": ...}, with the code a user would write."""
     if isinstance(source, dict):
         source, kwargs = source["repo"], {"revision": source["revision"], "token": TOKEN, **kwargs}
     model = AutoModelForSequenceClassification.from_pretrained(source, **kwargs)
@@ -66,7 +70,7 @@ def error_of(call):
 
 
 def read_all(sources):
-    """{name: outputs and where the code came from} of each source."""
+    """Returns {name: outputs and the modules of the loaded classes} for each source."""
     found = {}
     for name, source in sources.items():
         model, tokenizer, pipe = load(source, trust_remote_code=True)
@@ -88,7 +92,7 @@ def author(folder):
 
     from hcal_hf import HcalTrainer, HcalTrainingArguments
 
-    # With auto_map in config.json, and without being asked for trust.
+    # config.json contains an auto_map, but no trust_remote_code is needed.
     model, tokenizer, pipe = load(str(folder / "model"))
     results = {"folder": outputs_of(model, tokenizer, pipe)}
 
@@ -116,9 +120,9 @@ def author(folder):
     for what in ("upload", "commit"):
         repo = f"me/cut-{what}"
         with torch.no_grad():
-            model.prototypes.weight.normal_()  # what the Hub already has would not be sent
+            model.prototypes.weight.normal_()  # new weights, because a file that the Hub already has is not uploaded
         set_cut(what)
-        with mock.patch("huggingface_hub.utils._http.time.sleep"):  # it tries again, with pauses, before it gives up
+        with mock.patch("huggingface_hub.utils._http.time.sleep"):  # no pauses between the retries of the client
             problem = error_of(lambda repo=repo: model.push_to_hub(repo, token=TOKEN))
         set_cut(None)
         left = huggingface_hub.HfApi(token=TOKEN).list_repo_files(repo)
@@ -135,7 +139,7 @@ def author(folder):
 
 
 def reader(folder):
-    # Before anything of it is in the cache.
+    # First, while nothing of the model is in the cache.
     no_token = error_of(
         lambda: AutoModelForSequenceClassification.from_pretrained("me/private", revision="v1", trust_remote_code=True)
     )
@@ -146,7 +150,7 @@ def reader(folder):
         error_of(lambda: load(str(folder / "model"), trust_remote_code=False)),
         error_of(lambda: pipeline(model=str(folder / "model"), trust_remote_code=False)),
     ]
-    # A plain loop, saved by save_pretrained.
+    # Train with a plain loop and save with save_pretrained.
     model, tokenizer, pipe = load(str(folder / "model"), trust_remote_code=True)
     batch = tokenizer(TEXTS, return_tensors="pt")
     batch["labels"] = torch.zeros(len(TEXTS), model.config.num_labels)
@@ -162,13 +166,13 @@ def reader(folder):
     tokenizer.save_pretrained(folder / "tuned")
     pipe.model = model
     tuned = {"tuned": outputs_of(model, tokenizer, pipe)}
-    # The pipeline, and the Hub, from another repository.
+    # Save a pipeline, and push, from a model of another repository.
     model, tokenizer, pipe = load(PRIVATE, trust_remote_code=True)
     with torch.no_grad():
         pipe.model.prototypes.weight.normal_()
     pipe.save_pretrained(folder / "tuned pipe")
     tuned["tuned pipe"] = outputs_of(pipe.model, tokenizer, pipe)
-    # transformers' own Trainer.
+    # Train and save with the Trainer of transformers.
     rows = [{name: values[i] for name, values in batch.items()} for i in range(len(TEXTS))]
     args = TrainingArguments(
         folder / "tuned trainer", hub_model_id="me/tuned", max_steps=2, report_to="none", use_cpu=True, save_steps=1
@@ -216,5 +220,5 @@ if __name__ == "__main__":
             os._exit(0)
         if os.waitpid(child, 0)[1]:
             sys.exit(f"{role.__name__} failed")
-        # The next one starts with an empty cache.
+        # The next role starts with an empty cache.
         Path(os.environ["HF_HOME"]).rename(folder / f"home of {role.__name__}")

@@ -1,6 +1,7 @@
-"""A small Hub on 127.0.0.1: create, branch, preupload, LFS, commit and resolve for model repositories, in memory.
+"""A small Hub on 127.0.0.1 that keeps model repositories in memory: create, branch, preupload, LFS, commit and resolve.
 
-Each token of `tokens` may write everywhere; without one, public repositories can be read. `cut` breaks connections off.
+Each token of `tokens` may write to every repository. Public repositories can be read without a token. `cut` interrupts
+connections.
 """
 
 import base64
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# What the real Hub stores as LFS objects by its default .gitattributes.
+# The files that the real Hub stores as LFS objects, by its default .gitattributes.
 LFS_NAMES = re.compile(r".*\.(safetensors|bin|onnx|pt|model)$")
 
 
 def blob_id(content):
-    """Git's name of a file's content."""
+    """Returns the Git blob id of the content of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -41,7 +42,7 @@ class Repo:
 class Request:
     method: str
     path: str
-    token: str | None  # of the Authorization header
+    token: str | None  # from the Authorization header
     payload: object = None
 
 
@@ -55,7 +56,7 @@ class HubServer(ThreadingHTTPServer):
         self.tokens = tokens
         self.repos, self.objects, self.requests = {}, {}, []
         self.lock = threading.Lock()
-        self.cut = None  # "upload" or "commit": break off every one of these requests halfway
+        self.cut = None  # "upload" or "commit": close the connection halfway through each of these requests
 
     @property
     def url(self):
@@ -70,14 +71,14 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that went away, or that was cut off, is no news."""
+        """Ignores errors of clients that closed the connection or were disconnected by `cut`."""
 
     def files(self, repo, revision="main"):
-        """{path: content} of a repository at a revision."""
+        """Returns {path: content} of a repository at a revision."""
         return self.repos[repo].commits[self.repos[repo].resolve(revision)]
 
     def seen(self, pattern, method=None):
-        """The requests so far whose path matches."""
+        """Returns the requests so far with a matching path."""
         return [r for r in self.requests if re.search(pattern, r.path) and method in (None, r.method)]
 
 
@@ -104,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, *args):
-        """Nothing on stderr."""
+        """Prints no log to stderr."""
 
     def do_GET(self):
         self.route()
@@ -131,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         self.read_body()
         return self.fail(501, f"this server has no {self.command} {self.url.path}")
 
-    # ---- Reading and answering ----
+    # ---- Requests and responses ----
 
     def read_body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -167,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"error": message}, status, headers)
 
     def may_use(self, repo, writing):
-        """Answers with an error, as the Hub does, and False, unless the token is good for the repository."""
+        """Returns whether the token gives access to the repository. If not, sends the error response of the real Hub."""
         found = self.server.repos.get(repo)
         if found is None or (found.private and not self.user):
             self.fail(404 if self.user else 401, "Repository not found", "RepoNotFound")

@@ -27,7 +27,7 @@ def anchored(taxonomy, encoder_dir):
     ).eval()
 
 
-def test_label_texts_are_descriptions_or_names_after_their_parents(taxonomy):
+def test_label_texts_are_descriptions_or_else_the_parents_and_the_name(taxonomy):
     texts = label_texts(taxonomy, {"opera": "music on a stage"})
     assert texts[taxonomy.index("opera")] == "music on a stage"
     assert texts[taxonomy.index("physics")] == "science: physics"
@@ -38,7 +38,7 @@ def test_label_texts_are_descriptions_or_names_after_their_parents(taxonomy):
         label_texts(taxonomy, {"oprea": "x"})
 
 
-def test_prototypes_start_as_the_projected_words(anchored, tokenizer, taxonomy):
+def test_prototypes_start_as_the_projected_embeddings_of_the_label_texts(anchored, tokenizer, taxonomy):
     config = anchored.config
     assert config.label_texts[taxonomy.index("opera")] == "music and drama"
     assert anchored.prototypes.weight.abs().max() == 0
@@ -50,7 +50,7 @@ def test_prototypes_start_as_the_projected_words(anchored, tokenizer, taxonomy):
             torch.testing.assert_close(anchored.prototypes(anchored.projection)[i], expected)
 
 
-def test_delta_is_added_to_the_unit_anchor(anchored):
+def test_the_learned_offset_is_added_to_the_normalised_anchor(anchored):
     with torch.no_grad():
         anchored.prototypes.weight.normal_()
         base = torch.nn.functional.normalize(anchored.projection(anchored.prototypes.anchors), dim=1)
@@ -58,7 +58,7 @@ def test_delta_is_added_to_the_unit_anchor(anchored):
         torch.testing.assert_close(anchored.prototypes(anchored.projection), expected)
 
 
-def test_labels_without_documents_get_no_gradient_of_their_own(anchored, taxonomy):
+def test_prototypes_of_labels_without_documents_get_no_gradient(anchored, taxonomy):
     anchored.train()
     anchored.prototypes.trained[taxonomy.index("opera")] = False
     labels = torch.from_numpy(taxonomy.encode("poetry"))[None]
@@ -80,7 +80,9 @@ def test_save_and_load(anchored, tmp_path):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_training_marks_labels_and_embeds_them_anew_each_epoch(anchored, taxonomy, tokenizer, tmp_path, freeze):
+def test_training_marks_seen_labels_updates_anchors_and_resumes_exactly(
+    anchored, taxonomy, tokenizer, tmp_path, freeze
+):
     anchored.encoder.requires_grad_(not freeze)
     rows = [{"text": "stars", "labels": "astronomy"}, {"text": "poems", "labels": "poetry"}] * 4
     data = encode_dataset(Dataset.from_list(rows), taxonomy, tokenizer)
@@ -95,7 +97,7 @@ def test_training_marks_labels_and_embeds_them_anew_each_epoch(anchored, taxonom
     assert carried == {"science", "physics", "astronomy", "arts", "writing", "poetry"}
     assert torch.equal(anchored.prototypes.anchors, before) == freeze
     final = {name: value.clone() for name, value in anchored.state_dict().items()}
-    for step in (1, 2, 3):  # within an epoch, between epochs, within the last
+    for step in (1, 2, 3):  # checkpoints within an epoch, between two epochs and within the last epoch
         other = HcalForSequenceClassification.from_pretrained(tmp_path / "checkpoint-1")
         other.encoder.requires_grad_(not freeze)
         again = HcalTrainer(other, args, train_dataset=data, processing_class=tokenizer)
@@ -112,7 +114,9 @@ def test_training_marks_labels_and_embeds_them_anew_each_epoch(anchored, taxonom
         ("multi_path", "lookahead_sigmoid", False),
     ],
 )
-def test_labels_are_added_by_their_words(taxonomy, encoder_dir, tokenizer, caplog, mode, head, partial):
+def test_add_labels_initialises_new_labels_from_their_text_and_keeps_the_old_ones(
+    taxonomy, encoder_dir, tokenizer, caplog, mode, head, partial
+):
     torch.manual_seed(0)
     model = HcalForSequenceClassification.from_encoder(
         encoder_dir, taxonomy, prototype_anchor="label_text", projection_dim=8, label_mode=mode, head=head,
@@ -162,7 +166,7 @@ def test_a_model_with_added_labels_saves_and_loads(anchored, tokenizer, tmp_path
         torch.testing.assert_close(loaded(input_ids=ids).logits, anchored(input_ids=ids).logits, atol=1e-6, rtol=0)
 
 
-def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_dir):
+def test_label_text_is_refused_without_prototype_anchor(make_model, taxonomy, tokenizer, encoder_dir):
     with pytest.raises(ValueError, match="train the model with prototype_anchor"):
         make_model(taxonomy).add_labels([["new"]], tokenizer)
     with pytest.raises(ValueError, match="have no anchors"):
@@ -173,7 +177,9 @@ def test_free_prototypes_take_no_words(make_model, taxonomy, tokenizer, encoder_
         HcalConfig.from_taxonomy(taxonomy, tiny_bert(), prototype_anchor="label_text", label_texts=["x"])
 
 
-def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, encoder_dir, tokenizer):
+def test_labels_can_be_added_to_a_linear_head_unless_it_was_fitted_without_label_text(
+    taxonomy, encoder_dir, tokenizer
+):
     torch.manual_seed(0)
     kwargs = {"prototype_anchor": "label_text", "score_function": "linear", "projection_dim": 8}
     kwargs |= {"label_mode": "multi_path", "head": "conditional_sigmoid"}
@@ -188,7 +194,7 @@ def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, 
     model.add_labels([["arts", "stage", "ballet"], ["science", "physics", "quantum", "spin"]], tokenizer)
     after = dict(zip(model.config.labels, model(input_ids=ids).logits[0].tolist()))
     assert all(abs(after[label] - value) < 1e-4 for label, value in before.items())
-    assert model.prototypes.bias[model.config.labels.index("ballet")].item() == opera  # its only sibling's
+    assert model.prototypes.bias[model.config.labels.index("ballet")].item() == opera  # the bias of its only sibling
     assert model.prototypes.anchor_scale.tolist() == [2.0, 3.0, 4.0, 4.0]
     with torch.no_grad():
         model.prototypes.anchor_scale.zero_()
@@ -197,7 +203,9 @@ def test_a_head_that_was_fitted_without_words_takes_no_labels_by_them(taxonomy, 
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_added_labels_keep_the_attention_of_the_encoder(taxonomy, encoder_dir, tokenizer, monkeypatch, attention):
+def test_add_labels_keeps_the_attention_implementation_of_the_encoder(
+    taxonomy, encoder_dir, tokenizer, monkeypatch, attention
+):
     model = HcalForSequenceClassification.from_encoder(
         encoder_dir, taxonomy, prototype_anchor="label_text", attn_implementation=attention
     ).eval()
@@ -215,7 +223,7 @@ def test_added_labels_keep_the_attention_of_the_encoder(taxonomy, encoder_dir, t
 
 @pytest.mark.parametrize("score_function", ["cosine", "linear"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_labels_are_added_to_a_model_in_bfloat16(taxonomy, encoder_dir, tokenizer, score_function, whole):
+def test_add_labels_keeps_the_dtypes_of_a_bfloat16_model(taxonomy, encoder_dir, tokenizer, score_function, whole):
     fields = {"prototype_anchor": "label_text", "label_mode": "multi_path", "score_function": score_function}
     model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, dtype=torch.bfloat16, **fields).eval()
     if whole:  # otherwise projection, prototypes and head stay in float32
@@ -229,7 +237,7 @@ def test_labels_are_added_to_a_model_in_bfloat16(taxonomy, encoder_dir, tokenize
     assert torch.isfinite(model(input_ids=torch.tensor([[2, 3, 4]])).logits).all()
 
 
-def test_added_labels_keep_what_is_frozen(taxonomy, encoder_dir, tokenizer):
+def test_add_labels_keeps_frozen_parameters_frozen(taxonomy, encoder_dir, tokenizer):
     model = HcalForSequenceClassification.from_encoder(
         encoder_dir, taxonomy, prototype_anchor="label_text", label_mode="multi_path"
     )

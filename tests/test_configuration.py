@@ -10,7 +10,7 @@ from hcal_hf.training.risk import NEVER
 from tests.builders import tiny_bert
 
 
-def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):
+def test_saving_keeps_the_configuration_and_label_maps_follow_from_the_labels(tmp_path, taxonomy):
     config = HcalConfig.from_taxonomy(taxonomy, tiny_bert(), label_mode="multi_path", projection_dim=32)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -62,7 +62,7 @@ def test_round_trip_and_derived_label_maps(tmp_path, taxonomy):
         ("problem_type", "single_label_classification", "multi_label_classification"),
     ],
 )
-def test_wrong_fields_are_refused(taxonomy, field, value, message):
+def test_invalid_fields_are_refused(taxonomy, field, value, message):
     fields = {"labels": list(taxonomy.labels), "edges": taxonomy.edges.tolist(), field: value}
     with pytest.raises(ValueError, match=re.escape(message)):
         HcalConfig(encoder_config=tiny_bert(), **fields)
@@ -79,12 +79,12 @@ def test_wrong_fields_are_refused(taxonomy, field, value, message):
         (0.1, float("nan"), "risk_threshold must be a probability"),
     ],
 )
-def test_a_risk_out_of_range_is_refused(taxonomy, alpha, threshold, message):
+def test_risk_values_out_of_range_are_refused(taxonomy, alpha, threshold, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         HcalConfig.from_taxonomy(taxonomy, risk_alpha=alpha, risk_threshold=threshold)
 
 
-def test_the_ends_of_the_ranges_are_allowed(taxonomy, tmp_path):
+def test_limits_of_the_allowed_ranges_are_accepted(taxonomy, tmp_path):
     for threshold in (0.0, 1.0, NEVER):
         config = HcalConfig.from_taxonomy(taxonomy, risk_alpha=0.999, risk_threshold=threshold)
         config.thresholds = [0.0] * 6 + [1.0] * 7
@@ -95,7 +95,7 @@ def test_the_ends_of_the_ranges_are_allowed(taxonomy, tmp_path):
         config.save_pretrained(tmp_path)
 
 
-def test_a_later_contradiction_is_refused_at_saving(tmp_path, taxonomy):
+def test_saving_refuses_label_maps_that_were_changed_to_contradict_the_labels(tmp_path, taxonomy):
     config = HcalConfig.from_taxonomy(taxonomy, tiny_bert())
     config.id2label = {0: "renamed"}
     with pytest.raises(ValueError, match="contradict `labels`"):
@@ -108,7 +108,7 @@ def test_single_path_needs_a_forest(dag):
     assert HcalConfig.from_taxonomy(dag, tiny_bert(), label_mode="multi_path").num_labels == 6
 
 
-def test_the_paper_preset(taxonomy):
+def test_the_paper_preset_sets_the_values_of_the_paper(taxonomy):
     config = HcalConfig.paper(taxonomy, tiny_bert())
     assert (config.objective, config.head, config.label_mode) == ("aggregate", "independent", "single_path")
     assert (config.projection_dim, config.prototype_temperature, config.perturbation) == (256, 0.1, 0.01)
@@ -118,18 +118,18 @@ def test_the_paper_preset(taxonomy):
     ("kwargs", "message"),
     [({"label_mode": "multi_path"}, "got 'multi_path'"), ({"partial_paths": True}, "partial_paths=True")],
 )
-def test_the_paper_refuses_what_it_does_not_define(taxonomy, kwargs, message):
+def test_the_paper_preset_refuses_multi_path_and_partial_paths(taxonomy, kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
         HcalConfig.paper(taxonomy, tiny_bert(), **kwargs)
     assert 'use objective="document"' in str(error.value)
 
 
-def test_the_paper_refuses_ragged_leaves(ragged):
+def test_the_paper_preset_refuses_leaves_at_different_depths(ragged):
     with pytest.raises(ValueError, match=r"depths 0 \('c'\) to 2: use objective=\"document\""):
         HcalConfig.paper(ragged, tiny_bert())
 
 
-def test_an_encoder_configuration_cannot_bring_loader_arguments(taxonomy):
+def test_loader_arguments_in_an_encoder_configuration_are_dropped(taxonomy):
     nested = {
         **tiny_bert().to_dict(),
         "trust_remote_code": True,
@@ -143,12 +143,12 @@ def test_an_encoder_configuration_cannot_bring_loader_arguments(taxonomy):
     assert "trust_remote_code" not in text
 
 
-def test_path_labels_survive():
+def test_labels_that_are_paths_are_saved_and_loaded():
     taxonomy = Taxonomy.from_paths([["A", "Other"], ["B", "Other"]])
     assert HcalConfig.from_taxonomy(taxonomy, tiny_bert()).to_taxonomy().paths(3) == [["B", "Other"]]
 
 
-def test_a_folder_of_this_machine_is_not_written_down(taxonomy, encoder_dir, tmp_path):
+def test_the_local_folder_of_the_encoder_is_not_saved(taxonomy, encoder_dir, tmp_path):
     model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy)
     model.save_pretrained(tmp_path / "saved")
     for file in (tmp_path / "saved").iterdir():
@@ -156,7 +156,7 @@ def test_a_folder_of_this_machine_is_not_written_down(taxonomy, encoder_dir, tmp
 
 
 def rewrite_format_version(folder, version):
-    """Sets the field in a saved config.json, or removes it."""
+    """Sets the format version in a saved config.json, or removes it."""
     file = folder / "config.json"
     fields = json.loads(file.read_text(encoding="utf-8"))
     fields.pop("hcal_format_version")
@@ -177,14 +177,14 @@ def test_a_saved_configuration_holds_the_format_version(saved_model):
 
 
 @pytest.mark.parametrize("version", [None, 0])
-def test_a_configuration_of_an_older_format_loads_silently_and_is_saved_in_the_current_one(
+def test_an_older_format_loads_without_a_warning_and_is_saved_in_the_current_format(
     saved_model, tmp_path_factory, caplog, version
 ):
     rewrite_format_version(saved_model, version)
     with caplog.at_level("WARNING"):
         config = AutoConfig.from_pretrained(saved_model)
         model = HcalForSequenceClassification.from_pretrained(saved_model)
-    # Other tests may make transformers log once per process.
+    # transformers logs some warnings only once per process, and other tests may have triggered them.
     assert [record.message for record in caplog.records if record.name.startswith("hcal_hf")] == []
     assert config.hcal_format_version == model.config.hcal_format_version == FORMAT_VERSION
     again = tmp_path_factory.mktemp("again")
@@ -193,7 +193,7 @@ def test_a_configuration_of_an_older_format_loads_silently_and_is_saved_in_the_c
 
 
 @pytest.mark.parametrize("load", [AutoConfig, HcalConfig, HcalForSequenceClassification])
-def test_a_newer_format_is_refused_before_its_unknown_values(saved_model, load):
+def test_a_newer_format_is_refused_before_its_other_fields_are_validated(saved_model, load):
     rewrite_format_version(saved_model, FORMAT_VERSION + 1)
     file = saved_model / "config.json"
     file.write_text(
@@ -205,12 +205,12 @@ def test_a_newer_format_is_refused_before_its_unknown_values(saved_model, load):
 
 
 @pytest.mark.parametrize("version", ["1", -1, 1.5])
-def test_a_format_version_that_is_no_number_of_a_format_is_refused(saved_model, version):
+def test_an_invalid_format_version_is_refused(saved_model, version):
     rewrite_format_version(saved_model, version)
     with pytest.raises(ValueError, match=f"hcal_format_version must be a whole number of at least 0, got {version!r}"):
         HcalConfig.from_pretrained(saved_model)
 
 
-def test_from_encoder_takes_no_format_version(taxonomy, encoder_dir):
+def test_from_encoder_refuses_a_format_version(taxonomy, encoder_dir):
     with pytest.raises(TypeError, match="no argument 'hcal_format_version'"):
         HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, hcal_format_version=1)

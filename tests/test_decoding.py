@@ -1,4 +1,4 @@
-"""Decoders against slow loops over documents and nodes."""
+"""Compares the decoders with slow loops over documents and nodes."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def slow_path(row, taxonomy, partial):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("partial", [False, True])
-def test_single_path_decoders_equal_slow_twins(seed, partial):
+def test_single_path_decoders_match_slow_references(seed, partial):
     taxonomy = random_forest(np.random.default_rng(seed), 30)
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
     rows = torch.nn.functional.logsigmoid(logits).tolist()
@@ -64,7 +64,7 @@ def test_single_path_decoders_equal_slow_twins(seed, partial):
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("threshold", [None, 0.3])
-def test_multi_path_decoders_equal_slow_twins(make, seed, threshold):
+def test_multi_path_decoders_match_slow_references(make, seed, threshold):
     taxonomy = make(np.random.default_rng(seed), 25)
     logits = torch.randn(30, 25, generator=torch.Generator().manual_seed(seed)) - 1
     above = torch.sigmoid(logits) >= (0.5 if threshold is None else threshold)
@@ -76,9 +76,9 @@ def test_multi_path_decoders_equal_slow_twins(make, seed, threshold):
     assert violation_rates(above.numpy(), taxonomy)["hvr"] > 0
 
 
-def test_raw_is_cut_after_a_leaf_and_not_by_the_truth(ragged):
+def test_raw_single_path_predictions_stop_after_the_first_leaf(ragged):
     logits = torch.full((1, ragged.num_labels), -3.0)
-    logits[0, ragged.index("c")] = 3.0  # a leaf at the top: nothing may follow
+    logits[0, ragged.index("c")] = 3.0  # a leaf at the top level: no deeper label may be predicted
     assert as_sets(decode(logits, ragged, "single_path", "raw")) == [{ragged.index("c")}]
     logits[0, ragged.index("a")] = 5.0
     logits[0, ragged.index("b2")] = 3.0
@@ -116,11 +116,14 @@ def test_no_documents(taxonomy):
     assert decode(torch.zeros(0, 13), taxonomy, "single_path").shape == (0, 13)
 
 
-# ---- Coherent heads, and decoders that make any input coherent ----
+# ---- Coherent heads, and decoders with consistent predictions for any input ----
 
 
 def coherent_logits(rng, taxonomy, documents, partial):
-    """Random node probabilities of a forest whose ends (leaves, or all nodes) share 1."""
+    """Draws coherent node probabilities of a forest.
+
+    The end probabilities (of the leaves, or of all nodes with `partial`) sum to 1. Returns (logits, ends, nodes).
+    """
     ends = rng.dirichlet(np.full(taxonomy.num_labels, 0.3), size=documents)
     if not partial:
         ends = ends * taxonomy.is_leaf
@@ -135,7 +138,7 @@ def coherent_logits(rng, taxonomy, documents, partial):
 
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_paths_of_coherent_heads_equal_slow_twins(seed, partial):
+def test_single_path_decoders_of_coherent_heads_match_slow_references(seed, partial):
     rng = np.random.default_rng(seed)
     taxonomy = random_forest(rng, 20)
     logits, ends, nodes = coherent_logits(rng, taxonomy, 30, partial)
@@ -172,15 +175,15 @@ def slow_expected_f1(row, taxonomy):
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(4))
-def test_expected_f1_equals_a_slow_twin(make, seed):
+def test_expected_f1_matches_a_slow_reference(make, seed):
     taxonomy = make(np.random.default_rng(seed), 15)
     logits = torch.randn(25, 15, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
     found = decode(logits, taxonomy, "multi_path", "expected_f1")
     assert as_sets(found) == [slow_expected_f1(row, taxonomy) for row in torch.sigmoid(logits).tolist()]
 
 
-def test_expected_f1_is_the_best_of_all_sets_on_coherent_probabilities(ragged):
-    """Against the enumeration of all subsets, for the quantity it maximises."""
+def test_expected_f1_finds_the_best_of_all_label_sets_for_coherent_probabilities(ragged):
+    """Enumerates all label sets and compares the value that the decoder maximises."""
     rng = np.random.default_rng(0)
     logits, _, nodes = coherent_logits(rng, ragged, 10, partial=True)
     size = ragged.num_labels
@@ -209,8 +212,8 @@ def test_prune_keeps_a_label_only_with_all_its_ancestors(make, method):
     ("method", "threshold"),
     [*((m, t) for m in ("closure", "prune", "path", "top_down") for t in (None, 0.4)), ("expected_f1", None)],
 )
-def test_no_decoder_but_raw_contradicts_the_hierarchy_on_any_input(mode, head, method, threshold, partial):
-    method = "closure" if (mode, method) == ("multi_path", "path") else method  # path is refused there
+def test_all_decoders_except_raw_agree_with_the_hierarchy_for_any_input(mode, head, method, threshold, partial):
+    method = "closure" if (mode, method) == ("multi_path", "path") else method  # multi_path refuses decode="path"
     for seed in range(3):
         make = random_dag if mode == "multi_path" else random_forest
         taxonomy = make(np.random.default_rng(seed), 40)
@@ -226,7 +229,7 @@ def test_no_decoder_but_raw_contradicts_the_hierarchy_on_any_input(mode, head, m
     [*(("single_path", m) for m in ("raw", "path", "top_down", "risk")),
      *(("multi_path", m) for m in ("raw", "closure", "prune", "expected_f1", "risk"))],
 )  # fmt: skip
-def test_documents_are_decoded_alike_however_many_at_a_time(mode, method, monkeypatch):
+def test_predictions_do_not_depend_on_the_number_of_documents_decoded_together(mode, method, monkeypatch):
     make = random_dag if mode == "multi_path" else random_forest
     taxonomy = make(np.random.default_rng(0), 40)
     logits = torch.randn(53, 40, generator=torch.Generator().manual_seed(0)) * 3
@@ -238,12 +241,12 @@ def test_documents_are_decoded_alike_however_many_at_a_time(mode, method, monkey
     assert torch.equal(decode(logits.requires_grad_(), taxonomy, mode, method, **options), whole)
 
 
-def test_expected_f1_has_no_threshold(taxonomy):
+def test_expected_f1_refuses_a_threshold(taxonomy):
     with pytest.raises(ValueError, match="leave threshold out"):
         decode(torch.zeros(1, 13), taxonomy, "multi_path", "expected_f1", threshold=0.5)
 
 
-# ---- One threshold a label ----
+# ---- One threshold per label ----
 
 
 @pytest.mark.parametrize("form", ["list", "array", "tensor"])
@@ -268,7 +271,7 @@ def test_each_label_may_have_its_own_threshold(make, form):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_thresholds_are_compared_in_log_space(ragged, dtype):
-    """exp(-200) is 0 in float32: only in log space is it below 1e-80 and above 0."""
+    """exp(-200) is 0 in float32. Only in log space can it be compared with thresholds such as 1e-80 and 1e-90."""
     logits = torch.full((1, ragged.num_labels), -200.0, dtype=dtype)
     assert not decode(logits, ragged, "multi_path", "raw", 1e-80).any()
     assert decode(logits, ragged, "multi_path", "raw", 1e-90).all()

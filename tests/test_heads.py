@@ -1,4 +1,4 @@
-"""Heads against slow loops written from their definitions."""
+"""Compares the heads with slow loops written from their definitions."""
 
 import math
 
@@ -29,7 +29,7 @@ def as_indices(multi_hot):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_level_softmax_equals_a_slow_twin(seed):
+def test_independent_head_with_one_softmax_per_level_matches_a_slow_reference(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = random_forest(rng, 25)
@@ -56,7 +56,7 @@ def test_level_softmax_equals_a_slow_twin(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_label_sigmoid_equals_a_slow_twin(seed):
+def test_independent_head_with_one_sigmoid_per_label_matches_a_slow_reference(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = random_forest(rng, 20)
@@ -104,7 +104,7 @@ def test_sigmoid_of_the_logits_is_the_probability(dtype):
     ids=["single root", "level of one class", "only child"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_degenerate_levels_stay_finite(make_model, label_mode, taxonomy, dtype):
+def test_levels_with_a_single_label_have_finite_losses_and_gradients(make_model, label_mode, taxonomy, dtype):
     model = make_model(taxonomy, label_mode=label_mode, dtype=dtype)
     path = taxonomy.complete([taxonomy.num_labels - 1])
     output = model(input_ids=torch.tensor([[2, 3, 4]]), labels=torch.from_numpy(path)[None])
@@ -124,7 +124,7 @@ def test_degenerate_levels_stay_finite(make_model, label_mode, taxonomy, dtype):
         (torch.zeros(3, 2, dtype=torch.int32), "got torch.int32"),
     ],
 )
-def test_targets_of_a_wrong_form_are_refused(labels, message):
+def test_targets_of_the_wrong_shape_or_type_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         Targets(labels, 5)
 
@@ -146,7 +146,7 @@ def logsumexp(values):
 
 
 def slow_single_path(row, taxonomy, name, stop):
-    """log P(node) and log P(path ends at node), node by node, straight from the definitions."""
+    """Computes log P(node) and log P(path ends at node), node by node, from the definitions."""
     size = taxonomy.num_labels
     children = {node: [c for c in range(size) if parent_of(taxonomy, c) == node] for node in range(-1, size)}
     ranks = {node: i for i, node in enumerate(n for n in range(size) if children[n])}
@@ -183,7 +183,7 @@ def slow_single_path(row, taxonomy, name, stop):
 @pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax", "lookahead_softmax"])
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_coherent_softmax_heads_equal_slow_twins(name, partial, seed):
+def test_coherent_softmax_heads_match_slow_references(name, partial, seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = random_forest(rng, 25)
@@ -214,7 +214,7 @@ def test_coherent_softmax_heads_equal_slow_twins(name, partial, seed):
 
 
 def looked_ahead(row, taxonomy):
-    """Scores of one document plus what the children's values add, node by node."""
+    """Adds to the scores of one document what the lookahead adds for the children, node by node."""
     values = list(row)
     for node in reversed(range(taxonomy.num_labels)):  # children come after their parents
         below = [values[c] for c in range(taxonomy.num_labels) if node in taxonomy.parents(c).tolist()]
@@ -226,7 +226,7 @@ def looked_ahead(row, taxonomy):
 @pytest.mark.parametrize("name", ["conditional_sigmoid", "lookahead_sigmoid"])
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(3))
-def test_coherent_sigmoid_heads_equal_slow_twins(name, make, seed):
+def test_coherent_sigmoid_heads_match_slow_references(name, make, seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = make(rng, 20)
@@ -276,7 +276,7 @@ def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spre
     taxonomy = make(rng, size, 12) if make is random_forest else make(rng, size)
     mode = "multi_path" if name.endswith("sigmoid") else "single_path"
     head = make_head(taxonomy, mode, head=name, partial_paths=partial).float()
-    # Scores as a bfloat16 encoder would give them, and the head's own work in float32.
+    # Scores are rounded as those of a bfloat16 encoder. The head computes in float32.
     scores = (torch.randn(4, size) * spread).to(dtype).float()
     logits = log_probs_to_logits(head.log_probs(scores))
     assert torch.isfinite(logits).all()
@@ -288,17 +288,17 @@ def test_no_child_is_more_probable_than_a_parent(name, make, partial, size, spre
 
 @pytest.mark.parametrize("name", ["conditional_sigmoid", "lookahead_sigmoid"])
 @pytest.mark.parametrize("make", [random_forest, random_dag])
-def test_sigmoid_heads_are_one_graph_to_a_compiler(name, make):
+def test_sigmoid_heads_compile_to_one_graph(name, make):
     rng = np.random.default_rng(0)
     taxonomy = make(rng, 25)
     head = make_head(taxonomy, "multi_path", head=name)
     scores = torch.randn(3, 25, dtype=torch.float64)
-    expected = head.log_probs(scores)  # also makes what the taxonomy makes at its first use
+    expected = head.log_probs(scores)  # also fills the caches of the taxonomy
     compiled = torch.compile(head.log_probs, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(scores), expected)
 
 
-def test_lookahead_over_two_levels_is_path_softmax():
+def test_lookahead_softmax_equals_path_softmax_on_two_levels():
     taxonomy = random_forest(np.random.default_rng(3), 30, 2)
     scores = torch.randn(6, 30, dtype=torch.float64) * 3
     found, expected = (
@@ -309,7 +309,7 @@ def test_lookahead_over_two_levels_is_path_softmax():
 
 
 @pytest.mark.parametrize("name", ["path_softmax", "conditional_softmax", "lookahead_softmax"])
-def test_leaves_share_all_probability_where_paths_are_full(name):
+def test_leaf_probabilities_sum_to_one_if_paths_are_full(name):
     taxonomy = random_forest(np.random.default_rng(0), 60)
     head = make_head(taxonomy, "single_path", head=name)
     probabilities = head.log_probs(torch.randn(5, 60, dtype=torch.float64) * 4).exp()
@@ -321,7 +321,7 @@ def test_leaves_share_all_probability_where_paths_are_full(name):
     )
 
 
-def test_heads_are_refused_under_the_other_label_mode(taxonomy):
+def test_a_head_of_the_other_label_mode_is_refused(taxonomy):
     with pytest.raises(ValueError, match=r"head='path_softmax' does not fit label_mode='multi_path': use one of"):
         HcalConfig.from_taxonomy(taxonomy, tiny_bert(), head="path_softmax", label_mode="multi_path")
     with pytest.raises(ValueError, match="head='conditional_sigmoid' does not fit"):
@@ -330,7 +330,7 @@ def test_heads_are_refused_under_the_other_label_mode(taxonomy):
         HcalConfig.paper(taxonomy, tiny_bert(), head="path_softmax")
 
 
-def test_sums_of_families_are_those_of_torch():
+def test_segment_logsumexp_matches_torch():
     values = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     segments = torch.tensor([2, 0, 1, 1, 0, 2, 2, 3, 0])
     found = segment_logsumexp(values, segments, 4)

@@ -1,4 +1,4 @@
-"""Models that carry their code: saved and pushed, and read by processes that have no hcal_hf."""
+"""Saved and pushed models contain their code, and processes without hcal_hf can load them."""
 
 import ast
 import copy
@@ -30,7 +30,7 @@ ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *
 
 
 def siblings(name):
-    """The files of the package that a file imports, by its syntax, itself included."""
+    """Returns the files of the package that a file imports, directly or indirectly, including itself."""
     found, waiting = set(), [name]
     while waiting:
         name = waiting.pop()
@@ -46,10 +46,10 @@ def siblings(name):
 CARRIED = {f"{name}.py" for name in siblings("modeling_hcal")}
 
 
-# ---- What is carried ----
+# ---- Files that travel with a model ----
 
 
-def test_the_carried_files_import_nothing_but_each_other_and_what_comes_with_transformers():
+def test_code_in_saved_models_imports_only_itself_and_the_dependencies_of_transformers():
     assert {"modeling_hcal.py", "configuration_hcal.py", "pipeline_hcal.py", "decoding.py", "hub.py"} <= CARRIED
     assert not CARRIED & {"trainer.py", "data.py", "__init__.py"}
     for name in CARRIED:
@@ -61,18 +61,18 @@ def test_the_carried_files_import_nothing_but_each_other_and_what_comes_with_tra
             assert dynamic not in ("import_module", "__import__", "find_spec"), name
 
 
-def test_transformers_finds_the_same_files_by_their_text():
-    # Its regular expression would miss `from . import x`, and take an example in a docstring for an import.
+def test_transformers_finds_the_same_files_with_its_regular_expressions():
+    # They would miss `from . import x` and would mistake an example in a docstring for an import.
     found = {Path(file).name for file in get_relative_import_files(PACKAGE / "modeling_hcal.py")}
     assert found | {"modeling_hcal.py"} == CARRIED
 
 
-# ---- Saved on every road, read without hcal_hf ----
+# ---- All ways of saving, and loading without hcal_hf ----
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, taxonomy, dag, tokenizer):
-    """Models in folders, one for each way of saving, and what each of them predicts."""
+    """Saves one model in each possible way. Returns the folder and {subfolder: expected predictions}."""
     folder = tmp_path_factory.mktemp("hub")
     expected = {}
 
@@ -112,7 +112,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def processes(work, hub):
-    """All that the processes have printed and logged."""
+    """Runs the processes and returns everything that they printed and logged."""
     folder, _ = work
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
@@ -169,7 +169,7 @@ def test_every_way_of_saving_writes_the_code(work):
 
 
 @pytest.mark.slow
-def test_without_hcal_hf_every_copy_gives_the_same_numbers(work, author, reader):
+def test_without_hcal_hf_every_saved_model_gives_the_same_predictions(work, author, reader):
     _, expected = work
     wanted = {**expected, "hub": expected["model"], "hub trainer": author["trained"]}
     assert set(reader["read"]) == set(wanted)
@@ -180,12 +180,12 @@ def test_without_hcal_hf_every_copy_gives_the_same_numbers(work, author, reader)
 
 
 @pytest.mark.slow
-def test_without_hcal_hf_and_without_trust_nothing_is_run(reader):
+def test_without_hcal_hf_loading_requires_trust_remote_code(reader):
     assert all("trust_remote_code=True" in problem for problem in reader["untrusted"])
 
 
 @pytest.mark.slow
-def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(work, hub, reader, again):
+def test_a_model_trained_and_saved_again_without_hcal_hf_still_contains_its_code(work, hub, reader, again):
     folder, expected = work
     assert set(again["read"]) == {"tuned", "tuned pipe", "tuned trainer", "tuned hub"}
     for name, found in again["read"].items():
@@ -194,7 +194,7 @@ def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(wo
         assert found["task"] == TASK
     for name in ("tuned", "tuned pipe", "tuned trainer", "tuned trainer/checkpoint-1"):
         assert code_in(folder / name) == CARRIED
-        # Not a word of where the model was loaded from: a copy must not fetch its code there.
+        # No reference to the repository that the model came from. A copy must not download its code from there.
         config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         assert "--" not in json.dumps([config["auto_map"], config["custom_pipelines"]])
     assert {name for name in hub.files("me/tuned") if name.endswith(".py")} == CARRIED
@@ -204,7 +204,7 @@ def test_trained_on_and_saved_again_without_hcal_hf_it_still_carries_its_code(wo
 
 
 @pytest.mark.slow
-def test_with_hcal_hf_the_installed_code_is_run_and_no_trust_is_asked_for(work, author):
+def test_with_hcal_hf_the_installed_code_runs_without_trust_remote_code(work, author):
     _, expected = work
     for source in ("folder", "hub", "trusted"):
         assert_same(author[source], expected["model"])
@@ -213,7 +213,7 @@ def test_with_hcal_hf_the_installed_code_is_run_and_no_trust_is_asked_for(work, 
 
 
 @pytest.mark.parametrize("trust", [None, False, True])
-def test_auto_classes_and_pipeline_take_the_registered_classes(work, trust):
+def test_auto_classes_and_pipeline_use_the_registered_classes(work, trust):
     folder, _ = work
     before = set(sys.modules)
     kwargs = {} if trust is None else {"trust_remote_code": trust}
@@ -241,15 +241,15 @@ def test_a_folder_without_code_still_loads(work, tmp_path, tokenizer):
     assert code_in(tmp_path) == CARRIED
 
 
-def test_custom_pipelines_name_the_task_and_ask_for_no_code_where_it_is_registered(taxonomy):
+def test_custom_pipelines_are_saved_but_hidden_if_the_task_is_registered(taxonomy):
     pipelines = HcalConfig.from_taxonomy(taxonomy).custom_pipelines
     assert list(pipelines) == [TASK]
     assert TASK not in pipelines
-    # What `pipeline()` does to the entry that it looks up.
+    # `pipeline()` modifies the entry in this way.
     pipelines[TASK]["pt"] = (AutoModelForSequenceClassification,)
     assert pipelines == CustomPipelines() == copy.deepcopy(pipelines)
     assert json.loads(json.dumps(pipelines))[TASK]["pt"] == ["AutoModelForSequenceClassification"]
-    # One that names another repository is ours again; other people's stay.
+    # An entry of our task that refers to another repository is replaced. Entries of other tasks are kept.
     stale = {TASK: {"impl": "someone/else--pipeline_hcal.HierarchicalTextClassificationPipeline"}}
     assert HcalConfig.from_taxonomy(taxonomy, custom_pipelines=stale).custom_pipelines == pipelines
     other = {"my-task": {"impl": "my_pipeline.MyPipeline", "pt": ["AutoModelForSequenceClassification"]}}
@@ -258,11 +258,11 @@ def test_custom_pipelines_name_the_task_and_ask_for_no_code_where_it_is_register
     assert "my-task" in theirs
 
 
-# ---- Push and pull ----
+# ---- Push and load ----
 
 
 @pytest.mark.slow
-def test_private_revision_and_message_reach_the_hub(hub, author):
+def test_push_passes_private_revision_and_commit_message_to_the_hub(hub, author):
     assert hub.repos["me/private"].private
     assert hub.repos["me/trained"].private
     assert not hub.repos["me/cut-upload"].private
@@ -274,7 +274,7 @@ def test_private_revision_and_message_reach_the_hub(hub, author):
 
 
 @pytest.mark.slow
-def test_the_trainers_push_carries_the_folder_with_its_card(work, hub, author):
+def test_pushing_from_the_trainer_uploads_code_and_card_but_no_checkpoints(work, hub, author):
     folder, _ = work
     pushed = hub.files("me/trained")
     assert pushed["README.md"] == (folder / "trained" / "README.md").read_bytes()
@@ -283,9 +283,9 @@ def test_the_trainers_push_carries_the_folder_with_its_card(work, hub, author):
 
 
 @pytest.mark.slow
-def test_the_token_is_sent_with_every_call_and_written_nowhere(work, hub, reader, processes):
+def test_the_token_is_sent_with_every_write_request_and_stored_nowhere(work, hub, reader, processes):
     folder, _ = work
-    # transformers lists a repository's chat templates without any; and one reader was given none.
+    # transformers lists the chat templates of a repository without a token, and one reader has no token.
     bare = [r for r in hub.seen("me/private|me/trained") if r.token != TOKEN and "/tree/" not in r.path]
     assert [r for r in bare if "me/private" not in r.path or r.method not in ("GET", "HEAD")] == []
     assert len(bare) < len(hub.seen("me/private/resolve"))
@@ -301,26 +301,26 @@ def test_the_token_is_sent_with_every_call_and_written_nowhere(work, hub, reader
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["upload", "commit"])
-def test_a_push_that_is_cut_off_says_so_and_a_second_one_completes_it(hub, author, what):
+def test_an_interrupted_push_raises_a_clear_error_and_a_second_push_completes_it(hub, author, what):
     found = author[f"cut {what}"]
     assert found["problem"].startswith(f"ConnectionError: The push to me/cut-{what} was cut off")
     assert "Push again" in found["problem"]
     assert found["left"] == [".gitattributes"]
     assert {"model.safetensors", "config.json"} | CARRIED <= set(hub.files(f"me/cut-{what}"))
     torch.testing.assert_close(found["received"], found["sent"], rtol=0, atol=1e-6)
-    # What had arrived before the cut is not sent again.
+    # Files that arrived before the interruption are not sent again.
     oid = hashlib.sha256(hub.files(f"me/cut-{what}")["model.safetensors"]).hexdigest()
     uploads = len(hub.seen(f"/objects/{oid}"))
     assert uploads == 1 if what == "commit" else uploads > 1
 
 
 @pytest.mark.slow
-def test_a_refusal_is_no_cut(author):
+def test_a_push_refused_by_the_hub_is_not_reported_as_interrupted(author):
     assert author["refused"].startswith("HfHubHTTPError: ") or "401" in author["refused"]
     assert "cut off" not in author["refused"]
 
 
-def test_errors_of_other_kinds_pass_through():
+def test_only_connection_errors_during_a_push_are_rewritten():
     with pytest.raises(ValueError, match=r"^no$"), clear_push_errors("me/x"):
         raise ValueError("no")
     with pytest.raises(OfflineModeIsEnabled, match=r"^offline$"), clear_push_errors("me/x"):

@@ -1,4 +1,4 @@
-"""The layout: the root travels with every saved model, and each wing imports the root and the wings before it."""
+"""Checks the layout: root files travel with saved models, and each wing imports only the root and earlier wings."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hcal_hf"
 # A wing imports the root and the wings to its left.
 WINGS = ("metrics", "data", "training", "sklearn", "commands")
-# What comes with transformers and torch: a model on the Hub can import nothing else.
+# transformers and torch install these packages. Code of a model on the Hub can import nothing else.
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 LONGEST = 500
 # Longer files, each with the reason why it stays one file.
@@ -32,9 +32,9 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path, at_import_only=False):
-    """(modules of the package, other top-level modules) that a file imports.
+    """Returns (modules of the package, other top-level modules) that a file imports.
 
-    With `at_import_only`, only the imports that run when the file is imported, which a cycle would break.
+    With `at_import_only`, returns only the imports that run when the file is imported. Only these can form a cycle.
     """
     siblings, others = set(), set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def imports(path, at_import_only=False):
         elif isinstance(node, ast.ImportFrom) and node.level:
             base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
             base = tuple(part for part in base if part)
-            # `from .package import module` names a module; every other name is in the module itself.
+            # `from .package import module` imports a module. Every other name is defined in the module itself.
             named = {(*base, alias.name) for alias in node.names if (*base, alias.name) in MODULES}
             siblings |= named or {base}
         elif isinstance(node, ast.ImportFrom):
@@ -61,13 +61,13 @@ def root_files():
     return [path for path in FILES if path.parent == PACKAGE and path.name != "__init__.py"]
 
 
-def test_every_folder_of_the_package_is_a_wing_that_the_order_names():
+def test_every_folder_of_the_package_is_listed_as_a_wing():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and list(path.glob("*.py"))}
     assert folders == set(WINGS)
 
 
 @pytest.mark.parametrize("path", root_files(), ids=lambda path: path.stem)
-def test_a_root_file_imports_only_root_files_and_what_comes_with_transformers(path):
+def test_root_files_import_only_each_other_and_the_dependencies_of_transformers(path):
     siblings, others = imports(path)
     assert {wing_of(module) for module in siblings} <= {None}, "a model on the Hub carries no wing"
     assert others <= ALLOWED, f"{path.name} imports {others - ALLOWED}"
@@ -87,7 +87,7 @@ def test_every_root_file_travels_with_the_model():
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE], ids=lambda p: ".".join(module_of(p)))
-def test_a_wing_imports_the_root_and_earlier_wings_only(path):
+def test_a_wing_imports_only_the_root_and_earlier_wings(path):
     own = WINGS.index(path.relative_to(PACKAGE).parts[0])
     later = [".".join(m) for m in imports(path)[0] if wing_of(m) and WINGS.index(wing_of(m)) > own]
     assert later == []
@@ -110,12 +110,12 @@ def test_no_two_modules_import_each_other():
         visit(module)
 
 
-def test_the_package_imports_its_wings_lazily():
+def test_importing_the_package_imports_no_wing():
     siblings, _ = imports(PACKAGE / "__init__.py", at_import_only=True)
     assert {wing_of(module) for module in siblings} == {None}
 
 
-def test_no_file_is_long_without_a_reason():
+def test_long_files_are_listed_with_a_reason():
     long = {
         str(path.relative_to(ROOT)): lines
         for path in [*FILES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")]
@@ -178,7 +178,7 @@ def test_every_text_file_is_opened_with_an_encoding():
     assert missing == []
 
 
-def test_everything_exported_exists_once():
+def test_all_exported_names_exist_and_are_unique():
     assert [name for name in hcal_hf.__all__ if not hasattr(hcal_hf, name)] == []
     assert len(set(hcal_hf.__all__)) == len(hcal_hf.__all__)
 
@@ -187,7 +187,7 @@ def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_inference_needs_neither_datasets_nor_the_trainer():
+def test_importing_the_package_imports_neither_datasets_nor_the_trainer():
     code = (
         "import sys; from transformers import AutoModel, Pipeline, PreTrainedModel; before = set(sys.modules); "
         "import hcal_hf; "
@@ -198,7 +198,7 @@ def test_inference_needs_neither_datasets_nor_the_trainer():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_star_import_needs_no_extra():
+def test_a_star_import_works_without_extras():
     code = (
         "import importlib.util, sys\n"
         "hidden = ('sklearn', 'gradio', 'onnx', 'onnxruntime', 'matplotlib')\n"

@@ -1,4 +1,4 @@
-"""Model cards: their facts, their escaping, and when they are written and left alone."""
+"""Model cards: their content, the escaping of names, and when cards are written, updated and kept."""
 
 import json
 import re
@@ -41,12 +41,12 @@ MARKDOWN = MarkdownIt("gfm-like", {"html": True, "linkify": True})
 
 
 def tokens_of(text):
-    """All tokens of a text, those within lines included."""
+    """Returns all Markdown tokens of a text, including inline tokens."""
     return [leaf for token in MARKDOWN.parse(text) for leaf in (token, *(token.children or ()))]
 
 
 def tables_of(text):
-    """The rows of cells of each table."""
+    """Returns the rows of cells of each Markdown table."""
     tables = []
     for token in MARKDOWN.parse(text):
         if token.type == "table_open":
@@ -59,7 +59,7 @@ def tables_of(text):
 
 
 def shown(name, limit=80):
-    """What a reader shall see of a name in a table."""
+    """Returns how a name in a table must look to a reader."""
     return re.sub(r"\\+(?=\|)", lambda run: "＼" * len(run[0]), readable(name, limit))  # noqa: RUF001
 
 
@@ -67,7 +67,7 @@ def shown(name, limit=80):
 
 
 @pytest.mark.parametrize("name", NASTY, ids=ascii)
-def test_names_show_as_they_are_and_nothing_else(name):
+def test_names_with_special_characters_are_displayed_literally(name):
     rows = tables_of(table(["a", "b"], [[cell(name), "1"], ["2", cell(name)]]))[0]
     assert rows == [["a", "b"], [shown(name), "1"], ["2", shown(name)]]
     for text in (code(name), f"Before {code(name)} after.", prose(name), f"# {prose(name)}", f"Of {prose(name)}:"):
@@ -87,7 +87,7 @@ def test_names_show_as_they_are_and_nothing_else(name):
     assert fence.type == "fence"
 
 
-def test_random_names_keep_the_columns_of_a_table():
+def test_random_names_do_not_break_the_columns_of_a_table():
     rng = np.random.default_rng(0)
     letters = [*"ab|\\`<>[]()!*_#-\n\t {}%:\"'&~$.@|`\\", "http://", "www.", "\u05d0", "\u202e", "é"]
     for _ in range(300):
@@ -97,7 +97,7 @@ def test_random_names_keep_the_columns_of_a_table():
 
 
 @pytest.mark.parametrize("name", NASTY, ids=ascii)
-def test_what_does_not_show_is_shown(name):
+def test_invisible_characters_are_made_visible(name):
     line = readable(name)
     assert all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in line)
     line.encode("utf-8")
@@ -108,14 +108,14 @@ def test_what_does_not_show_is_shown(name):
     assert isolated("\u05d0") == "\u2068\u05d0\u2069"
 
 
-def test_plain_words_are_left_as_they_are():
+def test_plain_words_are_not_escaped():
     assert [prose(name) for name in ("CC BY 3.0", "all-MiniLM-L6-v2", "test", "CLINC150")] == [
         "CC BY 3.0", "all-MiniLM-L6-v2", "test", "CLINC150"
     ]  # fmt: skip
     assert prose("a_b") == "`a_b`"
 
 
-# ---- A card with the names above ----
+# ---- A card made of these names ----
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def nasty_card():
     return build_card(model, facts), details, taxonomy
 
 
-def test_the_metadata_read_back_as_given(nasty_card):
+def test_the_metadata_are_parsed_back_unchanged(nasty_card):
     card, details, _ = nasty_card
     data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(card), re.DOTALL)[1])
     assert data["language"] == ["en", "no"]
@@ -150,13 +150,15 @@ def test_the_metadata_read_back_as_given(nasty_card):
     assert [result["dataset"]["split"] for result in index["results"]] == NASTY[:12]
     assert {result["dataset"]["name"] for result in index["results"]} == {details["dataset"]}
     values = [(metric["name"], metric["value"]) for metric in index["results"][0]["metrics"]]
-    assert values == [("micro-F1", 0.5), ("HVR, raw", 0.25), ("HVR, decoded", 0.0)]  # a NaN is no result
+    assert values == [("micro-F1", 0.5), ("HVR, raw", 0.25), ("HVR, decoded", 0.0)]  # NaN is not a result
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
 
-def test_nothing_in_the_card_becomes_markup(nasty_card):
+def test_no_name_in_the_card_becomes_markup(nasty_card):
     card, _, taxonomy = nasty_card
-    assert card.text.count("{{ 7*7 }}") >= 5  # title, usage, data, licence, training: never evaluated
+    assert (
+        card.text.count("{{ 7*7 }}") >= 5
+    )  # the template is not evaluated in title, usage, data, licence and training
     links = set()
     for token in tokens_of(card.text):
         assert not token.type.startswith(("html", "image")), token
@@ -176,7 +178,7 @@ def test_nothing_in_the_card_becomes_markup(nasty_card):
     assert [row[0] for row in top[1:]] == [shown(name) for name in last]
 
 
-def test_the_usage_line_is_python_whatever_the_folder_is_called(nasty_card):
+def test_the_usage_line_is_valid_python_for_any_folder_name(nasty_card):
     block_text = re.search(r"```+python\n(.*?)\n```", nasty_card[0].text, re.DOTALL)[1]
     call = next(line for line in block_text.splitlines() if "pipeline(" in line)
     seen = {}
@@ -191,7 +193,7 @@ def card_text(taxonomy, facts=None, **config):
     return build_card(build_model(taxonomy, **config), facts or Facts("folder")).text
 
 
-def test_what_is_not_known_is_said_to_be_unknown(taxonomy):
+def test_the_card_says_which_facts_are_unknown(taxonomy):
     text = card_text(taxonomy)
     for sentence in (
         "How it was trained is not known", "Licence of the weights: not told.", "No results of this model as it is",
@@ -204,7 +206,7 @@ def test_what_is_not_known_is_said_to_be_unknown(taxonomy):
     assert text.count("```python") + 1 == card_text(taxonomy, Facts("folder", carries_code=True)).count("```python")
 
 
-def test_the_taxonomy_is_counted_and_cut(taxonomy, dag, ragged):
+def test_the_card_counts_labels_and_shortens_large_taxonomies(taxonomy, dag, ragged):
     assert tree_lines(taxonomy) == [
         "  science (2 below)", "      physics (2 below)", "          astronomy", "          quantum",
         "      biology (2 below)", "  arts (2 below)", "      writing (2 below)", "          poetry",
@@ -235,17 +237,17 @@ def test_the_taxonomy_is_counted_and_cut(taxonomy, dag, ragged):
         ({"label_mode": "multi_path"}, "any number of labels, also none"),
     ],
 )
-def test_decisions_are_told(taxonomy, config, sentence):
+def test_the_card_describes_decoder_thresholds_and_calibration(taxonomy, config, sentence):
     assert sentence in card_text(taxonomy, **config).replace("\n", " ")
 
 
-def test_an_encoder_is_named_only_by_a_name_on_the_hub(taxonomy, encoder_dir, tmp_path, monkeypatch):
+def test_the_card_names_an_encoder_only_if_it_is_on_the_hub(taxonomy, encoder_dir, tmp_path, monkeypatch):
     model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy)
-    assert encoder_id(model.config) is None  # a folder
+    assert encoder_id(model.config) is None  # a local folder
     assert str(Path(encoder_dir).parent) not in build_card(model, Facts("x")).content
     config = HcalConfig.from_taxonomy(taxonomy, BertConfig(name_or_path="me/encoder"))
     config.encoder_config._name_or_path = "me/encoder"
-    assert encoder_id(config) is None  # never loaded from the Hub: it may have been a folder elsewhere
+    assert encoder_id(config) is None  # not in the Hub cache, so this may have been a folder on another machine
     monkeypatch.setattr("hcal_hf.model_card.try_to_load_from_cache", lambda name, file: f"cache/{name}/{file}")
     assert encoder_id(config) == "me/encoder"
     monkeypatch.chdir(tmp_path)
@@ -253,7 +255,7 @@ def test_an_encoder_is_named_only_by_a_name_on_the_hub(taxonomy, encoder_dir, tm
     assert encoder_id(config) is None
 
 
-def test_details_are_checked():
+def test_invalid_card_details_are_refused():
     with pytest.raises(ValueError, match=r"no detail 'licence'. Closest: \['license'"):
         Details.read({"licence": "mit"})
     with pytest.raises(ValueError, match="finetuned_from must be one name on the Hub"):
@@ -269,7 +271,7 @@ def test_details_are_checked():
 # ---- Files ----
 
 
-def test_a_card_is_left_alone_once_it_is_edited(taxonomy, tmp_path, monkeypatch):
+def test_an_edited_card_is_not_overwritten_unless_asked(taxonomy, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(card_file.logger, "warning", said.append)
     model, path = build_model(taxonomy), tmp_path / "README.md"
@@ -277,7 +279,7 @@ def test_a_card_is_left_alone_once_it_is_edited(taxonomy, tmp_path, monkeypatch)
     assert write_card(card, model, tmp_path)
     written = path.read_bytes()
     assert is_generated(path)
-    path.write_bytes(written.replace(b"\n", b"\r\n"))  # as git may do
+    path.write_bytes(written.replace(b"\n", b"\r\n"))  # Git may convert line ends
     assert is_generated(path)
     assert write_card(card, model, tmp_path)
     assert path.read_bytes() == written
@@ -299,7 +301,7 @@ def test_a_card_is_left_alone_once_it_is_edited(taxonomy, tmp_path, monkeypatch)
     assert path.read_bytes() == written
 
 
-def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
+def test_saving_the_model_keeps_the_facts_of_the_card_that_are_still_true(taxonomy, ragged, tmp_path):
     model, path = build_model(taxonomy), tmp_path / "README.md"
     save_minimal_card(model, tmp_path)
     assert "13 labels" in path.read_text(encoding="utf-8")
@@ -310,7 +312,7 @@ def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
     save_minimal_card(model, tmp_path)
     assert path.read_text(encoding="utf-8") == full
     model.config.thresholds = [0.25] * 13
-    save_minimal_card(model, tmp_path)  # other decisions: the results are of the model before
+    save_minimal_card(model, tmp_path)  # Predictions change, so the results no longer describe this model.
     text = path.read_text(encoding="utf-8")
     assert "4,321" in text
     assert "Tickets." in text
@@ -325,7 +327,7 @@ def test_the_minimal_card_keeps_what_still_holds(taxonomy, ragged, tmp_path):
     assert path.read_text(encoding="utf-8") == "# Mine"
 
 
-def test_folders_are_named_without_what_lies_above_them(tmp_path, monkeypatch):
+def test_the_card_names_folders_without_their_parent_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert card_file.folder_name("outputs/model") == "outputs/model"
     assert card_file.folder_name(tmp_path / "a" / "model") == "model"
@@ -344,7 +346,7 @@ def rows_of(taxonomy, tokenizer, texts=("stars", "atoms", "genes", "plants", "po
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Drawing takes longer than these tests."""
+    """Replaces the slow drawing of pictures."""
     monkeypatch.setattr("hcal_hf.training.card_mixin.ModelCardMixin._draw_figures", lambda *args: {})
 
 
@@ -360,12 +362,12 @@ def make_trainer(taxonomy, tokenizer, tmp_path):
     return make
 
 
-def test_a_save_writes_a_card_whose_usage_runs_as_pasted(make_trainer, tmp_path, monkeypatch, capsys):
+def test_save_model_writes_a_card_and_its_usage_example_runs(make_trainer, tmp_path, monkeypatch, capsys):
     trainer = make_trainer(loss_weighting="hcal_rate", head_learning_rate=0.02, save_strategy="steps", save_steps=2)
     trainer.train()
     checkpoint = (tmp_path / "out" / "checkpoint-2" / "README.md").read_text(encoding="utf-8")
     assert "| steps | `2, 0.50 epochs` |" in checkpoint
-    assert "![" not in checkpoint  # pictures cost time
+    assert "![" not in checkpoint  # checkpoints have no pictures, which take time
     metrics = trainer.evaluate(metric_key_prefix="test")
     trainer.save_model()
     folder = tmp_path / "out"
@@ -396,7 +398,7 @@ def test_a_save_writes_a_card_whose_usage_runs_as_pasted(make_trainer, tmp_path,
     assert depth == "0"
 
 
-def test_only_results_of_the_model_as_it_is_are_told(make_trainer, tmp_path, no_pictures):
+def test_the_card_contains_only_results_of_the_current_model(make_trainer, tmp_path, no_pictures):
     trainer = make_trainer(eval_strategy="steps", eval_steps=2)
     path = tmp_path / "out" / "README.md"
 
@@ -410,7 +412,7 @@ def test_only_results_of_the_model_as_it_is_are_told(make_trainer, tmp_path, no_
     trainer.evaluate(metric_key_prefix="before")
     assert splits() == ["before"]
     trainer.train()
-    assert splits() == ["eval"]  # of the last step; what was measured before is of another model
+    assert splits() == ["eval"]  # from the last step; training has changed the model since the other evaluation
     trainer.predict(trainer.eval_dataset)
     assert splits() == ["eval", "test"]
     trainer.tune_thresholds()
@@ -422,7 +424,7 @@ def test_only_results_of_the_model_as_it_is_are_told(make_trainer, tmp_path, no_
     assert splits() == ["eval"]
 
 
-def test_after_loading_the_best_step_its_results_are_told(make_trainer, tmp_path, no_pictures):
+def test_the_card_has_results_of_the_best_step_if_it_was_loaded(make_trainer, tmp_path, no_pictures):
     trainer = make_trainer(
         eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=True, learning_rate=0.02, save_only_model=True,
@@ -440,11 +442,11 @@ def test_after_loading_the_best_step_its_results_are_told(make_trainer, tmp_path
     micro = {result.dataset_split: result.metric_value for result in results if result.metric_name == "micro-F1"}
     logged = next(entry for entry in trainer.state.log_history if entry["step"] == best and "eval_micro_f1" in entry)
     assert micro["test"] == round(logged["eval_micro_f1"], 4)
-    # The last evaluation of the training was of another step than the best one.
+    # The last evaluation during training belongs to another step.
     assert "eval" not in micro
 
 
-def test_f1_of_labels_agrees_with_the_metrics(make_trainer):
+def test_the_f1_per_label_agrees_with_the_macro_f1(make_trainer):
     trainer = make_trainer()
     metrics = trainer.evaluate()
     found = trainer._recorded["eval"].evaluation
@@ -454,10 +456,10 @@ def test_f1_of_labels_agrees_with_the_metrics(make_trainer):
     for k, level in enumerate(taxonomy.levels):
         assert np.nanmean(found.node_f1[level]) == pytest.approx(metrics[f"eval_macro_f1_level_{k}"])
     trainer.tune_thresholds()
-    assert list(trainer._recorded) == ["eval"]  # its predictions are no evaluation
+    assert list(trainer._recorded) == ["eval"]  # its predictions do not count as an evaluation
 
 
-def test_pictures_of_a_former_run_do_not_stay(make_trainer, tmp_path):
+def test_pictures_of_an_earlier_run_are_removed_and_other_files_kept(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.train()
     trainer.evaluate()
@@ -475,7 +477,7 @@ def test_pictures_of_a_former_run_do_not_stay(make_trainer, tmp_path):
     assert "![" not in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_details_hold_for_all_later_cards_and_an_edited_one_stays(make_trainer, tmp_path, no_pictures):
+def test_details_are_kept_for_later_cards_and_an_edited_card_is_kept(make_trainer, tmp_path, no_pictures):
     trainer = make_trainer()
     trainer.create_model_card(language="en", license="mit", dataset="Tickets", finetuned_from="me/encoder")
     trainer.save_model()
@@ -495,7 +497,7 @@ def test_details_hold_for_all_later_cards_and_an_edited_one_stays(make_trainer, 
         trainer.create_model_card(dataset_tags=["a/b", "c/d"])
 
 
-def test_a_benchmark_of_the_hub_gets_its_file(make_trainer, tmp_path, no_pictures):
+def test_a_benchmark_result_is_written_for_the_hub_and_removed_after_training(make_trainer, tmp_path, no_pictures):
     from huggingface_hub import parse_eval_result_entries
 
     trainer = make_trainer()
@@ -508,11 +510,11 @@ def test_a_benchmark_of_the_hub_gets_its_file(make_trainer, tmp_path, no_picture
     assert (entry.dataset_id, entry.task_id) == ("me/bench", "topics")
     assert entry.value == round(metrics["test_micro_f1"], 4)
     trainer.train()
-    trainer.create_model_card()  # the result is of the model before
+    trainer.create_model_card()  # the result belongs to the model before this training
     assert not path.exists()
 
 
-def test_metrics_of_ones_own_are_told_as_they_are(taxonomy, tokenizer, tmp_path, no_pictures):
+def test_metrics_of_a_custom_function_are_listed_unchanged(taxonomy, tokenizer, tmp_path, no_pictures):
     args = HcalTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True, disable_tqdm=True)
     rows = rows_of(taxonomy, tokenizer, times=1)
     trainer = HcalTrainer(
@@ -526,7 +528,7 @@ def test_metrics_of_ones_own_are_told_as_they_are(taxonomy, tokenizer, tmp_path,
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_a_run_writes_the_card_of_its_test_results(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
+def test_a_training_run_writes_a_card_with_its_test_results(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
     details = {"dataset": "Made-up studies", "finetuned_from": "me/encoder", "language": "en"}
     path = config_file(
         tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, card=details, max_steps=4, logging_steps=2
@@ -566,7 +568,7 @@ def hub(monkeypatch, tmp_path):
         yield server
 
 
-def test_a_push_brings_the_card_and_leaves_one_that_was_edited_there(hub, make_trainer, tmp_path):
+def test_a_push_uploads_the_card_and_keeps_a_card_edited_on_the_hub(hub, make_trainer, tmp_path):
     trainer = make_trainer(hub_model_id="me/topics", hub_token=TOKEN)
     trainer.evaluate(metric_key_prefix="test")
     trainer.push_to_hub(language="en")
@@ -587,14 +589,14 @@ def test_a_push_brings_the_card_and_leaves_one_that_was_edited_there(hub, make_t
     assert hub.files("me/topics")["README.md"].decode() == pushed
 
 
-def test_a_push_to_a_new_branch_makes_it(hub, make_trainer):
+def test_a_push_creates_a_missing_branch(hub, make_trainer):
     trainer = make_trainer(hub_model_id="me/branched", hub_token=TOKEN)
     trainer.push_to_hub(revision="trial")
     assert {"README.md", "model.safetensors", "modeling_hcal.py"} <= set(hub.files("me/branched", "trial"))
     assert "model.safetensors" not in hub.files("me/branched")
 
 
-def test_a_trainers_push_that_is_cut_off_says_so_and_a_second_one_completes_it(hub, make_trainer):
+def test_an_interrupted_push_of_the_trainer_can_be_repeated(hub, make_trainer):
     trainer = make_trainer(hub_model_id="me/cut", hub_token=TOKEN)
     hub.cut = "commit"
     with pytest.raises(ConnectionError, match=r"The push to me/cut was cut off.* Push again"):
@@ -604,7 +606,7 @@ def test_a_trainers_push_that_is_cut_off_says_so_and_a_second_one_completes_it(h
     assert "model.safetensors" in hub.files("me/cut")
 
 
-def test_pushes_during_the_training_carry_the_code(hub, make_trainer):
+def test_pushes_during_training_contain_the_code(hub, make_trainer):
     trainer = make_trainer(
         hub_model_id="me/often", hub_token=TOKEN, push_to_hub=True, hub_strategy="every_save",
         save_strategy="steps", save_steps=2, max_steps=2,
@@ -614,7 +616,7 @@ def test_pushes_during_the_training_carry_the_code(hub, make_trainer):
     assert {"model.safetensors", "modeling_hcal.py", "hub.py", "README.md"} <= set(hub.files("me/often"))
 
 
-def test_a_models_own_push_brings_the_minimal_card(hub, taxonomy):
+def test_pushing_a_model_uploads_a_minimal_card_and_keeps_an_edited_one(hub, taxonomy):
     model = build_model(taxonomy)
     model.push_to_hub("bare", token=TOKEN)
     text = hub.files("me/bare")["README.md"].decode()
@@ -633,7 +635,7 @@ def test_a_models_own_push_brings_the_minimal_card(hub, taxonomy):
     "name",
     ["quickstart", "clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned", "hwv_part", "cei"],
 )
-def test_the_cards_of_the_recipes_are_whole(name):
+def test_the_stored_cards_of_recipes_are_generated_and_complete(name):
     folder = ROOT / "model_cards" / name
     assert is_generated(folder / "README.md")
     card = ModelCard.load(folder / "README.md")
@@ -646,7 +648,7 @@ def test_the_cards_of_the_recipes_are_whole(name):
         assert len({len(row) for row in rows}) == 1
 
 
-def test_no_tensor_of_the_model_changes(taxonomy):
+def test_building_a_card_changes_no_tensor_of_the_model(taxonomy):
     model = build_model(taxonomy)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     build_card(model, Facts("x"))

@@ -1,3 +1,5 @@
+"""The model: encoders, saving and loading, precision, inputs and outputs."""
+
 import pytest
 import torch
 from transformers import (
@@ -41,7 +43,7 @@ LABELS = torch.tensor([[0, 2, 6], [0, 3, 8], [1, 5, 12]])
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def on_encoder(request, taxonomy, tmp_path_factory):
-    """(model on a saved pretrained encoder, that encoder's folder), for each kind of encoder."""
+    """Returns (model built on a saved encoder, folder of the encoder) for each encoder architecture."""
     folder = str(tmp_path_factory.mktemp(request.param))
     torch.manual_seed(0)
     AutoModel.from_config(ENCODERS[request.param]).save_pretrained(folder)
@@ -58,8 +60,8 @@ def test_from_encoder_keeps_the_pretrained_weights(on_encoder):
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_every_parameter_gets_a_gradient(on_encoder):
-    """A parameter without one, such as an unused pooler, breaks training on several processes."""
+def test_every_parameter_receives_a_gradient(on_encoder):
+    """A parameter without a gradient, such as an unused pooler, breaks distributed training."""
     model, _ = on_encoder
     model.zero_grad()
     model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss.backward()
@@ -81,7 +83,7 @@ def test_save_and_load(on_encoder, tmp_path):
         assert torch.equal(value, state[name]), name
     with torch.no_grad():
         batch = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}
-        for name in ("logits", "task_losses"):  # where the weights lie in memory may change the last digits
+        for name in ("logits", "task_losses"):  # the memory layout of the weights may change the last digits
             torch.testing.assert_close(loaded(**batch)[name], model(**batch)[name], atol=1e-5, rtol=0)
 
 
@@ -90,7 +92,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(on_encoder, tmp_path):
     model, _ = on_encoder
     model.save_pretrained(tmp_path)
     model = HcalForSequenceClassification.from_pretrained(tmp_path)
-    for module in model.modules():  # checkpointing works in training mode only: take the dropout out
+    for module in model.modules():  # checkpointing needs training mode, so remove the dropout
         for name in ("p", "dropout_prob", "attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
@@ -110,7 +112,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(on_encoder, tmp_path):
         torch.testing.assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_the_longest_text_fits(on_encoder):
+def test_max_tokens_is_the_longest_input_that_the_encoder_accepts(on_encoder):
     model, _ = on_encoder
     if (limit := model.max_tokens) < 1000:
         with torch.no_grad():
@@ -150,7 +152,7 @@ def test_attention_implementations_agree_or_are_refused(on_encoder, tmp_path):
         )
 
 
-def test_autocast_does_not_reach_the_head(make_model, taxonomy):
+def test_the_head_computes_in_float32_under_autocast(make_model, taxonomy):
     model = make_model(taxonomy).eval()
     pooled = torch.randn(5, 16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -160,7 +162,7 @@ def test_autocast_does_not_reach_the_head(make_model, taxonomy):
         assert torch.equal(inside.logits, model(pooled_states=pooled).logits)
 
 
-def test_output_fields(make_model, taxonomy):
+def test_outputs_have_the_documented_fields_and_shapes(make_model, taxonomy):
     model = make_model(taxonomy).eval()
     batch = {"input_ids": IDS, "attention_mask": MASK}
     output = model(**batch)
@@ -171,7 +173,7 @@ def test_output_fields(make_model, taxonomy):
     assert output.features.shape == (3, 8)
     torch.testing.assert_close(output.features.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(model.probabilities(output), torch.sigmoid(output.logits))
-    for level in taxonomy.levels:  # independent, single_path: one distribution a level
+    for level in taxonomy.levels:  # the independent head has one softmax per level
         torch.testing.assert_close(model.probabilities(output)[:, level].sum(1), torch.ones(3))
     output = model(**batch, labels=LABELS, output_hidden_states=True)
     assert len(output.hidden_states) == 3
@@ -183,13 +185,13 @@ def test_output_fields(make_model, taxonomy):
     assert model.task_names == ["level_0", "level_1", "level_2"]
 
 
-def test_attentions_come_through(taxonomy):
+def test_attentions_of_the_encoder_are_returned(taxonomy):
     config = HcalConfig.from_taxonomy(taxonomy, tiny_bert(), attn_implementation="eager")
     output = HcalForSequenceClassification(config).eval()(input_ids=IDS, output_attentions=True)
     assert [tuple(attention.shape) for attention in output.attentions] == [(3, 2, 4, 4)] * 2
 
 
-def test_levels_that_no_document_reaches_are_absent(make_model, ragged):
+def test_levels_that_no_document_reaches_have_no_loss(make_model, ragged):
     model = make_model(ragged, partial_paths=True, head="independent").eval()
     output = model(input_ids=IDS[:2], labels=torch.tensor([[2, -100], [0, -100]]))
     assert output.task_counts.tolist() == [2, 0, 0]
@@ -198,7 +200,7 @@ def test_levels_that_no_document_reaches_are_absent(make_model, ragged):
     assert model.count_tasks(torch.tensor([[2, -100], [0, 3]])).tolist() == [2, 1, 0]
 
 
-def test_multi_hot_and_index_labels_agree(make_model, taxonomy):
+def test_multi_hot_and_index_labels_give_the_same_losses(make_model, taxonomy):
     multi_hot = torch.zeros(3, 13).scatter(1, LABELS, 1.0)
     for mode in ("single_path", "multi_path"):
         model = make_model(taxonomy, label_mode=mode).eval()
@@ -226,7 +228,7 @@ def test_pooling_ignores_padding_on_either_side(make_model, taxonomy, pooling, l
     torch.testing.assert_close(model.pool(states), expected)
 
 
-def test_pooled_states_replace_the_encoder(make_model, taxonomy):
+def test_pooled_states_can_replace_the_encoder_input(make_model, taxonomy):
     model = make_model(taxonomy).eval()
     hidden = model.encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
     pooled = model.pool(hidden, MASK)
@@ -235,7 +237,7 @@ def test_pooled_states_replace_the_encoder(make_model, taxonomy):
         model(pooled_states=pooled, input_ids=IDS)
 
 
-def test_from_encoder_refuses_what_it_cannot_use(taxonomy, encoder_dir, tmp_path):
+def test_from_encoder_refuses_invalid_arguments_and_encoders(taxonomy, encoder_dir, tmp_path):
     with pytest.raises(TypeError, match=r"no argument 'projection_dims'. Closest: \['projection_dim'"):
         HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, projection_dims=3)
     with pytest.raises(ValueError, match="'papers'"):
@@ -258,12 +260,12 @@ def test_from_encoder_refuses_what_it_cannot_use(taxonomy, encoder_dir, tmp_path
         HcalForSequenceClassification.from_encoder(str(tmp_path / "t5"), taxonomy)
 
 
-def test_a_model_needs_labels():
+def test_a_configuration_without_labels_is_refused():
     with pytest.raises(ValueError, match="has no labels"):
         HcalForSequenceClassification(HcalConfig(encoder_config=tiny_bert()))
 
 
-def test_loading_an_encoder_as_a_model_initialises_the_rest(taxonomy, encoder_dir):
+def test_loading_an_encoder_checkpoint_initialises_head_and_prototypes(taxonomy, encoder_dir):
     config = HcalConfig.from_taxonomy(taxonomy, AutoConfig.from_pretrained(encoder_dir), label_mode="multi_path")
     model = HcalForSequenceClassification.from_pretrained(encoder_dir, config=config)
     expected = AutoModel.from_pretrained(encoder_dir).state_dict()

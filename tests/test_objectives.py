@@ -1,4 +1,4 @@
-"""Class means and contrast tasks, against slow loops."""
+"""Compares class means and contrast losses with slow loops."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.builders import random_dag, random_forest, random_multi_hot
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(3))
-def test_aggregate_losses_equal_a_slow_twin_for_any_label_sets(make, seed):
+def test_aggregate_losses_match_a_slow_reference_for_any_label_sets(make, seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = make(rng, 18)
@@ -33,7 +33,7 @@ def test_aggregate_losses_equal_a_slow_twin_for_any_label_sets(make, seed):
         assert losses[k].item() == pytest.approx(sum(terms) / max(len(terms), 1))
 
 
-def test_class_means_pass_the_gradient_and_are_not_normalised():
+def test_class_means_are_differentiable_and_not_normalised():
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], requires_grad=True)
     classes, means = class_means(features, Targets(torch.tensor([[0, 1], [0, 2], [-100, -100]]), 4))
     assert classes.tolist() == [0, 1, 2]
@@ -43,7 +43,7 @@ def test_class_means_pass_the_gradient_and_are_not_normalised():
 
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_contrast_tasks_stand_beside_the_levels_with_alpha_times_their_weight(make_model, taxonomy, mode, tmp_path):
+def test_contrast_losses_are_extra_tasks_weighted_by_alpha(make_model, taxonomy, mode, tmp_path):
     plain = make_model(taxonomy, label_mode=mode).eval()
     model = make_model(taxonomy, label_mode=mode, contrast="aggregate", contrast_alpha=0.3).eval()
     assert model.task_names == ["level_0", "level_1", "level_2", "contrast_0", "contrast_1", "contrast_2"]
@@ -73,7 +73,7 @@ def test_contrast_tasks_stand_beside_the_levels_with_alpha_times_their_weight(ma
     assert logs["loss_contrast_2"] == pytest.approx(expected[2].item(), abs=1e-6)
 
 
-def test_the_paper_is_untouched_by_contrast_being_there(make_model, taxonomy):
+def test_the_paper_preset_has_no_contrast_tasks(make_model, taxonomy):
     model = make_model(taxonomy, preset="paper")
     assert model.config.contrast is None
     assert model.task_names == ["level_0", "level_1", "level_2"]

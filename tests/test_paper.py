@@ -1,4 +1,4 @@
-"""HCAL as released, against a slow reference written from its formulas, in float64."""
+"""Compares the paper preset with a slow implementation of the formulas of HCAL, in float64."""
 
 import math
 
@@ -21,7 +21,10 @@ def unit(vector):
 
 
 def reference(pooled, projection, prototypes, noise, paths, taxonomy, tau=0.1, gamma=0.5):
-    """Losses and weights by depth, and the total loss. paths[i][k]: node of document i at depth k."""
+    """Computes (losses per level, weights per level, total loss) from the formulas of the paper.
+
+    paths[i][k] is the node of document i at depth k.
+    """
     depths = len(taxonomy.levels)
     features = [unit(projection @ x) for x in pooled]
     perturbed = [unit(unit(p) + u) for p, u in zip(prototypes, noise)]
@@ -48,7 +51,7 @@ def reference(pooled, projection, prototypes, noise, paths, taxonomy, tau=0.1, g
 @pytest.mark.parametrize("taxonomy", [TWO_LEVELS, THREE_LEVELS], ids=["two levels", "three levels"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", ["multi_hot", "indices"])
-def test_losses_weights_and_gradients_equal_the_formulas(make_model, taxonomy, seed, form):
+def test_losses_weights_and_gradients_match_the_formulas_of_the_paper(make_model, taxonomy, seed, form):
     model = make_model(taxonomy, seed=seed, preset="paper", dtype=torch.float64).train()
     torch.manual_seed(100 + seed)
     pooled = torch.randn(9, 16, dtype=torch.float64)
@@ -80,13 +83,13 @@ def test_losses_weights_and_gradients_equal_the_formulas(make_model, taxonomy, s
     ]
 
 
-def test_the_whole_loss_reaches_the_encoder(make_model):
+def test_every_encoder_parameter_receives_a_gradient(make_model):
     model = make_model(THREE_LEVELS, preset="paper").train()
     model(input_ids=torch.tensor([[2, 3], [4, 5]]), labels=torch.tensor([[0, 2, 8], [1, 5, 14]])).loss.backward()
     assert all(parameter.grad is not None for parameter in model.encoder.encoder.parameters())
 
 
-def test_noise_is_uniform_scaled_with_the_dimension_fresh_and_for_training_only(make_model, taxonomy):
+def test_prototype_noise_is_uniform_and_drawn_again_for_each_training_step_only(make_model, taxonomy):
     model = make_model(taxonomy, projection_dim=64, perturbation=0.01)
     noise = model.prototypes.sample_noise()
     width = 0.01 * math.sqrt(256 / 64)
@@ -103,18 +106,18 @@ def test_noise_is_uniform_scaled_with_the_dimension_fresh_and_for_training_only(
     assert model(**batch).loss == model(**batch).loss
 
 
-def test_the_gradient_passes_the_normalisation_but_not_the_noise(make_model, taxonomy):
+def test_prototype_gradients_include_the_normalisation_but_not_the_noise(make_model, taxonomy):
     prototypes = make_model(taxonomy, dtype=torch.float64).prototypes
     noise = torch.full((13, 8), 0.1, dtype=torch.float64, requires_grad=True)
     prototypes(torch.nn.Identity(), noise).pow(3).sum().backward()
     assert noise.grad is None
     unit_rows = torch.nn.functional.normalize(prototypes.weight.detach(), dim=1)
-    # Along a prototype itself the gradient of its direction is zero.
+    # The length of a prototype has no effect, so its gradient is orthogonal to it.
     assert (prototypes.weight.grad * unit_rows).sum(dim=1).abs().max() < 1e-8
     assert prototypes.weight.grad.abs().max() > 1e-3
 
 
-def test_prediction_is_each_levels_best_clean_prototype(make_model):
+def test_raw_predictions_are_the_nearest_prototype_of_each_level_without_noise(make_model):
     model = make_model(THREE_LEVELS, preset="paper").eval()
     with torch.no_grad():
         output = model(input_ids=torch.randint(2, len(WORDS), (20, 5)))
@@ -126,7 +129,7 @@ def test_prediction_is_each_levels_best_clean_prototype(make_model):
         assert (raw[:, level].sum(1) == 1).all()
 
 
-def test_hvr_is_the_papers_on_full_paths():
+def test_violation_rate_equals_the_definition_of_the_paper_on_full_paths():
     rng = np.random.default_rng(0)
     chosen = [[int(rng.integers(level.start, level.stop)) for level in THREE_LEVELS.levels] for _ in range(200)]
     chosen += [THREE_LEVELS.complete([leaf]).tolist() for leaf in range(8, 20)]
@@ -135,7 +138,7 @@ def test_hvr_is_the_papers_on_full_paths():
     assert violation_rates(chosen, THREE_LEVELS)["hvr"] == pytest.approx(1 - sum(agree) / len(agree))
 
 
-def test_paper_arguments(tmp_path):
+def test_the_paper_training_arguments_have_the_values_of_the_paper(tmp_path):
     args = HcalTrainingArguments.paper(str(tmp_path), report_to="none")
     assert (args.optim, args.learning_rate, args.weight_decay) == ("sgd", 0.01, 1e-4)
     assert args.prototype_lr_multipliers == [5.0, 10.0, 20.0]
@@ -146,8 +149,8 @@ def test_paper_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
-def test_row_factors_are_separate_learning_rates_by_level(make_model, tmp_path, levels):
-    """20 steps with momentum and weight decay against one parameter group a level: 5, 10, 20, 20 times the base."""
+def test_prototype_lr_multipliers_equal_one_parameter_group_per_level(make_model, tmp_path, levels):
+    """Compares 20 steps with momentum and weight decay. The factors are 5, 10 and 20 from the deepest level upwards."""
     paths = [[f"n{k}.{i // 2 ** (levels - 1 - k)}" for k in range(levels)] for i in range(2**levels)]
     taxonomy = Taxonomy.from_paths(paths)
     model = make_model(taxonomy, preset="paper", dtype=torch.float64)

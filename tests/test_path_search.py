@@ -1,4 +1,4 @@
-"""Beam search down the hierarchy against the probabilities of all labels."""
+"""Compares the beam search down the hierarchy with the probabilities of all labels."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ CONFIGS = {
 
 
 def trained(name, labels=60, seed=0):
-    """A model on a random forest whose every parameter is drawn, and states of 9 documents."""
+    """Returns a model with random parameters on a random forest, and pooled states of 9 documents."""
     taxonomy = random_forest(np.random.default_rng(seed), labels)
     model = build_model(taxonomy, **CONFIGS[name]).eval()
     torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def trained(name, labels=60, seed=0):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_wide_search_finds_what_all_probabilities_say(name):
+def test_a_search_as_wide_as_the_taxonomy_finds_the_most_probable_paths(name):
     model, states = trained(name)
     with torch.no_grad():
         outputs = model(pooled_states=states)
@@ -58,11 +58,11 @@ def test_a_wide_search_finds_what_all_probabilities_say(name):
     torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-4, rtol=1e-4)
 
 
-def test_ends_are_the_leaves_and_where_a_path_may_stop():
+def test_paths_end_at_leaves_or_at_any_node_with_partial_paths():
     model, states = trained("softmax, stops")
     found = PathSearch(model, width=60)(model(pooled_states=states).features, 200)
     ends = found.nodes[0][found.nodes[0] >= 0]
-    assert len(ends) == 60  # every node may be an end
+    assert len(ends) == 60  # a path may end at every node
     assert found.log_probs[0].exp().sum().item() == pytest.approx(1.0, abs=1e-4)
     assert (found.log_probs[0, 60:] == -torch.inf).all()
     model, states = trained("softmax")
@@ -71,7 +71,7 @@ def test_ends_are_the_leaves_and_where_a_path_may_stop():
 
 
 @pytest.mark.parametrize("name", ["softmax, stops", "sigmoid"])
-def test_a_narrow_search_says_where_it_may_have_missed_something(name):
+def test_a_narrow_search_reports_for_which_documents_it_is_exact(name):
     model, states = trained(name, labels=400, seed=3)
     states = states.repeat(20, 1) + torch.randn(180, states.shape[1])
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_narrow_search_says_where_it_may_have_missed_something(name):
     assert (found.log_probs <= expected.log_probs + 1e-4).all()
 
 
-def test_only_what_the_search_can_do_is_accepted():
+def test_unsupported_models_and_arguments_are_refused():
     forest = random_forest(np.random.default_rng(0), 20)
     lookahead = build_model(forest, label_mode="single_path", head="lookahead_softmax")
     assert not is_searchable(lookahead)
@@ -107,7 +107,7 @@ def test_only_what_the_search_can_do_is_accepted():
 
 
 @pytest.mark.parametrize("head", ["conditional_softmax", "lookahead_softmax"])
-def test_the_pipeline_lists_the_most_probable_paths(head, taxonomy, tokenizer):
+def test_the_pipeline_returns_the_most_probable_paths_with_num_paths(head, taxonomy, tokenizer):
     model = build_model(taxonomy, label_mode="single_path", head=head).eval()
     pipe = HierarchicalTextClassificationPipeline(model=model, tokenizer=tokenizer)
     texts = ["stars and atoms", "novels"]
@@ -126,7 +126,7 @@ def test_the_pipeline_lists_the_most_probable_paths(head, taxonomy, tokenizer):
         pipe(texts, num_paths=0)
 
 
-def test_the_pipeline_refuses_paths_of_a_head_that_gives_them_no_probability(taxonomy, tokenizer):
+def test_the_pipeline_refuses_num_paths_for_an_independent_head(taxonomy, tokenizer):
     model = build_model(taxonomy, label_mode="single_path", head="independent")
     with pytest.raises(ValueError, match="num_paths needs a coherent head"):
         HierarchicalTextClassificationPipeline(model=model, tokenizer=tokenizer, num_paths=2)

@@ -1,3 +1,5 @@
+"""The pipeline "hierarchical-text-classification"."""
+
 import copy
 
 import pytest
@@ -14,7 +16,7 @@ TEXTS = ["stars and atoms", "poems in novels of drama", "a new study of genes wi
 @pytest.fixture
 def make_pipe(make_model, tokenizer):
     def make(taxonomy, **config):
-        model = make_model(taxonomy, **config).train()  # as a Trainer leaves it
+        model = make_model(taxonomy, **config).train()  # a Trainer leaves the model in training mode
         with torch.no_grad():
             torch.nn.init.normal_(model.prototypes.weight)
         return pipeline("hierarchical-text-classification", model=model, tokenizer=tokenizer, device="cpu")
@@ -34,7 +36,7 @@ def logits_of(pipe, texts):
         *((mode, m) for mode in ("single_path", "multi_path") for m in (None, "raw", "closure")),
     ],
 )
-def test_output_is_the_decoded_set_with_scores_depths_and_paths(make_pipe, taxonomy, mode, method):
+def test_the_output_has_the_decoded_labels_with_scores_depths_and_paths(make_pipe, taxonomy, mode, method):
     pipe = make_pipe(taxonomy, label_mode=mode)
     assert isinstance(pipe, HierarchicalTextClassificationPipeline)
     logits = logits_of(pipe, TEXTS)
@@ -51,13 +53,13 @@ def test_output_is_the_decoded_set_with_scores_depths_and_paths(make_pipe, taxon
             assert item["path"] == taxonomy.paths(node)[0]
 
 
-def test_single_path_gives_one_path_that_agrees_with_itself(make_pipe, taxonomy):
+def test_single_path_predictions_form_one_path(make_pipe, taxonomy):
     for labels in make_pipe(taxonomy)(TEXTS):
         assert [item["depth"] for item in labels] == [0, 1, 2]
         assert labels[-1]["path"] == [item["label"] for item in labels]
 
 
-def test_lists_generators_datasets_batches_and_dictionaries_agree(make_pipe, taxonomy):
+def test_all_input_forms_and_batch_sizes_give_the_same_predictions(make_pipe, taxonomy):
     pipe = make_pipe(taxonomy)
     one_by_one = [pipe(text) for text in TEXTS]
     table = Dataset.from_dict({"text": TEXTS})
@@ -80,7 +82,7 @@ def test_long_texts_are_truncated_by_default(make_pipe, taxonomy):
     assert pipe("stars " * 100) == pipe("stars " * 16)
 
 
-def test_the_encoders_positions_cut_where_the_tokenizer_names_no_limit(make_pipe, taxonomy, tokenizer):
+def test_texts_are_truncated_to_the_encoder_if_the_tokenizer_has_no_limit(make_pipe, taxonomy, tokenizer):
     pipe = make_pipe(taxonomy)
     pipe.tokenizer = copy.deepcopy(tokenizer)
     pipe.tokenizer.model_max_length = 10**30
@@ -90,7 +92,7 @@ def test_the_encoders_positions_cut_where_the_tokenizer_names_no_limit(make_pipe
         pipe("")
 
 
-def test_threshold_max_depth_and_top_k(make_pipe, taxonomy):
+def test_threshold_max_depth_and_top_k_select_labels(make_pipe, taxonomy):
     pipe = make_pipe(taxonomy)
     scores = torch.sigmoid(logits_of(pipe, TEXTS[:1]))[0]
     assert [item["depth"] for item in pipe(TEXTS[0], max_depth=1)] == [0, 1]
@@ -107,7 +109,7 @@ def test_threshold_max_depth_and_top_k(make_pipe, taxonomy):
     assert 0 < len(some) < len(everything)
 
 
-def test_a_dag_gives_every_path(make_pipe, dag):
+def test_labels_with_several_parents_have_all_their_paths(make_pipe, dag):
     pipe = make_pipe(dag, label_mode="multi_path")
     by_label = {item["label"]: item for item in pipe(TEXTS[0], threshold=0.0)}
     assert by_label["z"]["paths"] == [["c", "z"], ["a", "x", "z"], ["b", "x", "z"]]
@@ -132,12 +134,12 @@ def test_bad_arguments_are_refused(make_pipe, taxonomy, kwargs, error, message):
         pipe(TEXTS[0], **kwargs)
 
 
-def test_what_is_no_text_is_refused(make_pipe, taxonomy):
+def test_inputs_that_are_not_text_are_refused(make_pipe, taxonomy):
     with pytest.raises(ValueError, match="got 3"):
         make_pipe(taxonomy)([3])
 
 
-def test_the_stock_pipeline_shows_the_same_probabilities(make_pipe, taxonomy):
+def test_the_text_classification_pipeline_returns_the_same_probabilities(make_pipe, taxonomy):
     pipe = make_pipe(taxonomy)
     stock = pipeline("text-classification", model=pipe.model, tokenizer=pipe.tokenizer, device="cpu")
     found = {item["label"]: item["score"] for item in stock(TEXTS[0], top_k=None)}
@@ -146,7 +148,7 @@ def test_the_stock_pipeline_shows_the_same_probabilities(make_pipe, taxonomy):
     assert list(found) == sorted(found, key=found.get, reverse=True)
 
 
-def test_from_a_saved_folder(make_pipe, taxonomy, tmp_path):
+def test_a_saved_pipeline_loads_and_predicts_the_same(make_pipe, taxonomy, tmp_path):
     pipe = make_pipe(taxonomy)
     pipe.model.save_pretrained(tmp_path)
     pipe.tokenizer.save_pretrained(tmp_path)
@@ -158,7 +160,7 @@ def test_from_a_saved_folder(make_pipe, taxonomy, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_tuned_thresholds_hold_until_others_are_given_and_survive_saving(make_pipe, taxonomy, mode, tmp_path):
+def test_tuned_thresholds_are_the_default_and_are_saved(make_pipe, taxonomy, mode, tmp_path):
     pipe = make_pipe(taxonomy, label_mode=mode)
     logits = logits_of(pipe, TEXTS)
     thresholds = (0.6 + 0.15 * taxonomy.depths).tolist()
@@ -189,13 +191,13 @@ def test_tuned_thresholds_hold_until_others_are_given_and_survive_saving(make_pi
 
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_risk_needs_calibration_and_survives_saving(make_pipe, taxonomy, mode, tmp_path):
+def test_decode_risk_needs_calibration_and_its_threshold_is_saved(make_pipe, taxonomy, mode, tmp_path):
     pipe = make_pipe(taxonomy, label_mode=mode)
     with pytest.raises(ValueError, match=r"config.risk_threshold is None: run trainer.calibrate_risk"):
         pipe(TEXTS, decode="risk")
     for threshold in (0.4, 2.0):
         pipe.model.config.risk_alpha, pipe.model.config.risk_threshold = 0.1, threshold
-        pipe.model.config.thresholds = [0.9] * taxonomy.num_labels  # plays no part
+        pipe.model.config.thresholds = [0.9] * taxonomy.num_labels  # ignored by decode="risk"
         found = pipe(TEXTS, decode="risk")
         sets = decode(logits_of(pipe, TEXTS), taxonomy, mode, "risk", risk_threshold=threshold)
         for labels, row in zip(found, sets):

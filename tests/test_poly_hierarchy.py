@@ -1,4 +1,4 @@
-"""A DAG from training to prediction: labels with two parents, as in GoEmotions' Ekman classes and sentiments."""
+"""Trains, evaluates and predicts with a DAG. Labels have two parents, as in GoEmotions: an Ekman class and a sentiment."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ ROWS = [("stars atoms", ["amusement"]), ("cells genes", ["realization"]), ("poem
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_training_evaluation_and_prediction(encoder_dir, tmp_path, freeze):
+def test_training_evaluation_and_prediction_on_a_dag(encoder_dir, tmp_path, freeze):
     tokenizer = build_tokenizer()
     settings = {"score_function": "linear", "prototype_anchor": "label_text"} if freeze else {}
     model = HcalForSequenceClassification.from_encoder(encoder_dir, TAXONOMY, label_mode="multi_path", **settings)
     assert model.config.head == "lookahead_sigmoid"
     table = Dataset.from_dict({"text": [text for text, _ in ROWS] * 8, "labels": [labels for _, labels in ROWS] * 8})
     table = encode_dataset(table, TAXONOMY, tokenizer)
-    # Both parents of each label came with it.
+    # Encoding adds both parents of each label.
     assert TAXONOMY.labels[table[0]["labels"][0]] in ("ekman/joy", "positive")
     assert len(table[0]["labels"]) == 3
     if freeze:

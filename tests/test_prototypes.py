@@ -1,3 +1,5 @@
+"""Compares the memory-saving products of features and prototypes with plain PyTorch: values, gradients and precision."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests.builders import import_benchmarks, random_forest, random_multi_hot
 
 
 def make_prototypes(anchored=False, linear=False):
-    """7 prototypes of 5 dimensions, an even projection from 4, and everything that both learn."""
+    """Returns 7 prototypes of size 5, a projection from size 4, features and all trainable tensors."""
     torch.manual_seed(0)
     depths = torch.tensor([0, 0, 1, 1, 1, 2, 2]) if linear else None
     prototypes = LabelPrototypes(7, 5, 0.5, anchor_size=4 if anchored else None, depths=depths, has_bias=True).double()
@@ -26,7 +28,7 @@ def make_prototypes(anchored=False, linear=False):
 
 
 def written_out(prototypes, projection, features, noise):
-    """What `products` is by definition, label by label."""
+    """Computes `products` by its definition, label by label."""
     columns = []
     for i, row in enumerate(prototypes.weight):
         if prototypes.is_anchored:
@@ -48,8 +50,8 @@ def written_out(prototypes, projection, features, noise):
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("anchored", [False, True])
 @pytest.mark.parametrize("noisy", [False, True])
-def test_products_equal_a_slow_twin_gradients_too(monkeypatch, noisy, anchored, linear, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)  # 2 labels at a time, 4, or all by autograd
+def test_products_and_their_gradients_match_a_slow_reference(monkeypatch, noisy, anchored, linear, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)  # 2 labels per chunk, 4 labels per chunk, or all with autograd
     prototypes, projection, features, learned = make_prototypes(anchored, linear)
     noise = prototypes.sample_noise() if noisy else None
     factors = torch.randn(6, 7, dtype=torch.float64)
@@ -68,12 +70,12 @@ def test_gradients_equal_finite_differences(monkeypatch):
     prototypes, projection, features, learned = make_prototypes(anchored=True, linear=True)
     prototypes.trained[:] = True
     noise = prototypes.sample_noise()
-    # The perturbed inputs are those that `products` reads.
+    # gradcheck perturbs the inputs in place, and `products` reads them from the modules.
     assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
 
 
 @pytest.mark.parametrize("width", [0.0, 0.1, 2.0])
-def test_gradients_of_cosines_equal_finite_differences_and_a_zero_has_no_direction(width):
+def test_gradients_of_cosines_equal_finite_differences_also_for_zero_prototypes(width):
     prototypes, projection, features, learned = make_prototypes(anchored=False)
     noise = width * torch.rand_like(prototypes.weight) if width else None
     assert torch.autograd.gradcheck(lambda *_: prototypes.products(features, projection, noise), (features, *learned))
@@ -99,7 +101,7 @@ def test_cosines_keep_their_precision_under_autocast():
     torch.testing.assert_close(cast, expected, rtol=0, atol=0)
 
 
-def test_products_of_a_captured_graph_are_the_same(monkeypatch):
+def test_compiled_products_and_gradients_are_the_same(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True)
     noise, factors = prototypes.sample_noise(), torch.randn(6, 7, dtype=torch.float64)
@@ -109,17 +111,19 @@ def test_products_of_a_captured_graph_are_the_same(monkeypatch):
     torch.testing.assert_close(*[torch.autograd.grad((f * factors).sum(), [features, *learned]) for f in found])
 
 
-def test_the_projection_learns_in_replicas_which_list_no_parameters(monkeypatch):
+def test_the_projection_receives_gradients_in_data_parallel_replicas(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, _ = make_prototypes(anchored=True)
-    replica = projection._replicate_for_data_parallel()  # as torch.nn.DataParallel makes them
+    replica = (
+        projection._replicate_for_data_parallel()
+    )  # made as torch.nn.DataParallel does; a replica lists no parameters
     replica.weight, replica.bias = projection.weight * 1, None
     assert not list(replica.parameters())
     found = [prototypes.products(features, g).square() for g in (replica, projection)]
     torch.testing.assert_close(*[torch.autograd.grad(f.sum(), projection.weight) for f in found])
 
 
-def test_gradients_keep_their_precision_under_autocast_and_their_dtype_in_half_precision(monkeypatch):
+def test_gradients_are_exact_under_autocast_and_keep_the_dtype_of_parameters(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, learned = make_prototypes(anchored=True)
     prototypes, projection, features = prototypes.float(), projection.float(), features.float()
@@ -136,7 +140,7 @@ def test_gradients_keep_their_precision_under_autocast_and_their_dtype_in_half_p
         torch.testing.assert_close(parameter.grad.float(), gradient, atol=0.05, rtol=0.05)
 
 
-def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monkeypatch):
+def test_frozen_weights_get_no_gradient_and_second_derivatives_are_refused(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, _ = make_prototypes(anchored=True)
     prototypes.weight.requires_grad_(False)
@@ -165,7 +169,7 @@ def test_what_is_frozen_gets_no_gradient_and_second_derivatives_are_refused(monk
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value.values()),
 )
-def test_a_training_step_needs_little_more_than_the_noise_and_the_gradient(
+def test_memory_of_a_training_step_is_bounded_by_the_size_of_the_prototypes(
     make_model, monkeypatch, label_mode, config
 ):
     monkeypatch.setattr(module, "CHUNK", 2**14)
@@ -178,7 +182,7 @@ def test_a_training_step_needs_little_more_than_the_noise_and_the_gradient(
         outputs = model(pooled_states=torch.randn(2, 16), labels=labels)
         outputs.loss.backward()
 
-    step()  # from now on the gradients are there
+    step()  # allocates the gradients, which the measured step then reuses
     assert import_benchmarks("timing").timing.peak_bytes(step) < 2.5 * model.prototypes.weight.nbytes
 
 

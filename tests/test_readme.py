@@ -1,4 +1,4 @@
-"""The README's first example runs as it stands, on a tiny encoder."""
+"""Runs the first example of the README with a tiny encoder."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def test_the_first_example_runs(monkeypatch, tmp_path, encoder_dir, capsys):
     printed = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     shown = ast.literal_eval(re.search(r"```text\n(.*?)```", text, re.DOTALL)[1])
     assert printed.keys() == shown.keys() == {"label", "score", "depth", "path"}
-    for label in (printed, shown):  # what the README shows is a label of that taxonomy, too
+    for label in (printed, shown):  # the output in the README is a label of that taxonomy
         assert taxonomy.paths(taxonomy.index(label["label"])) == [label["path"]]
 
 

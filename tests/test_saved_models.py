@@ -1,4 +1,4 @@
-"""Models that earlier versions saved load and return the same numbers as before."""
+"""Models saved by earlier versions load and give the same predictions."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FOLDERS = sorted(path.parent for path in Path(__file__).with_name("saved_models"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_a_model_of_an_earlier_version_answers_as_it_did(folder):
+def test_a_model_of_an_earlier_version_gives_the_same_predictions(folder):
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     model = HcalForSequenceClassification.from_pretrained(folder).eval()
     inputs = {name: torch.tensor(expected[name]) for name in ("input_ids", "attention_mask")}
@@ -22,13 +22,13 @@ def test_a_model_of_an_earlier_version_answers_as_it_did(folder):
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-5, atol=1e-5)
 
 
-def test_the_earlier_versions_are_there():
+def test_models_of_all_earlier_versions_are_stored():
     formats = {f"format_{number}" for number in range(1, FORMAT_VERSION + 1)}
     assert {folder.parent.name for folder in FOLDERS} >= {"without_format_version", *formats}
     assert len(FOLDERS) >= 6
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_the_folder_names_the_format_that_its_configuration_holds(folder):
+def test_folder_names_contain_the_format_version_of_the_configuration(folder):
     version = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hcal_format_version")
     assert folder.parent.name == ("without_format_version" if version is None else f"format_{version}")

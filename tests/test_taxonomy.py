@@ -1,3 +1,5 @@
+"""The taxonomy: construction, order of nodes, encoding of labels, and error messages."""
+
 import json
 import pickle
 import re
@@ -23,7 +25,7 @@ def slow_ancestors(node, parents):
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(5))
-def test_depths_levels_parents_and_completion_equal_a_slow_twin(make, seed):
+def test_depths_levels_parents_and_ancestors_match_a_slow_reference(make, seed):
     rng = np.random.default_rng(seed)
     taxonomy = make(rng, 40)
     parents = {node: [] for node in range(40)}
@@ -51,11 +53,11 @@ def test_nodes_are_ordered_by_depth_then_first_appearance():
     assert taxonomy.levels == (slice(0, 3), slice(3, 6), slice(6, 7))
 
 
-def test_depth_is_the_longest_path(dag):
+def test_depth_is_the_length_of_the_longest_path_from_a_root(dag):
     assert dict(zip(dag.labels, dag.depths.tolist())) == {"a": 0, "b": 0, "c": 0, "x": 1, "y": 1, "z": 2}
 
 
-def test_the_same_name_under_two_parents_is_two_nodes_or_one():
+def test_a_name_under_two_parents_makes_two_nodes_by_default():
     paths = [["Books", "Other"], ["Books", "Poetry"], ["Toys", "Other"], ["Toys", "Other", "Poetry"]]
     tree = Taxonomy.from_paths(paths)
     assert tree.labels == ("Books", "Toys", "Books > Other", "Books > Poetry", "Toys > Other", "Toys > Other > Poetry")
@@ -67,7 +69,7 @@ def test_the_same_name_under_two_parents_is_two_nodes_or_one():
         tree.encode("Other")
 
 
-def test_identity_name_merges_and_says_so(caplog):
+def test_identity_name_merges_nodes_of_one_name_and_warns(caplog):
     with caplog.at_level("WARNING", logger="hcal_hf.taxonomy"):
         dag = Taxonomy.from_paths([["Books", "Other"], ["Toys", "Other"]], identity="name")
     assert dag.labels == ("Books", "Toys", "Other")
@@ -77,13 +79,13 @@ def test_identity_name_merges_and_says_so(caplog):
     assert "'Other'" in caplog.text
 
 
-def test_a_name_may_repeat_along_a_path():
+def test_a_child_may_have_the_name_of_its_parent():
     tree = Taxonomy.from_paths([["Rock", "Rock"], ["A", "C"], ["D", "C"]])
     assert [tree.paths(i)[0] for i in range(3, 6)] == [["Rock", "Rock"], ["A", "C"], ["D", "C"]]
     assert tree.encode([["Rock", "Rock"]]).tolist() == [0, 3]
 
 
-def test_encode_takes_paths_names_and_strings(taxonomy):
+def test_encode_accepts_paths_names_and_strings(taxonomy):
     expected = taxonomy.encode([["science", "physics", "quantum"]])
     assert [taxonomy.labels[i] for i in expected] == ["science", "physics", "quantum"]
     for labels in (["quantum"], "quantum", "science > physics > quantum", ["science>physics>quantum"],
@@ -95,7 +97,7 @@ def test_encode_takes_paths_names_and_strings(taxonomy):
     assert taxonomy.decode(both) == [["arts", "stage"], ["science", "physics", "quantum"]]
 
 
-def test_a_flat_list_is_read_as_a_path_where_only_that_works_and_refused_where_both_differ():
+def test_a_flat_list_of_names_may_be_a_path_and_is_refused_if_ambiguous():
     tree = Taxonomy.from_paths([["A", "Other"], ["B", "Other"]])
     assert tree.encode(["A", "Other"]).tolist() == tree.encode([["A", "Other"]]).tolist()
     tree = Taxonomy.from_paths([["A", "Other"], ["B", "Other"], ["Other"]])
@@ -126,7 +128,7 @@ def test_a_flat_list_is_read_as_a_path_where_only_that_works_and_refused_where_b
         (lambda: Taxonomy.from_edges([("X", "X > Y"), ("X", "Y")]).names, "'X > Y' and 'Y' are both 'Y' inside a path"),
     ],
 )  # fmt: skip
-def test_bad_hierarchies_are_refused_by_name(build, message):
+def test_invalid_hierarchies_are_refused_with_the_offending_name(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -146,23 +148,23 @@ def test_bad_hierarchies_are_refused_by_name(build, message):
         ("science > opera", "'opera' exists, but not below 'science'"),
     ],
 )
-def test_bad_labels_are_refused_with_the_closest_known(taxonomy, labels, message):
+def test_unknown_labels_are_refused_with_the_closest_known_labels(taxonomy, labels, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         taxonomy.encode(labels)
 
 
-def test_three_closest_labels(taxonomy):
+def test_errors_suggest_at_most_three_labels(taxonomy):
     with pytest.raises(ValueError, match=r"Closest known: '[a-z]+', '[a-z]+', '[a-z]+'\."):
         taxonomy.encode("astro")
 
 
-def test_single_path_is_refused_on_two_parents(dag, ragged):
+def test_check_single_path_refuses_labels_with_two_parents(dag, ragged):
     with pytest.raises(ValueError, match="'x' has 2 parents, 'a' and 'b'"):
         dag.check_single_path()
     ragged.check_single_path()
 
 
-def test_json_round_trip_and_foreign_forms(tmp_path, dag, taxonomy):
+def test_json_files_are_read_and_written(tmp_path, dag, taxonomy):
     for made in (dag, taxonomy):
         made.to_json(tmp_path / "t.json")
         assert Taxonomy.from_json(tmp_path / "t.json") == made
@@ -177,14 +179,14 @@ def test_json_round_trip_and_foreign_forms(tmp_path, dag, taxonomy):
         Taxonomy.from_json(tmp_path / "bad.json")
 
 
-def test_repeated_edges_count_once_and_are_told(caplog):
+def test_repeated_edges_are_merged_with_a_warning(caplog):
     with caplog.at_level("WARNING", logger="hcal_hf.taxonomy"):
         taxonomy = Taxonomy.from_edges([("a", "b"), ("a", "b")])
     assert taxonomy.edges.tolist() == [[0, 1]]
     assert "1 edge(s) are given more than once" in caplog.text
 
 
-def test_pickle_equality_and_repr(dag, taxonomy):
+def test_pickled_taxonomies_are_equal_and_have_a_readable_repr(dag, taxonomy):
     copy = pickle.loads(pickle.dumps(dag))
     assert copy == dag
     assert hash(copy) == hash(dag)
@@ -198,7 +200,7 @@ def test_an_empty_taxonomy_has_no_levels():
     assert (empty.num_labels, empty.levels, repr(empty)) == (0, (), "Taxonomy(forest, 0 labels on 0 levels: 0)")
 
 
-def test_a_wide_level_and_a_long_chain():
+def test_wide_levels_and_long_chains_work():
     wide = Taxonomy.from_edges([("root", f"leaf {i}") for i in range(50_000)])
     assert wide.levels[1] == slice(1, 50_001)
     chain = Taxonomy.from_paths([[f"step {i}" for i in range(300)]])
@@ -206,15 +208,15 @@ def test_a_wide_level_and_a_long_chain():
     assert len(chain.paths(299)[0]) == 300
 
 
-def test_split_path():
+def test_split_path_splits_at_the_separator():
     assert split_path("A > B>C") == ["A", "B", "C"]
     assert split_path("A/B", "/") == ["A", "B"]
 
 
-def test_suggestions_among_many_labels_are_the_same_kind_and_quick():
+def test_suggestions_are_fast_with_many_labels():
     taxonomy = Taxonomy.from_edges([("root", f"label number {i}") for i in range(20_000)])
     with pytest.raises(ValueError, match="Closest known: 'label number 1234'"):
         taxonomy.encode("lable number 1234")
-    for i in range(300):  # a full comparison of each took seconds
+    for i in range(300):  # comparing each with all labels would take seconds
         with pytest.raises(ValueError, match="Closest known"):
             taxonomy.encode(f"unknown {i}")
