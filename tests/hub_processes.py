@@ -53,7 +53,7 @@ def outputs_of(model, tokenizer, pipe):
 
 
 def load(source, **kwargs):
-    """Loads (model, tokenizer, pipeline) from a folder or {"repo": ..., "revision": ...}, with the code a user would write."""
+    """Loads (model, tokenizer, pipeline) from a folder or {"repo": ..., "revision": ...}, as a user would."""
     if isinstance(source, dict):
         source, kwargs = source["repo"], {"revision": source["revision"], "token": TOKEN, **kwargs}
     model = AutoModelForSequenceClassification.from_pretrained(source, **kwargs)

@@ -1,4 +1,7 @@
-"""recipes/train.py with FSDP2 on CPU processes, where accelerate would leave FSDP out: it is told that they are GPUs."""
+"""Runs recipes/train.py with FSDP2 on CPU processes.
+
+accelerate ignores FSDP on CPUs, so this script makes it treat the processes as GPU processes.
+"""
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType

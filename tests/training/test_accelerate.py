@@ -1,4 +1,4 @@
-"""The launch files, each as accelerate reads it; those for a CPU as they train."""
+"""Checks how accelerate reads each launch file, and trains with those for CPUs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
-# name: distributed type, processes, on the CPU
+# name: (distributed type, number of processes, on the CPU)
 FILES = {
     "one_cpu": (DistributedType.NO, 1, True),
     "two_cpu_processes": (DistributedType.MULTI_GPU, 2, True),
@@ -33,12 +33,12 @@ FILES = {
 }
 
 
-def test_every_file_is_tested():
+def test_every_launch_file_is_tested():
     assert {path.stem for path in FOLDER.iterdir()} == FILES.keys()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_launch_file_stands_for_what_it_is_named_after(name, monkeypatch):
+def test_a_launch_file_has_the_setup_of_its_name(name, monkeypatch):
     path = FOLDER / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert (config.distributed_type, config.num_processes, config.use_cpu) == FILES[name]
@@ -46,7 +46,7 @@ def test_a_launch_file_stands_for_what_it_is_named_after(name, monkeypatch):
     fsdp, deepspeed = config.fsdp_config, config.deepspeed_config
     assert fsdp.get("fsdp_version") == (2 if name == "fsdp2" else None)
     assert deepspeed.get("zero_stage") == (2 if name == "deepspeed_zero2" else None)
-    # Keys that the launcher does not know would be passed over.
+    # The launcher ignores keys that it does not know.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     known = vars(launch_command_parser().parse_args(["train.py"]))
     assert set(fsdp) | set(deepspeed) <= known.keys()
@@ -62,7 +62,7 @@ def test_a_launch_file_stands_for_what_it_is_named_after(name, monkeypatch):
 
 
 def launch(launch_file, script, arguments):
-    """What the launch prints, stdout and stderr."""
+    """Launches a script and returns its stdout and stderr."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "FSDP_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(launch_file),
@@ -74,15 +74,18 @@ def launch(launch_file, script, arguments):
         printed, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with its children
+            os.killpg(process.pid, signal.SIGKILL)  # including its child processes
     assert process.returncode == 0, printed[-6000:]
     return printed
 
 
 @pytest.fixture
 def arguments(tmp_path, encoder_dir, data_dir):  # noqa: F811
-    """Of a training in which each batch of 4 documents is the same on one process and on two: without dropout, and with SGD
-    (Adam makes whole steps of the rounding errors where gradients are 0)."""
+    """Returns a function that gives the arguments of a run with global batches of 4 documents on one or two processes.
+
+    Both runs must give the same weights, so there is no dropout, and the optimizer is SGD. Adam would turn rounding errors
+    of zero gradients into full steps.
+    """
     encoder = tmp_path / "encoder"
     torch.manual_seed(0)
     BertModel(tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).save_pretrained(encoder)
@@ -102,13 +105,13 @@ def arguments(tmp_path, encoder_dir, data_dir):  # noqa: F811
 
 
 def assert_same(folder, expected):
-    """Saved model, scores and logged steps of two runs."""
+    """Compares the saved models, scores and logs of two runs."""
     found, one = (load_file(path / "model.safetensors") for path in (folder, expected))
     assert found.keys() == one.keys()
     for name in one:
         torch.testing.assert_close(found[name], one[name], atol=1e-5, rtol=0, msg=name)
     found, one = (json.loads((path / "test_results.json").read_text(encoding="utf-8")) for path in (folder, expected))
-    # The seventh document goes to both of two processes; the loss, and no score, counts it twice.
+    # Two processes both get the seventh document. Only the loss counts it twice, so it is not compared.
     for name in ("test_micro_f1", "test_macro_f1", "test_accuracy_level_0", "test_exact_match"):
         assert found[name] == pytest.approx(one[name]), name
     found, one = (
@@ -126,7 +129,7 @@ def assert_same(folder, expected):
     assert (folder / "weights.png").stat().st_size > 10_000
 
 
-def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, arguments):
+def test_one_process_two_processes_and_fsdp_train_the_same_model(tmp_path, arguments):
     printed = launch(FOLDER / "one_cpu.yaml", "recipes/train.py", arguments(1, "one"))
     assert "Training: 1 process on cpu\n" in printed
     printed = launch(FOLDER / "two_cpu_processes.yaml", "recipes/train.py", arguments(2, "two"))
@@ -134,7 +137,7 @@ def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, argu
     assert printed.count("test: 7 documents") == 1
     assert_same(tmp_path / "two", tmp_path / "one")
 
-    # What recipes/accelerate/fsdp2.yaml asks for, on the CPU: DDP, and a warning.
+    # On CPUs, recipes/accelerate/fsdp2.yaml falls back to DDP with a warning.
     on_cpu = tmp_path / "fsdp2.yaml"
     on_cpu.write_text(
         yaml.safe_dump(yaml.safe_load((FOLDER / "fsdp2.yaml").read_text(encoding="utf-8")) | {"use_cpu": True}),
@@ -144,7 +147,7 @@ def test_one_process_two_and_two_that_share_the_model_train_alike(tmp_path, argu
     assert "Training: 2 processes on cpu, DDP\n" in printed
     assert "FSDP was requested and is not used on cpu" in printed
 
-    # With processes that pass for GPUs it is FSDP.
+    # Processes that look like GPU processes use FSDP.
     printed = launch(on_cpu, ROOT / "tests" / "training" / "sharded_processes.py", arguments(2, "sharded"))
     assert "Training: 2 processes on cpu, FSDP\n" in printed
     assert printed.count("predicted: ") == 2

@@ -1,4 +1,4 @@
-"""Temperature scaling and calibration metrics against loops written from their definitions."""
+"""Compares temperature scaling and calibration metrics with slow loops written from their definitions."""
 
 import math
 
@@ -30,14 +30,14 @@ HEADS = [
 
 
 def draw(mode, name, partial, seed, documents=30, labels=14, make=random_forest):
-    """A head, and scores that know something of the documents' labels."""
+    """Returns (taxonomy, head, scores, targets). The scores are noisy but higher for true labels."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     taxonomy = make(rng, labels)
     head = make_head(taxonomy, mode, head=name, partial_paths=partial)
     targets = random_multi_hot(rng, taxonomy, documents, mode == "single_path")
     if not partial:
-        for row in targets:  # on to a leaf
+        for row in targets:  # extend the path to a leaf
             while not taxonomy.is_leaf[node := int(row.nonzero().max())]:
                 row[taxonomy.edges[taxonomy.edges[:, 0] == node][0, 1]] = 1
     scores = 2.0 * targets.double() + torch.randn(documents, labels, dtype=torch.float64) * 2
@@ -45,7 +45,7 @@ def draw(mode, name, partial, seed, documents=30, labels=14, make=random_forest)
 
 
 def slow_ends(row, taxonomy, name, stop):
-    """log P of each end node of one document."""
+    """Computes log P of each end node for one document."""
     if name != "lookahead_softmax":
         return slow_single_path(row, taxonomy, name, stop)[1]
     children = {node: [] for node in range(len(row))}
@@ -71,7 +71,7 @@ def slow_ends(row, taxonomy, name, stop):
 
 
 def slow_nll(head, scores, true, taxonomy, mode, name, stop, temperature):
-    """-log P of one document's labels."""
+    """Computes -log P of the labels of one document."""
     row = [score / temperature for score in scores.tolist()]
     if mode == "multi_path":
         row, total = looked_ahead(row, taxonomy) if name == "lookahead_sigmoid" else row, 0.0
@@ -92,12 +92,12 @@ def slow_nll(head, scores, true, taxonomy, mode, name, stop, temperature):
     return -slow_ends(row, taxonomy, name, stop)[path[-1]]
 
 
-# ---- Heads under a temperature ----
+# ---- Heads with a temperature ----
 
 
 @pytest.mark.parametrize(("mode", "name", "partial"), HEADS)
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_likelihood_is_that_of_the_labels(mode, name, partial, temperature):
+def test_negative_log_likelihood_matches_a_slow_reference(mode, name, partial, temperature):
     for seed, make in enumerate(
         [random_forest, random_forest, random_forest if mode == "single_path" else random_dag]
     ):
@@ -113,8 +113,8 @@ def test_the_likelihood_is_that_of_the_labels(mode, name, partial, temperature):
 
 
 @pytest.mark.parametrize(("mode", "name", "partial"), HEADS)
-def test_a_temperature_divides_all_that_is_a_score(mode, name, partial):
-    """The same as a head whose own parameters are divided."""
+def test_a_temperature_equals_dividing_the_parameters_of_the_head(mode, name, partial):
+    """A temperature gives the same logits as dividing all scores and score parameters of the head by it."""
     _, head, scores, _ = draw(mode, name, partial, 0)
     _, divided, _, _ = draw(mode, name, partial, 0)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_a_temperature_divides_all_that_is_a_score(mode, name, partial):
 
 @pytest.mark.parametrize(("mode", "name", "partial"), [case for case in HEADS if case[1] != "independent"])
 @pytest.mark.parametrize("temperature", [0.02, 0.5, 3.0, 80.0])
-def test_no_temperature_makes_a_child_more_probable_than_a_parent(mode, name, partial, temperature):
+def test_children_stay_at_most_as_probable_as_parents_at_any_temperature(mode, name, partial, temperature):
     taxonomy, head, scores, _ = draw(mode, name, partial, 4, labels=200)
     p = torch.sigmoid(tempered_logits(head, scores.float(), temperature))
     parents, children = torch.from_numpy(taxonomy.edges.copy()).T
@@ -143,7 +143,7 @@ def test_no_temperature_makes_a_child_more_probable_than_a_parent(mode, name, pa
 
 @pytest.mark.parametrize(("mode", "name", "partial"), HEADS)
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
-def test_the_fit_is_the_best_of_a_fine_grid(mode, name, partial, scale):
+def test_the_fitted_temperature_is_the_best_of_a_fine_grid(mode, name, partial, scale):
     _, head, scores, targets = draw(mode, name, partial, 1)
     scores = scores * scale
     found = fit_temperature(head, scores, targets)
@@ -152,7 +152,7 @@ def test_the_fit_is_the_best_of_a_fine_grid(mode, name, partial, scale):
     losses = [negative_log_likelihood(head, scores, targets, t) for t in grid]
     assert least <= min(losses) + 1e-9
     assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.03)
-    # One minimum: down before it, up after it.
+    # The loss has one minimum: it falls before it and rises after it.
     best = int(np.argmin(losses))
     assert (np.diff(losses[: best + 1]) < 0).all()
     assert (np.diff(losses[best:]) > 0).all()
@@ -160,7 +160,7 @@ def test_the_fit_is_the_best_of_a_fine_grid(mode, name, partial, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", [0.4, 3.0])
-def test_the_temperature_that_made_the_labels_is_found(truth):
+def test_the_fit_recovers_the_temperature_that_generated_the_labels(truth):
     taxonomy = random_forest(np.random.default_rng(0), 12)
     torch.manual_seed(0)
     head = make_head(taxonomy, "single_path", head="path_softmax", partial_paths=True)
@@ -176,7 +176,7 @@ def test_the_temperature_that_made_the_labels_is_found(truth):
     assert fit_temperature(head, scores, targets) == pytest.approx(truth, rel=0.05)
 
 
-def test_documents_that_tell_no_temperature_leave_it_at_1(caplog):
+def test_the_temperature_stays_1_with_a_warning_if_documents_do_not_determine_it(caplog):
     taxonomy = Taxonomy.from_edges([], roots=["a", "b"])
     head = make_head(taxonomy, "single_path", head="path_softmax")
     scores = torch.tensor([[9.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
@@ -192,7 +192,7 @@ def test_documents_that_tell_no_temperature_leave_it_at_1(caplog):
     assert "do not determine" in caplog.text
 
 
-def test_what_cannot_be_fitted_is_refused(taxonomy):
+def test_invalid_calibration_data_are_refused(taxonomy):
     head = make_head(taxonomy, "multi_path")
     with pytest.raises(ValueError, match="held-out documents with labels, got none"):
         fit_temperature(head, torch.zeros(0, 13), np.zeros((0, 13), dtype=bool))
@@ -205,7 +205,7 @@ def test_what_cannot_be_fitted_is_refused(taxonomy):
 
 @pytest.mark.parametrize("score_function", ["cosine", "linear"])
 @pytest.mark.parametrize(("mode", "name", "partial"), HEADS)
-def test_the_model_divides_scores_for_probabilities_and_not_for_losses(
+def test_the_temperature_changes_probabilities_but_not_training_losses(
     make_model, taxonomy, mode, name, partial, score_function
 ):
     config = {"label_mode": mode, "head": name, "partial_paths": partial, "score_function": score_function}
@@ -228,11 +228,11 @@ def test_the_model_divides_scores_for_probabilities_and_not_for_losses(
     targets = np.zeros((2, 13), dtype=bool)
     np.put_along_axis(targets, inputs["labels"].numpy(), True, axis=1)
     expected = (plain.task_losses * plain.task_counts).sum().item() / 2
-    if name not in ("path_softmax", "lookahead_softmax"):  # whose losses are of the nodes of a path, each on its own
+    if name not in ("path_softmax", "lookahead_softmax"):  # these heads add a separate loss for each node of a path
         assert negative_log_likelihood(model.head, scores, targets) == pytest.approx(expected)
 
 
-def test_batches_of_documents_make_no_difference(monkeypatch):
+def test_results_do_not_depend_on_the_chunk_size(monkeypatch):
     _, head, scores, targets = draw("multi_path", "conditional_sigmoid", True, 2)
     whole = negative_log_likelihood(head, scores, targets, 1.7), tempered_logits(head, scores, 1.7)
     monkeypatch.setattr("hcal_hf.training.calibration.PAIRS_PER_CHUNK", 4 * scores.shape[1])
@@ -247,7 +247,7 @@ TEXTS = ["stars and atoms", "atoms with energy", "genes in cells", "plants", "po
 
 @pytest.fixture(scope="module")
 def held_out(taxonomy, tokenizer):
-    """Texts that tell most of the label, and now and then another one's."""
+    """Returns 84 documents. Most have the label that their text suggests, and 30 percent a random label."""
     leaves = np.flatnonzero(taxonomy.is_leaf)
     rng = np.random.default_rng(0)
     rows = []
@@ -282,7 +282,7 @@ def make_trainer(make_model, tokenizer, tmp_path):
         ("multi_path", "independent"),
     ],
 )
-def test_a_trainer_calibrates_what_the_model_predicts_from_then_on(
+def test_calibrate_temperature_improves_later_predictions_and_is_saved(
     make_trainer, taxonomy, held_out, mode, name, tmp_path, caplog
 ):
     config = {"label_mode": mode, "head": name, "prototype_temperature": 0.02}
@@ -307,7 +307,7 @@ def test_a_trainer_calibrates_what_the_model_predicts_from_then_on(
     for when, output in (("before", before), ("after", after)):
         metrics = calibration_metrics(torch.from_numpy(output.predictions), targets, *kind)
         for metric, value in metrics.items():
-            # Documents of one text differ by rounding, which can part them between bins of equal mass.
+            # Equal texts differ by rounding errors, which can put them into different bins of equal mass.
             tolerance = 0.03 if metric in ("ece", "end_ece") else 1e-5
             assert found[f"{metric}_{when}"] == pytest.approx(value, abs=tolerance), metric
 
@@ -317,7 +317,7 @@ def test_a_trainer_calibrates_what_the_model_predicts_from_then_on(
     again = trainer.calibrate_temperature(held_out.select(range(42, 84)))
     assert again["temperature"] == found["temperature"]
     assert again["nll_before"] == again["nll_after"] == pytest.approx(found["nll_after"])
-    assert model.config.thresholds == thresholds  # they still hold
+    assert model.config.thresholds == thresholds  # they remain valid
     assert not caplog.text
     trainer.save_model(str(tmp_path / "calibrated"))
     loaded = type(model).from_pretrained(tmp_path / "calibrated").eval()
@@ -326,7 +326,7 @@ def test_a_trainer_calibrates_what_the_model_predicts_from_then_on(
     torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits)
 
 
-def test_training_again_starts_from_temperature_1(make_trainer, taxonomy, held_out, caplog):
+def test_training_resets_the_temperature_and_thresholds_with_a_warning(make_trainer, taxonomy, held_out, caplog):
     plain = make_trainer(taxonomy, held_out, max_steps=3)
     plain.train()
     warm = make_trainer(taxonomy, held_out, max_steps=3)
@@ -339,10 +339,10 @@ def test_training_again_starts_from_temperature_1(make_trainer, taxonomy, held_o
         assert torch.equal(a, b)
     thresholds = warm.model.config.thresholds = [0.5] * 13
     warm.train()
-    assert warm.model.config.thresholds == thresholds  # nothing of theirs has changed
+    assert warm.model.config.thresholds == thresholds  # without a temperature to reset, the thresholds are kept
 
 
-def test_a_trainer_refuses_what_it_cannot_calibrate_on(make_trainer, taxonomy, held_out):
+def test_calibrate_temperature_refuses_training_data_and_unlabelled_data(make_trainer, taxonomy, held_out):
     trainer = make_trainer(taxonomy, held_out)
     with pytest.raises(ValueError, match="calibrate_temperature got the training data"):
         trainer.calibrate_temperature(held_out)
@@ -380,19 +380,19 @@ def slow_ece(p, y, bins, binning):
 @pytest.mark.parametrize("binning", ["equal_mass", "equal_width"])
 @pytest.mark.parametrize("bins", [1, 4, 15, 60])
 @pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, None), (2, 6), (3, 1)])
-def test_calibration_errors_and_brier_scores_equal_slow_twins(binning, bins, seed, grid):
+def test_calibration_errors_and_brier_scores_match_slow_references(binning, bins, seed, grid):
     rng = np.random.default_rng(seed)
     p = rng.random(101) ** 2
     p = p if grid is None else np.round(p * grid) / grid
     y = rng.random(101) < np.sqrt(p)
     expected = slow_ece(p.tolist(), y.tolist(), bins, binning)
     assert expected_calibration_error(p, y, bins, binning) == pytest.approx(expected)
-    order = rng.permutation(101)  # equal probabilities stay together: their order tells nothing
+    order = rng.permutation(101)  # equal probabilities share a bin, so their order does not matter
     assert expected_calibration_error(p[order], y[order].astype(float), bins, binning) == pytest.approx(expected)
     assert brier_score(p, y) == pytest.approx(sum((a - b) ** 2 for a, b in zip(p.tolist(), y.tolist())) / 101)
 
 
-def test_bins_of_equal_mass_have_equal_mass_and_calibrated_probabilities_no_error():
+def test_calibration_errors_of_simple_examples():
     p = np.linspace(0.001, 0.999, 45)
     for outcome, expected in ((1.0, 1 - p), (0.0, p)):
         per_bin = [abs(part.sum()) for part in np.split(expected, 15)]
@@ -401,7 +401,7 @@ def test_bins_of_equal_mass_have_equal_mass_and_calibrated_probabilities_no_erro
     half = np.tile([True, False], 50)
     assert expected_calibration_error(np.full(100, 0.5), half) == 0
     assert expected_calibration_error(np.full(100, 0.9), half, binning="equal_width") == pytest.approx(0.4)
-    # 0.5 is the upper end of the first of two bins of equal width.
+    # 0.5 belongs to the first of two bins of equal width.
     assert expected_calibration_error([0.5, 0.9], [False, True], 2, "equal_width") == pytest.approx((0.5 + 0.1) / 2)
     assert brier_score(np.full(100, 0.5), half) == 0.25
     for function in (expected_calibration_error, brier_score):
@@ -409,7 +409,7 @@ def test_bins_of_equal_mass_have_equal_mass_and_calibrated_probabilities_no_erro
         assert function(half, ~half) == 1
 
 
-def test_scores_of_all_cells_take_both_forms_of_references():
+def test_calibration_scores_accept_multi_hot_and_index_references():
     rng = np.random.default_rng(0)
     p, y = rng.random((9, 7)), rng.random((9, 7)) < 0.4
     found = calibration_scores(p, y, bins=5)
@@ -423,7 +423,7 @@ def test_scores_of_all_cells_take_both_forms_of_references():
 
 
 @pytest.mark.parametrize(("mode", "name", "partial"), HEADS)
-def test_decisions_are_scored_by_the_probability_of_their_end(mode, name, partial):
+def test_single_path_calibration_uses_the_probability_of_the_end_node(mode, name, partial):
     taxonomy, head, scores, targets = draw(mode, name, partial, 3, documents=40)
     logits = tempered_logits(head, scores, 1.0)
     found = calibration_metrics(logits, targets, taxonomy, mode, partial, name)
@@ -474,7 +474,7 @@ def test_bad_arguments_are_refused(kwargs, message):
         expected_calibration_error(**{"probabilities": [0.2, 0.5], "outcomes": [True, False], **kwargs})
 
 
-def test_a_calibrated_configuration_survives_saving(taxonomy, tmp_path):
+def test_the_temperature_is_saved_with_the_configuration(taxonomy, tmp_path):
     config = HcalConfig.from_taxonomy(taxonomy, score_temperature=1.5)
     config.save_pretrained(tmp_path)
     assert HcalConfig.from_pretrained(tmp_path).score_temperature == 1.5

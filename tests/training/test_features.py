@@ -16,7 +16,7 @@ def encoded(taxonomy, tokenizer):
     return encode_dataset(table, taxonomy, tokenizer)
 
 
-def test_rows_keep_their_order_and_equal_the_model_one_by_one(make_model, taxonomy, tokenizer, encoded):
+def test_features_keep_the_row_order_and_match_the_model(make_model, taxonomy, tokenizer, encoded):
     model = make_model(taxonomy, dropout=0.5).train()
     table = pooled_features(model, encoded, tokenizer, batch_size=2)
     assert model.training
@@ -29,7 +29,7 @@ def test_rows_keep_their_order_and_equal_the_model_one_by_one(make_model, taxono
         np.testing.assert_allclose(row["pooled_states"], expected, atol=1e-5)
 
 
-def test_features_are_computed_once_for_equal_content(make_model, taxonomy, tokenizer, encoded, tmp_path, monkeypatch):
+def test_features_are_cached_by_content(make_model, taxonomy, tokenizer, encoded, tmp_path, monkeypatch):
     calls = []
     compute = features._compute
     monkeypatch.setattr(features, "_compute", lambda *args: calls.append(1) or compute(*args))
@@ -39,7 +39,7 @@ def test_features_are_computed_once_for_equal_content(make_model, taxonomy, toke
     assert len(calls) == 1
     assert np.array_equal(first["pooled_states"][:], second["pooled_states"][:])
     with torch.no_grad():
-        model.prototypes.weight.add_(1.0)  # the head is no part of the features
+        model.prototypes.weight.add_(1.0)  # the features do not depend on the head
     pooled_features(model, encoded, tokenizer, cache_dir=tmp_path)
     assert len(calls) == 1
     pooled_features(model, encoded.select([1, 0, 2, 3, 4]), tokenizer, cache_dir=tmp_path)
@@ -53,7 +53,7 @@ def test_features_are_computed_once_for_equal_content(make_model, taxonomy, toke
     assert len(list(tmp_path.glob("*.safetensors"))) == len(list(tmp_path.iterdir())) == 4
 
 
-def test_fingerprint_follows_weights_and_pooling(make_model, taxonomy):
+def test_the_cache_fingerprint_depends_on_weights_and_pooling(make_model, taxonomy):
     same = {encoder_fingerprint(make_model(taxonomy, seed=1)) for _ in range(2)}
     assert len(same) == 1
     assert encoder_fingerprint(make_model(taxonomy, seed=2)) not in same
@@ -61,7 +61,7 @@ def test_fingerprint_follows_weights_and_pooling(make_model, taxonomy):
     assert encoder_fingerprint(make_model(taxonomy, seed=1, dtype=torch.bfloat16)) not in same
 
 
-def test_a_saved_model_finds_the_features_that_it_was_trained_on(taxonomy, encoder_dir, tmp_path):
+def test_a_saved_model_reuses_the_cached_features_of_its_training(taxonomy, encoder_dir, tmp_path):
     model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, label_mode="multi_path")
     before = encoder_fingerprint(model)
     model.save_pretrained(tmp_path / "saved")

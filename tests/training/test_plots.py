@@ -24,7 +24,7 @@ TASKS = ["level_0", "level_1", "level_2", "contrast_1"]
 
 
 def entry(step, losses, weights):
-    """A step in the trainer's log; None for a task that it lacks."""
+    """Returns a log entry of the trainer. None marks a task without a loss at this step."""
     logged = {"step": step, "epoch": step / 10, "loss": 1.0}
     for name, loss, weight in zip(TASKS, losses, weights):
         if loss is not None:
@@ -47,44 +47,44 @@ def history():
     ]
 
 
-def test_lines_carry_the_logged_values(taxonomy, history):
+def test_lines_show_the_logged_values(taxonomy, history):
     losses, weights = weights_figure(history, TASKS, taxonomy).axes
     names = ["level 0 (2 labels)", "level 1 (4 labels)", "level 2 (7 labels)", "contrast 1 (4 labels)"]
     assert list(lines(losses)) == list(lines(weights)) == names
     assert [text.get_text() for text in losses.get_legend().get_texts()] == names
     assert lines(losses)[names[0]] == ([5, 10, 15], [1.0, 0.5, 0.4])
     assert lines(weights)[names[1]] == ([5, 10, 15], [0.3, 0.7, 0.2])
-    assert lines(losses)[names[2]] == ([5, 15], [3.0, 2.0])  # no document reached it at step 10
+    assert lines(losses)[names[2]] == ([5, 15], [3.0, 2.0])  # no document had a label at this level at step 10
     assert lines(weights)[names[2]] == ([5, 15], [0.5, 0.7])
     assert lines(losses)[names[3]][1] == [0.5, 0.4, 0.3]
     assert losses.get_yscale() == "linear"
     assert weights.get_ylim() == pytest.approx((0, 1.05 * 0.7))
 
 
-def test_losses_far_apart_are_drawn_on_a_logarithmic_scale(taxonomy, history):
+def test_losses_of_different_magnitude_use_a_logarithmic_scale(taxonomy, history):
     far = [*history, entry(20, [0.01, 1.0, 1.0, 1.0], [0.1, 0.2, 0.7, 0.3])]
     losses, weights = weights_figure(far, TASKS, taxonomy).axes
     assert (losses.get_yscale(), weights.get_yscale()) == ("log", "linear")
-    # A contrast can be 0, which has no logarithm.
+    # A contrast loss can be 0, which a logarithmic scale cannot show.
     zero = [*far, entry(25, [0.0, 1.0, 1.0, 1.0], [0.1, 0.2, 0.7, 0.3])]
     assert weights_figure(zero, TASKS, taxonomy).axes[0].get_yscale() == "linear"
 
 
-def test_the_file_is_a_picture_and_the_backend_is_left_alone(tmp_path, taxonomy, history):
+def test_saving_writes_a_picture_and_keeps_the_matplotlib_backend(tmp_path, taxonomy, history):
     before = "matplotlib.pyplot" in sys.modules
     assert save_weights(tmp_path / "weights.png", history, TASKS, taxonomy)
     assert ("matplotlib.pyplot" in sys.modules) == before
     with Image.open(tmp_path / "weights.png") as image:
         assert (image.format, image.size) == ("PNG", (1200, 1050))
-        assert len(image.convert("RGB").getcolors(10**6)) > 4  # lines, not an empty page
+        assert len(image.convert("RGB").getcolors(10**6)) > 4  # the picture is not empty
 
 
-def test_without_logged_steps_there_is_no_figure(tmp_path, taxonomy, history):
+def test_no_figure_is_made_without_logged_steps(tmp_path, taxonomy, history):
     assert not save_weights(tmp_path / "weights.png", [{"step": 0, "train_loss": 1.0}], TASKS, taxonomy)
     assert not (tmp_path / "weights.png").exists()
 
 
-def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path, taxonomy, history, monkeypatch):
+def test_without_matplotlib_a_log_message_says_how_to_install_it(tmp_path, taxonomy, history, monkeypatch):
     real, said = builtins.__import__, []
 
     def missing(name, *args, **kwargs):
@@ -104,7 +104,7 @@ def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path, taxonomy, histor
 
 
 def boxes(figure):
-    """{level: [(upper edge, lower edge, colour)]} as drawn."""
+    """Returns {level: [(upper edge, lower edge, colour)]} of the drawn boxes."""
     found = {}
     for k, collection in enumerate(figure.axes[0].collections):
         corners = np.stack([path.vertices[:4] for path in collection.get_paths()])
@@ -116,12 +116,12 @@ def boxes(figure):
     return found
 
 
-def test_boxes_lie_beside_their_parents_and_carry_the_scores(taxonomy):
+def test_boxes_are_next_to_their_parents_and_coloured_by_score(taxonomy):
     f1 = np.linspace(0, 1, taxonomy.num_labels)
     f1[-1] = np.nan
     figure = scores_figure(taxonomy, f1, "test")
     drawn = boxes(figure)
-    assert [box[:2] for box in drawn[0]] == [(0, 4), (4, 7)]  # four and three leaves
+    assert [box[:2] for box in drawn[0]] == [(0, 4), (4, 7)]  # the roots have four and three leaves
     assert [box[:2] for box in drawn[1]] == [(0, 2), (2, 4), (4, 6), (6, 7)]
     assert [box[:2] for box in drawn[2]] == [(i, i + 1) for i in range(7)]
     from matplotlib import colormaps
@@ -139,7 +139,7 @@ def test_boxes_lie_beside_their_parents_and_carry_the_scores(taxonomy):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_boxes_fill_their_parents_box_in_any_forest(seed):
+def test_boxes_of_children_fill_the_box_of_their_parent(seed):
     taxonomy = random_forest(np.random.default_rng(seed), 200)
     bottoms, heights = _icicle(taxonomy, len(taxonomy.levels))
     children = {node: taxonomy.edges[taxonomy.edges[:, 0] == node, 1] for node in range(taxonomy.num_labels)}
@@ -154,7 +154,7 @@ def test_boxes_fill_their_parents_box_in_any_forest(seed):
             assert heights[node] == 1
 
 
-def test_a_dag_draws_each_label_once(dag):
+def test_each_label_of_a_dag_is_drawn_once(dag):
     drawn = boxes(scores_figure(dag, np.ones(dag.num_labels), "test"))
     assert [len(level) for level in drawn.values()] == [level.stop - level.start for level in dag.levels]
     for level in drawn.values():
@@ -178,7 +178,7 @@ def test_any_name_can_be_drawn(tmp_path):
         assert image.format == "PNG"
 
 
-def test_only_figures_of_ours_are_removed(tmp_path, taxonomy):
+def test_only_figures_made_by_this_library_are_removed(tmp_path, taxonomy):
     ours, others = tmp_path / "scores.png", tmp_path / "weights.png"
     save_scores(ours, taxonomy, np.ones(13), "test")
     Image.new("RGB", (10, 10)).save(others)
@@ -189,7 +189,9 @@ def test_only_figures_of_ours_are_removed(tmp_path, taxonomy):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_run_leaves_the_figure_where_it_took_steps(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
+def test_a_run_saves_the_weights_figure_only_if_it_trained_in_steps(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
     path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, max_steps=4, logging_steps=1)
     run_training(*parse_arguments([path]))
-    assert (tmp_path / "out" / "weights.png").exists() != freeze  # L-BFGS fits a frozen encoder's head
+    assert (
+        tmp_path / "out" / "weights.png"
+    ).exists() != freeze  # with a frozen encoder, L-BFGS fits the head without steps

@@ -1,4 +1,4 @@
-"""The regime follows the estimated time and the budget, and says why."""
+"""The choice between a frozen and a fine-tuned encoder depends on the estimated time and the budget."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_the_estimate_grows_with_the_tokens(encoder_dir, tokenizer):
     short, long = (regime.estimate_epoch(encoder_dir, tokenizer, [length] * 64) for length in (4, 28))
     assert short > 0
     more = regime.estimate_epoch(encoder_dir, tokenizer, [28] * 64_000)
-    assert more > 20 * long  # noise of the machine aside, 1,000 times
+    assert more > 20 * long  # 1,000 times the tokens, with a margin for timing noise
 
 
 def test_a_budget_of_zero_needs_no_timing(monkeypatch, tokenizer):

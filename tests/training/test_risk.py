@@ -1,4 +1,4 @@
-"""Conformal risk control against loops, and its guarantee on drawn data."""
+"""Compares conformal risk control with slow loops, and checks its guarantee on random data."""
 
 from fractions import Fraction
 
@@ -29,7 +29,7 @@ def slow_answer(p, path, threshold, taxonomy):
 
 
 def slow_losses(p, path, true, thresholds, taxonomy):
-    """The monotone loss at each of the thresholds, which fall."""
+    """Computes the monotone loss at each threshold, from the highest to the lowest."""
     losses, worst = [], Fraction(0)
     for threshold in thresholds:
         answer = slow_answer(p, path, threshold, taxonomy)
@@ -44,7 +44,7 @@ def slow_losses(p, path, true, thresholds, taxonomy):
 )
 @pytest.mark.parametrize("head", ["independent", "coherent"])
 @pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, 8), (2, 8)])
-def test_calibration_equals_a_slow_twin(mode, make, head, seed, grid):
+def test_calibrated_thresholds_match_a_slow_reference(mode, make, head, seed, grid):
     taxonomy, p, targets = draw(make, seed, 19, 10, mode == "single_path", grid)
     logits = torch.logit(torch.from_numpy(p))
     paths = torch.ones_like(logits, dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_calibration_equals_a_slow_twin(mode, make, head, seed, grid):
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_answers_are_nested_in_the_threshold(make, mode):
+def test_a_higher_threshold_predicts_a_subset_of_the_labels(make, mode):
     make = random_forest if mode == "single_path" else make
     taxonomy, p, _ = draw(make, 5, 30, 20)
     logits = torch.logit(torch.from_numpy(p))
@@ -97,7 +97,7 @@ def test_answers_are_nested_in_the_threshold(make, mode):
 )
 @pytest.mark.parametrize("alpha", [0.1, 0.25])
 def test_the_mean_risk_over_random_splits_is_below_alpha(mode, make, alpha):
-    """40 documents calibrate, the others are answered, 100 times."""
+    """Calibrates on 40 documents and predicts the other 160, for 100 random splits."""
     taxonomy, p, targets = draw(make, 11, 200, 8, mode == "single_path")
     logits = torch.logit(torch.from_numpy(p))
     rng = np.random.default_rng(0)
@@ -111,27 +111,27 @@ def test_the_mean_risk_over_random_splits_is_below_alpha(mode, make, alpha):
         risks.append(found["risk"])
         answered.append(found["answered"])
     assert np.mean(risks) <= alpha + 0.005, np.mean(risks)
-    assert np.mean(answered) > 0.2, np.mean(answered)  # an answer of nothing would not need a guarantee
+    assert np.mean(answered) > 0.2, np.mean(answered)  # empty predictions would satisfy the guarantee trivially
 
 
-def test_more_risk_gives_more_answers():
+def test_a_higher_risk_gives_a_lower_threshold():
     taxonomy, p, targets = draw(random_forest, 3, 300, 12)
     found = [calibrate_risk(p, targets, taxonomy, "multi_path", alpha) for alpha in (0.02, 0.05, 0.1, 0.2, 0.4)]
     assert found == sorted(found, reverse=True)
     assert len(set(found)) == 5
 
 
-def test_documents_without_labels_answers_without_fault_and_ties():
+def test_thresholds_of_special_cases_unlabelled_perfect_and_tied():
     taxonomy = Taxonomy.from_edges([("a", "b")])
     p = np.tile([0.8, 0.4], (99, 1))
     assert calibrate_risk(p, np.ones((99, 2), dtype=bool), taxonomy, "multi_path", 0.01) == 0  # 1 / 100 <= 0.01
-    # All wrong: above the largest probability, since the empty answer is right.
+    # All labels are wrong, so the threshold is above the largest probability. Empty predictions have no risk.
     nothing = np.zeros((99, 2), dtype=bool)
     threshold = calibrate_risk(p, nothing, taxonomy, "multi_path", 0.1)
     assert 0.8 < threshold < 1
     assert calibrate_risk(np.ones((99, 2)), nothing, taxonomy, "multi_path", 0.1) == NEVER
     assert calibrate_risk(np.zeros((99, 2)), nothing, taxonomy, "multi_path", 0.1) > 0
-    # Both labels enter together: half of each answer is wrong.
+    # Both labels are predicted together, and one of them is wrong.
     half = np.tile([True, False], (99, 1))
     tied = np.full((99, 2), 0.5)
     roots = Taxonomy.from_edges([], roots=["a", "b"])
@@ -140,7 +140,7 @@ def test_documents_without_labels_answers_without_fault_and_ties():
         assert calibrate_risk(tied, true, roots, "multi_path", 0.504) > 0.5
 
 
-def test_too_few_documents_for_the_level_answer_nothing(caplog):
+def test_too_few_documents_for_the_risk_level_predict_no_labels(caplog):
     taxonomy = Taxonomy.from_edges([("a", "b")])
     p, targets = np.full((8, 2), 0.9), np.ones((8, 2), dtype=bool)
     assert calibrate_risk(p, targets, taxonomy, "multi_path", 0.1) == NEVER
@@ -151,20 +151,20 @@ def test_too_few_documents_for_the_level_answer_nothing(caplog):
     }  # fmt: skip
 
 
-def test_answers_are_described():
+def test_describe_answers_counts_wrong_missing_and_empty_predictions():
     taxonomy = Taxonomy.from_edges([("a", "b"), ("b", "c"), ("a", "d")])
     answers = np.zeros((4, 4), dtype=bool)
     targets = answers.copy()
-    answers[0, :2] = targets[0] = True  # two of four, all right
-    answers[1, [0, 1]] = targets[1, [0, 2]] = True  # one of two is wrong
-    targets[2, 0] = True  # document 3 has neither answer nor labels
+    answers[0, :2] = targets[0] = True  # two of the four true labels, all correct
+    answers[1, [0, 1]] = targets[1, [0, 2]] = True  # one of two labels is wrong
+    targets[2, 0] = True  # document 3 has neither predicted nor true labels
     found = describe_answers(answers, targets, taxonomy)
     assert found == {"risk": 0.125, "answered": 1.0, "levels": 1.0, "completeness": 0.5, "empty": 0.5}
     assert set(describe_answers(answers[:0], targets[:0], taxonomy).values()) == {0.0}
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, float("nan")])
-def test_a_level_outside_0_to_1_is_refused(alpha):
+def test_a_risk_outside_0_to_1_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
         calibrate_risk(np.zeros((2, 2)), np.zeros((2, 2)), Taxonomy.from_edges([("a", "b")]), "multi_path", alpha)
 

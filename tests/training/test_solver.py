@@ -1,3 +1,5 @@
+"""The L-BFGS solver that fits the head on pooled states of a frozen encoder."""
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def make_model(taxonomy, **config):
 
 
 def make_documents(taxonomy, number, seed, single_path=False):
-    """Pooled states that say something about the labels, and the labels, multi-hot and ancestor-complete."""
+    """Returns (pooled states, multi-hot labels with all ancestors). The states are noisy functions of the labels."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(0).normal(size=(taxonomy.num_labels, SIZE))
     labels = np.zeros((number, taxonomy.num_labels), dtype=np.float32)
@@ -51,7 +53,7 @@ def unit_features(model, states):
         return model.eval()(pooled_states=states).features.double().numpy()
 
 
-def test_it_is_logistic_regression_given_the_parents(taxonomy):
+def test_a_fitted_sigmoid_head_equals_logistic_regressions_given_the_parents(taxonomy):
     states, labels = make_documents(taxonomy, 300, seed=1)
     model = make_model(taxonomy, head="conditional_sigmoid").double()
     fit_head(model, states.double(), labels, strength=4.0, max_iterations=500)
@@ -59,7 +61,7 @@ def test_it_is_logistic_regression_given_the_parents(taxonomy):
     tau = model.head.temperature
     with torch.no_grad():
         weights, bias = (model.prototypes.weight / tau).numpy(), (model.prototypes.bias / tau).numpy()
-    # A constant feature of this length regularises the intercept b as |tau b|^2 / (2 * 100).
+    # A constant feature of this value regularises the intercept b with |tau b|^2 / (2 * 100).
     constant = np.sqrt(100.0 / 4.0) / tau
     x = np.column_stack([x, np.full(len(x), constant)])
     for node in range(taxonomy.num_labels):
@@ -71,7 +73,7 @@ def test_it_is_logistic_regression_given_the_parents(taxonomy):
 
 
 @pytest.mark.parametrize("config", [{}, {"head": "conditional_sigmoid"}, {"label_mode": "single_path"}])
-def test_the_objective_is_that_of_the_fitted_head(taxonomy, config):
+def test_the_reported_objective_equals_the_regularised_loss_of_the_head(taxonomy, config):
     states, labels = make_documents(taxonomy, 60, seed=1, single_path=True)
     model = make_model(taxonomy, **config).double()
     found = fit_head(model, states.double(), labels, strength=2.0)
@@ -87,7 +89,7 @@ def test_the_objective_is_that_of_the_fitted_head(taxonomy, config):
 
 
 def test_tolerances_do_not_depend_on_the_number_of_documents(taxonomy, monkeypatch):
-    """Fifty copies of each document, with the regularisation to match, are the same problem."""
+    """With 50 copies of each document and 50 times the regularisation, the solution is the same."""
     states, labels = make_documents(taxonomy, 100, seed=1)
     weights = []
     for copies in (1, 50):
@@ -115,7 +117,7 @@ def test_a_fit_that_does_not_converge_is_reported(taxonomy, caplog):
         assert caplog.text.count("did not converge within max_iterations=3") == 1
 
 
-def test_all_fits_take_the_maximum_of_iterations(taxonomy, monkeypatch):
+def test_max_iterations_applies_to_every_fit(taxonomy, monkeypatch):
     maxima, optimizer = [], torch.optim.LBFGS
     monkeypatch.setattr(
         "torch.optim.LBFGS", lambda *args, **kwargs: maxima.append(kwargs["max_iter"]) or optimizer(*args, **kwargs)
@@ -127,7 +129,7 @@ def test_all_fits_take_the_maximum_of_iterations(taxonomy, monkeypatch):
 
 @pytest.mark.parametrize("kept", [10**9, 0])
 def test_features_and_targets_are_computed_once_for_all_strengths(taxonomy, monkeypatch, kept):
-    """But for targets beyond the memory set aside for them, which each evaluation builds again."""
+    """Targets that exceed the memory limit are not kept. Each evaluation builds them again."""
     monkeypatch.setattr("hcal_hf.training.solver._KEPT_PAIRS", kept)
     built = []
     monkeypatch.setattr("hcal_hf.training.solver.Targets", lambda *args: built.append(1) or Targets(*args))
@@ -137,10 +139,10 @@ def test_features_and_targets_are_computed_once_for_all_strengths(taxonomy, monk
     model.projection.register_forward_hook(lambda module, inputs, output: projected.append(len(output)))
     solve(model, train, validation, strengths=[1.0, 4.0])
     assert projected == [70, 20, 20]
-    assert (len(built) == 3) is (kept > 0)  # the training documents, and the validation documents of each strength
+    assert (len(built) == 3) is (kept > 0)  # once for training, and once for validation per strength
 
 
-def test_weights_are_drawn_towards_the_anchors(taxonomy):
+def test_regularisation_pulls_weights_towards_the_anchors(taxonomy):
     states, labels = make_documents(taxonomy, 100, seed=1)
     model = make_model(taxonomy, prototype_anchor="label_text")
     torch.manual_seed(1)
@@ -155,7 +157,7 @@ def test_weights_are_drawn_towards_the_anchors(taxonomy):
 
 
 @pytest.mark.parametrize("chunk", [2**20, 20])
-def test_prototypes_that_start_at_zero_are_fitted_too(taxonomy, monkeypatch, chunk):
+def test_prototypes_that_start_at_zero_are_also_fitted(taxonomy, monkeypatch, chunk):
     monkeypatch.setattr("hcal_hf.prototypes.CHUNK", chunk)
     documents = make_documents(taxonomy, 100, seed=1)
     anchored = make_model(taxonomy, prototype_anchor="label_text")
@@ -165,7 +167,7 @@ def test_prototypes_that_start_at_zero_are_fitted_too(taxonomy, monkeypatch, chu
     assert anchored.prototypes.weight.any(dim=1).all()
 
 
-def test_labels_without_documents_keep_their_words(taxonomy):
+def test_labels_without_documents_keep_their_anchor(taxonomy):
     states, labels = make_documents(taxonomy, 100, seed=1, single_path=True)
     absent = taxonomy.index("f")
     labels[:, absent] = 0
@@ -179,7 +181,7 @@ def test_labels_without_documents_keep_their_words(taxonomy):
     assert model.prototypes.weight[taxonomy.index("e")].any()
 
 
-def test_chunks_of_documents_change_nothing(taxonomy, monkeypatch):
+def test_the_fit_does_not_depend_on_the_chunk_size(taxonomy, monkeypatch):
     states, labels = make_documents(taxonomy, 50, seed=1)
     values, weights = [], []
     for cells in (4_000_000, 6 * 7):
@@ -191,7 +193,7 @@ def test_chunks_of_documents_change_nothing(taxonomy, monkeypatch):
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
 
 
-def test_the_model_is_left_as_it_was_but_for_its_head(taxonomy):
+def test_fitting_changes_nothing_but_the_head(taxonomy):
     states, labels = make_documents(taxonomy, 50, seed=1)
     model = make_model(taxonomy).train()
     model.encoder.requires_grad_(False)
@@ -222,7 +224,7 @@ def test_the_best_strength_on_validation_documents_is_kept(taxonomy):
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
 
-def test_without_validation_documents_a_share_of_the_others_takes_their_part(taxonomy):
+def test_without_validation_documents_the_strength_is_chosen_on_held_out_training_documents(taxonomy):
     states, labels = make_documents(taxonomy, 80, seed=1)
     model = make_model(taxonomy)
     solution = solve_without_validation(model, (states, labels), seed=0, strengths=[1e-3, 4.0])
@@ -240,7 +242,7 @@ def test_without_validation_documents_a_share_of_the_others_takes_their_part(tax
         ({"contrast": "aggregate"}, "contrast='aggregate'"),
     ],
 )
-def test_models_it_is_not_defined_for_are_refused(taxonomy, config, message):
+def test_models_with_cosine_scores_or_contrast_are_refused(taxonomy, config, message):
     states, labels = make_documents(taxonomy, 20, seed=1)
     with pytest.raises(ValueError, match=message):
         fit_head(make_model(taxonomy, **config), states, labels)
@@ -310,7 +312,7 @@ def test_train_fits_the_head_of_a_frozen_encoder(taxonomy, tmp_path, with_valida
 
 
 @pytest.mark.parametrize(("data_seed", "expected"), [(None, 7), (0, 0), (5, 5)])
-def test_held_out_documents_are_drawn_by_the_data_seed(taxonomy, tmp_path, monkeypatch, data_seed, expected):
+def test_held_out_documents_are_drawn_with_the_data_seed(taxonomy, tmp_path, monkeypatch, data_seed, expected):
     seeds = []
 
     def record(model, train, seed, prior, show_progress):
@@ -328,7 +330,7 @@ def test_held_out_documents_are_drawn_by_the_data_seed(taxonomy, tmp_path, monke
     ("config", "arguments"),
     [({}, {"head_solver": "optimizer"}), ({"score_function": "cosine"}, {}), ({"contrast": "aggregate"}, {})],
 )
-def test_other_models_are_trained_in_batches(taxonomy, tmp_path, config, arguments):
+def test_models_that_lbfgs_cannot_fit_are_trained_in_batches(taxonomy, tmp_path, config, arguments):
     model = make_model(taxonomy, **config)
     model.encoder.requires_grad_(False)
     trainer = make_trainer(tmp_path, model, make_documents(taxonomy, 20, seed=1), **arguments)
@@ -336,7 +338,7 @@ def test_other_models_are_trained_in_batches(taxonomy, tmp_path, config, argumen
     assert trainer.state.global_step == 1
 
 
-def test_a_solver_that_does_not_fit_is_refused(taxonomy, tmp_path):
+def test_head_solver_lbfgs_is_refused_if_the_model_does_not_support_it(taxonomy, tmp_path):
     documents = make_documents(taxonomy, 20, seed=1)
     with pytest.raises(ValueError, match='head_solver="lbfgs" fits the head of a frozen encoder'):
         make_trainer(tmp_path, make_model(taxonomy), documents, head_solver="lbfgs").train()
@@ -348,7 +350,7 @@ def test_a_solver_that_does_not_fit_is_refused(taxonomy, tmp_path):
         HcalTrainingArguments("unused", head_solver="newton")
 
 
-def test_a_prior_of_the_model_keeps_it_or_lets_it_go(taxonomy):
+def test_a_model_prior_keeps_the_weights_at_a_low_strength_and_not_at_a_high_one(taxonomy):
     old, new = (make_documents(taxonomy, 120, seed=seed) for seed in (1, 2))
     model = make_model(taxonomy).double()
     fit_head(model, old[0].double(), old[1], strength=4.0)
@@ -358,7 +360,7 @@ def test_a_prior_of_the_model_keeps_it_or_lets_it_go(taxonomy):
     torch.testing.assert_close(model.prototypes.weight.data, start["prototypes.weight"], atol=1e-5, rtol=0)
     problem.fit(4.0, max_iterations=400, centre=start)
     assert (model.prototypes.weight - start["prototypes.weight"]).abs().max() > 0.01
-    # Far from the start, only the documents count.
+    # With little regularisation, only the documents determine the solution.
     problem.fit(1e6, max_iterations=400, centre=start)
     with_centre = problem.fit(1e6, max_iterations=400, centre=start).objective
     assert with_centre == pytest.approx(problem.fit(1e6, max_iterations=400).objective, rel=0.02)

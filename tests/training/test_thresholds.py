@@ -1,4 +1,4 @@
-"""Tuned thresholds against loops over documents and candidate thresholds."""
+"""Compares tuned thresholds with slow loops over documents and candidate thresholds."""
 
 import math
 
@@ -13,7 +13,7 @@ from tests.builders import random_dag, random_forest, random_multi_hot
 
 
 def draw(make, seed, documents=40, labels=12, grid=None):
-    """Random targets and probabilities that know something of them; with `grid`, many ties."""
+    """Returns (taxonomy, probabilities, targets). True labels are more probable. `grid` rounds to produce ties."""
     rng = np.random.default_rng(seed)
     taxonomy = make(rng, labels)
     targets = random_multi_hot(rng, taxonomy, documents, single_path=False).numpy() > 0
@@ -44,13 +44,13 @@ def candidates(values):
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1"])
 @pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, None), (2, 6), (3, 6)])
-def test_the_global_threshold_is_the_best_of_all(make, metric, seed, grid):
+def test_the_global_threshold_is_the_best_of_all_candidates(make, metric, seed, grid):
     taxonomy, p, targets = draw(make, seed, documents=15, labels=8, grid=grid)
     tuned = tune_thresholds(p, targets, taxonomy, metric=metric)
     assert len(set(tuned.tolist())) == 1
     best = max(slow_score(p, targets, [t] * 8, metric) for t in candidates(p))
     assert slow_score(p, targets, tuned, metric) == pytest.approx(best, abs=1e-12)
-    # Midway in log p between two neighbours, and no probability lies on it.
+    # The threshold is halfway in log space between two probabilities.
     below, above = p[(p < tuned[0]) & (p > 0)].max(), p[p >= tuned[0]].min()
     assert math.log(tuned[0]) == pytest.approx((math.log(below) + math.log(above)) / 2)
 
@@ -58,7 +58,7 @@ def test_the_global_threshold_is_the_best_of_all(make, metric, seed, grid):
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("granularity", ["level", "label"])
 @pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, 6)])
-def test_groups_have_the_best_macro_f1_each(make, granularity, seed, grid):
+def test_the_threshold_of_each_group_has_the_best_macro_f1(make, granularity, seed, grid):
     taxonomy, p, targets = draw(make, seed, documents=20, labels=8, grid=grid)
     groups = taxonomy.levels if granularity == "level" else [slice(i, i + 1) for i in range(8)]
     with np.errstate(divide="ignore"):
@@ -74,8 +74,8 @@ def test_groups_have_the_best_macro_f1_each(make, granularity, seed, grid):
 
 @pytest.mark.parametrize("grid", [None, 4])
 @pytest.mark.parametrize("seed", range(4))
-def test_groups_have_the_best_pooled_f1_together(seed, grid):
-    """Against every combination of thresholds."""
+def test_the_thresholds_of_all_groups_have_the_best_micro_f1_together(seed, grid):
+    """Enumerates all combinations of thresholds."""
     rng = np.random.default_rng(seed)
     p, targets = rng.random((6, 3)), rng.random((6, 3)) < 0.4
     targets[0, 0] = True
@@ -83,14 +83,14 @@ def test_groups_have_the_best_pooled_f1_together(seed, grid):
     logs = _best_logs(np.log(p).T.copy(), targets.T.copy(), [slice(i, i + 1) for i in range(3)], "micro_f1")
     every = [candidates(p[:, i]) for i in range(3)]
     best = max(slow_score(p, targets, (a, b, c), "micro_f1") for a in every[0] for b in every[1] for c in every[2])
-    # A p of 1 passes every threshold that a configuration can hold, but not log t = 0 / 2.
+    # A log threshold of 0 means that no label is predicted, while a threshold of 1 would accept p = 1.
     assert slow_score(p, targets, np.where(logs < 0, np.exp(logs), 1.5), "micro_f1") == pytest.approx(best, abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1"])
 @pytest.mark.parametrize("granularity", ["level", "label"])
-def test_rare_labels_have_the_shared_threshold_and_others_shrink_toward_it(metric, granularity):
-    taxonomy = Taxonomy.from_edges([("a", "b"), ("b", "c")])  # a level is a label here
+def test_rare_labels_use_the_shared_threshold(metric, granularity):
+    taxonomy = Taxonomy.from_edges([("a", "b"), ("b", "c")])  # each level has one label
     rng = np.random.default_rng(0)
     targets = np.zeros((60, 3), dtype=bool)
     targets[:30, 0] = targets[:12, 1] = targets[:3, 2] = True
@@ -100,12 +100,12 @@ def test_rare_labels_have_the_shared_threshold_and_others_shrink_toward_it(metri
     kwargs = {"granularity": granularity, "metric": metric}
     for least in (4, 13):
         tuned = tune_thresholds(p, targets, taxonomy, min_positives=least, **kwargs)
-        assert tuned[2] in (shared, tuned[1])  # 3 positives: never one of its own, at most its parent's
+        assert tuned[2] in (shared, tuned[1])  # with 3 positives it has the shared threshold or that of its parent
         assert least < 13 or tuned[1] in (shared, tuned[0])
     assert set(tune_thresholds(p, targets, taxonomy, min_positives=31, **kwargs).tolist()) == {shared}
 
 
-def test_shrinkage_is_a_mean_of_logits():
+def test_shrinkage_averages_the_logits_of_own_and_shared_threshold():
     taxonomy = Taxonomy.from_edges([], roots=["a", "b"])
     _, p, targets = draw(random_forest, 3, documents=200, labels=2)
     own = tune_thresholds(p, targets, taxonomy, "label", "macro_f1", shrinkage=0)
@@ -122,7 +122,7 @@ def test_shrinkage_is_a_mean_of_logits():
 @pytest.mark.parametrize("granularity", ["global", "level", "label"])
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1"])
 @pytest.mark.parametrize("seed", range(3))
-def test_thresholds_rise_along_edges_and_keep_coherent_probabilities_coherent(make, granularity, metric, seed):
+def test_thresholds_never_fall_from_parent_to_child_so_predictions_are_consistent(make, granularity, metric, seed):
     taxonomy, p, targets = draw(make, seed, documents=80, labels=25)
     for node in range(taxonomy.num_labels):
         for parent in taxonomy.parents(node):
@@ -157,7 +157,7 @@ def test_the_global_threshold_is_the_best_for_the_default_decoder(mode, head, se
 
 
 @pytest.mark.parametrize("granularity", ["global", "label"])
-def test_resampled_thresholds_are_means_of_logits_over_bootstrap_samples(granularity):
+def test_resampled_thresholds_are_the_mean_logits_over_bootstrap_samples(granularity):
     taxonomy, p, targets = draw(random_forest, 1, documents=60)
     how = {"granularity": granularity, "metric": "macro_f1", "min_positives": 4}
     found = tune_thresholds(p, targets, taxonomy, resamples=5, **how)
@@ -172,7 +172,7 @@ def test_resampled_thresholds_are_means_of_logits_over_bootstrap_samples(granula
     assert not np.array_equal(found, tune_thresholds(p, targets, taxonomy, **how))
 
 
-def test_nothing_to_tune_on_gives_one_half():
+def test_thresholds_are_one_half_without_positive_labels_or_candidates():
     taxonomy = Taxonomy.from_edges([("a", "b")])
     for documents in (0, 5):
         p, targets = np.full((documents, 2), 0.3), np.zeros((documents, 2), dtype=bool)
@@ -182,7 +182,7 @@ def test_nothing_to_tune_on_gives_one_half():
     assert tune_thresholds(p, targets, taxonomy, candidates=none).tolist() == [0.5, 0.5]
 
 
-def test_labels_that_are_always_or_never_right_and_probabilities_of_0_and_1():
+def test_constant_labels_and_probabilities_of_0_and_1_give_finite_thresholds():
     taxonomy = Taxonomy.from_edges([], roots=["always", "never", "mixed"])
     p = np.array([[0.4, 0.9, 1.0], [0.2, 0.9, 0.0]] * 10)
     targets = np.array([[1, 0, 1], [1, 0, 0]] * 10) > 0

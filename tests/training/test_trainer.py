@@ -1,4 +1,4 @@
-"""The Trainer's exactness, on gradients and final weights."""
+"""The Trainer: exact accumulation and resuming, logs, evaluation, tuning, and refused input."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def data(taxonomy, tokenizer):
 
 @pytest.fixture
 def ragged_data(ragged, tokenizer):
-    """Rows that reach different depths, so that batches have different denominators."""
+    """Returns documents with labels of different depths, so that batches differ in the number of labels per level."""
     labels = ["c", "a11", "b1", "c", "a12", "a2", "c", "b2", "a11", "c", "c", "b1", "a12", "c", "b2", "a2"]
     rows = [{"text": list(TEXTS.values())[i % 7], "labels": [label]} for i, label in enumerate(labels)]
     return encode_dataset(Dataset.from_list(rows), ragged, tokenizer, label_mode="single_path")
@@ -67,7 +67,7 @@ def assert_same(a, b, **tolerance):
 
 
 class EmaWeighter(LossWeighter):
-    """A weighter with a memory, to test what becomes of it."""
+    """Weighter with a state, a moving average of the losses."""
 
     def __init__(self, num_tasks):
         super().__init__(num_tasks)
@@ -85,7 +85,7 @@ class EmaWeighter(LossWeighter):
 
 @pytest.mark.parametrize("weighter", [UniformWeighter, EmaWeighter])
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_accumulation_equals_one_batch_whatever_levels_the_documents_reach(
+def test_gradient_accumulation_equals_one_batch_with_labels_of_any_depth(
     make_trainer, ragged, ragged_data, weighter, mode
 ):
     results = []
@@ -103,8 +103,8 @@ def test_accumulation_equals_one_batch_whatever_levels_the_documents_reach(
             assert four[name] == pytest.approx(one[name], abs=1e-6), name
 
 
-def test_accumulated_gradients_equal_those_of_one_batch(make_trainer, make_model, ragged, ragged_data):
-    """The same on the gradients themselves, clipped by nothing and before any optimiser."""
+def test_accumulated_gradients_equal_the_gradients_of_one_batch(make_trainer, make_model, ragged, ragged_data):
+    """Compares the gradients, without clipping and without the state of an optimizer."""
     found = []
     for batch, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(
@@ -120,7 +120,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(make_trainer, make_model
     assert max(gradient.abs().max() for gradient in found[0].values()) > 1e-3
 
 
-def test_the_hcal_weighter_follows_each_micro_batch(make_trainer, ragged, ragged_data):
+def test_the_hcal_weighter_computes_weights_for_each_micro_batch(make_trainer, ragged, ragged_data):
     trainer = make_trainer(
         ragged, ragged_data, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1,
         config={"partial_paths": True},
@@ -135,7 +135,9 @@ def test_the_hcal_weighter_follows_each_micro_batch(make_trainer, ragged, ragged
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"dropout": 0.1, "perturbation": 0.05}], ids=["plain", "dropout and noise"])
-def test_resuming_at_any_step_is_the_uninterrupted_run_bit_for_bit(make_trainer, make_model, data, taxonomy, config):
+def test_resuming_at_any_step_gives_exactly_the_weights_of_the_uninterrupted_run(
+    make_trainer, make_model, data, taxonomy, config
+):
     kwargs = {"optim": "adamw_torch", "max_steps": 5, "save_steps": 1, "save_strategy": "steps", "learning_rate": 1e-2,
               "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}  # fmt: skip
     config = {"dtype": torch.float32, **config}
@@ -167,7 +169,7 @@ def test_the_same_seed_gives_the_same_weights(make_trainer, data, taxonomy):
     assert not torch.equal(runs[0]["prototypes.weight"], runs[2]["prototypes.weight"])
 
 
-def test_weighter_state_is_written_as_safetensors_and_a_change_is_refused(make_trainer, data, taxonomy):
+def test_weighter_state_is_saved_as_safetensors_and_another_weighter_cannot_resume(make_trainer, data, taxonomy):
     trainer = make_trainer(
         taxonomy, data, loss_weighter=EmaWeighter(3), save_strategy="steps", save_steps=2, max_steps=2
     )
@@ -181,7 +183,7 @@ def test_weighter_state_is_written_as_safetensors_and_a_change_is_refused(make_t
         other.train(resume_from_checkpoint=checkpoint)
 
 
-def test_evaluation_moves_no_weighter_and_reports_the_uniform_loss(make_trainer, data, taxonomy):
+def test_evaluation_does_not_update_the_weighter_and_reports_the_mean_loss(make_trainer, data, taxonomy):
     trainer = make_trainer(taxonomy, data, loss_weighter=EmaWeighter(3), eval_data=data)
     before = {name: value.clone() for name, value in trainer.loss_weighter.state_dict().items()}
     found = trainer.evaluate()
@@ -193,7 +195,7 @@ def test_evaluation_moves_no_weighter_and_reports_the_uniform_loss(make_trainer,
     assert found["eval_loss"] == pytest.approx(output.task_losses.mean().item(), abs=1e-6)
 
 
-def test_each_tasks_loss_and_weight_are_logged_at_each_logging_step(make_trainer, data, taxonomy):
+def test_loss_and_weight_of_each_task_are_averaged_and_logged(make_trainer, data, taxonomy):
     trainer = make_trainer(taxonomy, data, logging_steps=2, lr_scheduler_type="constant", learning_rate=0.0,
                            remove_unused_columns=False)  # fmt: skip
     expected, compute = [], trainer.model.forward
@@ -232,7 +234,7 @@ def test_default_metrics_work_in_metric_for_best_model(make_trainer, data, taxon
 
 
 def test_predictions_are_in_the_order_of_the_documents(make_trainer, data, taxonomy):
-    """transformers shuffles them where training groups documents by length."""
+    """transformers would reorder the documents if training groups them by length."""
     trainer = make_trainer(taxonomy, data, train_sampling_strategy="group_by_length", per_device_eval_batch_size=3)
     found = trainer.predict(data)
     with torch.no_grad():
@@ -241,7 +243,7 @@ def test_predictions_are_in_the_order_of_the_documents(make_trainer, data, taxon
     assert trainer.args.train_sampling_strategy == "group_by_length"
 
 
-def test_index_labels_evaluate_like_multi_hot(make_trainer, make_model, data, taxonomy):
+def test_index_labels_and_multi_hot_labels_give_the_same_metrics(make_trainer, make_model, data, taxonomy):
     trainer = make_trainer(taxonomy, data, eval_data=data)
     dense = trainer.evaluate()
     trainer.data_collator.targets = "indices"
@@ -251,7 +253,7 @@ def test_index_labels_evaluate_like_multi_hot(make_trainer, make_model, data, ta
             assert sparse[name] == pytest.approx(value), name
 
 
-def test_the_parts_have_their_own_learning_rates(make_trainer, data, taxonomy):
+def test_encoder_head_and_prototypes_have_their_own_learning_rates(make_trainer, data, taxonomy):
     trainer = make_trainer(
         taxonomy, data, learning_rate=1e-4, head_learning_rate=1e-3, prototype_learning_rate=1e-2, weight_decay=0.1,
         optim="adamw_torch", config={"label_mode": "multi_path"},
@@ -269,7 +271,7 @@ def test_the_parts_have_their_own_learning_rates(make_trainer, data, taxonomy):
     assert {g["lr"] for g in same.param_groups} == {1e-4, 1e-3}
 
 
-def test_losses_of_data_parallel_replicas_are_joined(make_trainer, data, taxonomy):
+def test_losses_of_data_parallel_replicas_are_averaged_by_their_counts(make_trainer, data, taxonomy):
     trainer = make_trainer(taxonomy, data)
     losses, counts = torch.tensor([1.0, 2, 0, 3, 4, 5]), torch.tensor([2.0, 1, 0, 2, 3, 1])
     joined, total = trainer._over_replicas(losses, counts)
@@ -277,7 +279,7 @@ def test_losses_of_data_parallel_replicas_are_joined(make_trainer, data, taxonom
     assert total.tolist() == [4, 4, 1]
 
 
-def test_the_model_works_with_the_stock_trainer(make_model, data, taxonomy, tokenizer, tmp_path):
+def test_the_model_works_with_the_trainer_of_transformers(make_model, data, taxonomy, tokenizer, tmp_path):
     from hcal_hf import HcalDataCollator
 
     model = make_model(taxonomy)
@@ -286,7 +288,7 @@ def test_the_model_works_with_the_stock_trainer(make_model, data, taxonomy, toke
     assert trainer.train().training_loss > 0
 
 
-def test_pooled_states_train_the_head_alone(make_trainer, taxonomy):
+def test_training_on_pooled_states_changes_only_projection_and_prototypes(make_trainer, taxonomy):
     generator = torch.Generator().manual_seed(0)
     rows = [{"pooled_states": torch.randn(16, generator=generator).tolist(), "labels": [0, 2, 6]} for _ in range(8)]
     trainer = make_trainer(taxonomy, Dataset.from_list(rows), config={"dtype": torch.float32})
@@ -297,7 +299,7 @@ def test_pooled_states_train_the_head_alone(make_trainer, taxonomy):
     assert changed == {"projection", "prototypes"}
 
 
-def test_wrong_models_arguments_and_batches_are_refused(make_trainer, make_model, data, taxonomy, tmp_path):
+def test_invalid_models_arguments_and_batches_are_refused(make_trainer, make_model, data, taxonomy, tmp_path):
     with pytest.raises(TypeError, match="needs HcalTrainingArguments, got TrainingArguments"):
         HcalTrainer(make_model(taxonomy), TrainingArguments(str(tmp_path), report_to="none"))
     with pytest.raises(TypeError, match="needs an HcalForSequenceClassification, got Linear"):
@@ -312,7 +314,7 @@ def test_wrong_models_arguments_and_batches_are_refused(make_trainer, make_model
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
 @pytest.mark.parametrize("granularity", ["global", "label"])
-def test_thresholds_are_tuned_on_predictions_and_used_from_then_on(
+def test_tuned_thresholds_are_used_by_later_evaluations_and_saved(
     make_trainer, data, taxonomy, mode, granularity, tmp_path
 ):
     trainer = make_trainer(taxonomy, data, eval_data=data, config={"label_mode": mode})
@@ -335,8 +337,8 @@ def test_thresholds_are_tuned_on_predictions_and_used_from_then_on(
     assert type(config).from_pretrained(tmp_path / "tuned").thresholds == config.thresholds
 
 
-def test_batches_that_are_not_joined_are_evaluated_and_tuned_on(make_trainer, data, taxonomy):
-    """Index labels of the last batch are narrower, and loss-only evaluation keeps no predictions."""
+def test_evaluation_and_tuning_work_on_batches_of_different_widths(make_trainer, data, taxonomy):
+    """Index labels of the last batch have fewer columns, and a loss-only evaluation keeps no predictions."""
     found = []
     for options in ({}, {"eval_do_concat_batches": False}, {"prediction_loss_only": True}):
         trainer = make_trainer(
@@ -365,7 +367,7 @@ def test_risk_is_calibrated_on_held_out_documents(make_trainer, data, taxonomy, 
         assert values["alpha"] == alpha
         assert values["documents"] == 14
         assert values["risk"] <= alpha
-    assert found[0.05]["empty"] == 1  # 14 documents are too few
+    assert found[0.05]["empty"] == 1  # 14 documents are too few for this risk
     assert found[0.05]["threshold"] > 1
     assert found[0.6]["threshold"] < found[0.2]["threshold"]
     assert found[0.6]["answered"] > 0
@@ -378,7 +380,7 @@ def test_risk_is_calibrated_on_held_out_documents(make_trainer, data, taxonomy, 
     assert (again.risk_alpha, again.risk_threshold) == (0.6, found[0.6]["threshold"])
 
 
-def test_tuning_and_calibration_refuse_what_cannot_work(make_trainer, data, taxonomy, caplog):
+def test_tuning_and_calibration_refuse_invalid_data_sets_and_metrics(make_trainer, data, taxonomy, caplog):
     trainer = make_trainer(
         taxonomy, data, eval_data=data, eval_strategy="steps", save_strategy="steps", load_best_model_at_end=True
     )
@@ -401,7 +403,7 @@ def test_tuning_and_calibration_refuse_what_cannot_work(make_trainer, data, taxo
     assert "chose the best checkpoint" in caplog.text
 
 
-def test_violation_rates_are_better_when_smaller(tmp_path):
+def test_greater_is_better_is_false_for_violation_rates(tmp_path):
     kwargs = {"report_to": "none", "load_best_model_at_end": True, "eval_strategy": "steps", "use_cpu": True}
     for metric, expected in {"raw_hvr": False, "eval_hvr_node": False, "micro_f1": True, "loss": False}.items():
         args = HcalTrainingArguments(str(tmp_path), metric_for_best_model=metric, **kwargs)
@@ -409,7 +411,7 @@ def test_violation_rates_are_better_when_smaller(tmp_path):
     assert HcalTrainingArguments(str(tmp_path), metric_for_best_model="hvr", greater_is_better=True).greater_is_better
 
 
-def test_learned_weights_are_trained_without_decay_and_resumed(make_trainer, data, taxonomy):
+def test_learned_task_weights_have_no_weight_decay_and_are_resumed(make_trainer, data, taxonomy):
     class Learned(LossWeighter):
         def __init__(self, num_tasks):
             super().__init__(num_tasks)
@@ -431,7 +433,7 @@ def test_learned_weights_are_trained_without_decay_and_resumed(make_trainer, dat
     assert_same(weights(whole.model), weights(again.model))
 
 
-def test_training_rows_that_the_model_cannot_predict_are_refused_first(make_trainer, ragged, ragged_data):
+def test_training_rows_that_the_model_cannot_predict_are_refused_before_training(make_trainer, ragged, ragged_data):
     rows = ragged_data.add_column("row", list(range(len(ragged_data)))).remove_columns("row")
     inner = Dataset.from_dict({"input_ids": [[2], [3]], "attention_mask": [[1], [1]], "labels": [[2], [0]]})
     trainer = make_trainer(ragged, inner)
@@ -443,13 +445,13 @@ def test_training_rows_that_the_model_cannot_predict_are_refused_first(make_trai
     make_trainer(ragged, rows, folder="fine", max_steps=1).train()
 
 
-def test_what_a_trainer_of_its_own_loss_cannot_take_is_refused(make_model, taxonomy, data, tmp_path):
+def test_label_smoothing_is_refused(make_model, taxonomy, data, tmp_path):
     args = HcalTrainingArguments(str(tmp_path), report_to="none", label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="cannot use label_smoothing_factor and compute_loss_func"):
         HcalTrainer(make_model(taxonomy), args)
 
 
-def test_training_makes_no_logits_and_the_same_loss(make_trainer, ragged, ragged_data):
+def test_training_steps_do_not_compute_logits(make_trainer, ragged, ragged_data):
     trainer = make_trainer(ragged, ragged_data)
     seen = []
     trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.logits))
@@ -463,7 +465,7 @@ def test_training_makes_no_logits_and_the_same_loss(make_trainer, ragged, ragged
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
 @pytest.mark.parametrize("targets", ["indices", "multi_hot"])
-def test_metrics_batch_by_batch_are_those_of_all_at_once(
+def test_batch_eval_metrics_gives_the_metrics_of_the_whole_evaluation(
     mode, targets, make_model, taxonomy, data, tokenizer, tmp_path
 ):
     model = make_model(taxonomy, label_mode=mode, head="independent")
@@ -476,7 +478,7 @@ def test_metrics_batch_by_batch_are_those_of_all_at_once(
         )
         collator = HcalDataCollator(tokenizer, taxonomy, targets=targets)
         trainer = HcalTrainer(model, args, collator, None, data, tokenizer)
-        if batches:  # what an interrupted evaluation leaves behind
+        if batches:  # simulates the state that an interrupted evaluation leaves
             trainer.compute_metrics((torch.zeros(1, taxonomy.num_labels), torch.zeros(1, 1).long()), False)
         metrics = trainer.evaluate()
         found.append({name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second"))})
@@ -495,7 +497,7 @@ def test_model_init_and_positional_arguments_work_as_in_transformers(make_model,
     HcalTrainer(make_model(taxonomy), args, None, data, data, tokenizer).train()
 
 
-def test_weights_are_equal_unless_told_otherwise_and_the_papers_with_its_settings(tmp_path):
+def test_loss_weighting_is_uniform_by_default_and_hcal_in_the_paper_preset(tmp_path):
     assert HcalTrainingArguments(str(tmp_path)).loss_weighting == "uniform"
     paper = HcalTrainingArguments.paper(str(tmp_path))
     assert (paper.loss_weighting, paper.loss_weighting_kwargs) == ("hcal", {"gamma": 0.5})

@@ -1,4 +1,4 @@
-"""bfloat16, gradient checkpointing and torch.compile on the training step."""
+"""Training with bfloat16, gradient checkpointing and torch.compile."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SETTINGS = {"dtype": torch.float32, "optim": "adamw_torch", "learning_rate": 3e-
 
 
 def losses_of(trainer):
-    """Losses [steps, levels] of a training."""
+    """Trains and returns the losses [steps, levels]."""
     trainer.train()
     losses = torch.tensor([[entry[f"loss_level_{k}"] for k in range(3)] for entry in logs_of(trainer)])
     assert len(losses) == 12
@@ -21,14 +21,14 @@ def losses_of(trainer):
 
 
 def dtypes_of(module):
-    """Collects the types of what a module returns."""
+    """Returns a set that collects the dtypes of the outputs of a module."""
     seen = set()
     module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     return seen
 
 
 @pytest.mark.parametrize("weighter", ["hcal_rate", "gradnorm"])
-def test_bfloat16_runs_the_encoder_in_it_and_learns(tmp_path, weighter):
+def test_bf16_runs_only_the_encoder_in_bfloat16_and_learns(tmp_path, weighter):
     plain = losses_of(make_trainer(tmp_path, weighter, **SETTINGS))
     trainer = make_trainer(tmp_path, weighter, bf16=True, **SETTINGS)
     inner = dtypes_of(trainer.model.encoder.encoder.layer[1].intermediate.dense)
@@ -41,23 +41,23 @@ def test_bfloat16_runs_the_encoder_in_it_and_learns(tmp_path, weighter):
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
-# The name that transformers before 5.23 has as well.
+# transformers before 5.23 has only this name.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("weighter", WEIGHTERS)
-def test_gradient_checkpointing_changes_no_loss(tmp_path, weighter):
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path, weighter):
     plain = losses_of(make_trainer(tmp_path, weighter, dropout=0.1, **SETTINGS))
     trainer = make_trainer(tmp_path, weighter, dropout=0.1, gradient_checkpointing=True, **SETTINGS)
     layer = trainer.model.encoder.encoder.layer[0]
     calls = []
     layer.attention.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     losses = losses_of(trainer)
-    assert len(calls) == 2 * 12  # once forward and once more backward
+    assert len(calls) == 2 * 12  # once in the forward and once in the backward pass
     torch.testing.assert_close(losses, plain, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weighter", ["hcal_rate"])
-def test_a_compiled_step_has_the_same_losses(tmp_path, weighter):
-    """With the backend that needs no C++ compiler; forward and backward are traced as for the default one."""
+def test_a_compiled_training_step_gives_the_same_losses(tmp_path, weighter):
+    """Uses a backend that needs no C++ compiler. It traces forward and backward as the default backend does."""
     plain = losses_of(make_trainer(tmp_path, weighter, **SETTINGS))
     torch.compiler.reset()
     trainer = make_trainer(tmp_path, weighter, torch_compile=True, torch_compile_backend="aot_eager", **SETTINGS)
@@ -75,7 +75,7 @@ def test_gradient_norms_and_compilation_are_refused_together(tmp_path):
 
 
 def test_learned_weights_and_fsdp_are_refused_together(tmp_path):
-    """accelerate would end with a KeyError."""
+    """accelerate would raise a KeyError."""
     trainer = make_trainer(tmp_path, "uncertainty", **SETTINGS)
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="UncertaintyWeighter has its own parameters, which FSDP cannot shard"):

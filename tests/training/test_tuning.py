@@ -1,4 +1,4 @@
-"""What training leaves is tuned on held-out documents, and the gain is estimated by cross-validation."""
+"""A trained model is tuned on held-out documents. Cross-validation estimates the improvement."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,9 @@ def test_temperature_and_threshold_are_stored_with_the_model(trainer):
     assert tuned["documents"] == 60
     assert config.score_temperature == tuned["temperature"]
     assert np.mean(config.thresholds) == tuned["threshold"]
-    assert 0 <= tuned["before"] <= tuned["after"] <= 1  # the untrained model predicts next to nothing at 0.5
+    assert (
+        0 <= tuned["before"] <= tuned["after"] <= 1
+    )  # the model has hardly been trained and predicts almost no label at 0.5
 
 
 def test_cross_validation_equals_a_slow_loop(taxonomy):
@@ -62,7 +64,7 @@ def test_cross_validation_equals_a_slow_loop(taxonomy):
     assert before == classification_scores(plain, targets, taxonomy)["macro_f1"]
 
 
-def test_few_documents_change_nothing_and_a_wrong_metric_is_named(trainer, caplog):
+def test_too_few_documents_are_not_tuned_on_and_an_unknown_metric_is_refused(trainer, caplog):
     trainer.eval_dataset = trainer.eval_dataset.select(range(19))
     assert tune_model(trainer) == {}
     assert "there are 19 held-out documents" in caplog.text

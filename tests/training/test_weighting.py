@@ -1,4 +1,4 @@
-"""Weighters against plain loops, with levels missing at times."""
+"""Compares the loss weighters with slow loops. Some tasks are absent at some steps."""
 
 import math
 import random
@@ -21,7 +21,7 @@ from hcal_hf.training.weighting import (
     build_weighter,
 )
 
-# What each weighter is built with here, for T tasks.
+# The arguments of each weighter in these tests.
 KWARGS = {name: {} for name in WEIGHTERS} | {"dwa": {"period": 3}}
 
 
@@ -34,7 +34,7 @@ def float64(values, kind=torch.float64):
     return torch.tensor(values, dtype=kind)
 
 
-# ---- Twins: one step a call, lists and floats alone; `present` is a list of bools ----
+# ---- Slow references: functions of all steps so far, on lists and floats; `present` is a list of bools ----
 
 
 def softmax(scores):
@@ -44,7 +44,7 @@ def softmax(scores):
 
 
 def over(present, values):
-    """The values of the present tasks in their places, 0 elsewhere."""
+    """Returns one value per task: those of the present tasks in order, and 0 for absent tasks."""
     values = iter(values)
     return [next(values) if here else 0.0 for here in present]
 
@@ -146,9 +146,9 @@ def gradnorm(history, present, alpha=0.8, learning_rate=0.1):
     return [weights[k] / total if present[k] else 0.0 for k in tasks]
 
 
-TWINS = {
+REFERENCES = {
     "uniform": (uniform, {}),
-    "likelihood": (uniform, {}),  # without counts; with them below
+    "likelihood": (uniform, {}),  # without counts; a test below passes counts
     "fixed": (fixed, {"weights": [0.5, 0.2, 2.0, 0.0]}),
     "hcal": (hcal, {}),
     "hcal_rate": (hcal_rate, {"gamma": 0.7, "rho": 0.1, "decay": 0.9, "first_steps": 4}),
@@ -159,14 +159,14 @@ TWINS = {
 
 
 def some_steps(seed, steps=24, tasks=4):
-    """Losses, presence and gradient norms of some steps; the last task comes late, and others are away at times."""
+    """Returns (losses, present, gradient norms) per step. The last task starts late, and others are sometimes absent."""
     rng = random.Random(seed)
     found = []
     for step in range(steps):
         present = [rng.random() < 0.7 for _ in range(tasks)]
         present[-1] &= step >= 5
         present[step % (tasks - 1)] = True
-        present[1] &= not 11 <= step < 19  # away for whole periods of `dwa`
+        present[1] &= not 11 <= step < 19  # absent for whole periods of `dwa`
         present[0] |= not any(present)
         losses = [(k + 1) * math.exp(-0.05 * step * k) * rng.uniform(0.5, 1.5) for k in range(tasks)]
         norms = [rng.uniform(0.1, 3.0) for _ in range(tasks)]
@@ -180,29 +180,29 @@ def move(weighter, losses, present, norms):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", TWINS)
-def test_weights_equal_those_of_a_plain_loop(name, seed):
-    twin, kwargs = TWINS[name]
+@pytest.mark.parametrize("name", REFERENCES)
+def test_weights_match_a_slow_reference(name, seed):
+    reference, kwargs = REFERENCES[name]
     weighter = build(name, 4, **kwargs)
     different = set()
     for step, (losses, present, norms) in enumerate(steps := some_steps(seed)):
         history = steps[: step + 1]
-        expected = twin(history, present)
+        expected = reference(history, present)
         weights = weighter(float64(losses), torch.tensor(present))
         assert weights.dtype == torch.float64
         assert weights.tolist() == pytest.approx(expected, abs=1e-12 if name != "fixed" else 1e-7), step
         assert sum(expected) == pytest.approx(1)
         different.add(tuple(round(weight / max(expected), 6) for weight in expected))
         move(weighter, losses, present, norms)
-    # They did move, not only with `present`.
+    # The weights changed between steps, and not only because tasks were absent.
     assert len(different) > (5 if name in ("uniform", "fixed", "likelihood") else 15)
 
 
-def test_every_weighter_has_a_twin():
-    assert {*TWINS, "uncertainty"} == set(WEIGHTERS)
+def test_every_weighter_has_a_slow_reference():
+    assert {*REFERENCES, "uncertainty"} == set(WEIGHTERS)
 
 
-def test_uncertainty_descends_its_objective_and_leaves_absent_tasks_alone():
+def test_uncertainty_follows_the_gradient_of_its_objective():
     weighter = build("uncertainty", 4)
     optimizer = torch.optim.SGD(weighter.parameters(), lr=0.3)
     s = [0.0] * 4
@@ -223,7 +223,7 @@ def test_uncertainty_descends_its_objective_and_leaves_absent_tasks_alone():
     assert min(abs(value) for value in s) > 0.02
 
 
-def test_uncertainty_settles_at_twice_the_loss_and_stays_finite_without_one():
+def test_uncertainty_converges_to_twice_the_loss_and_is_bounded_for_a_zero_loss():
     weighter = build("uncertainty", 2, learning_rate=0.1)
     assert weighter.learning_rate == 0.1
     optimizer = torch.optim.Adam(weighter.parameters(), lr=0.1)
@@ -246,7 +246,7 @@ def test_hcal_is_a_softmax_of_the_losses(gamma):
     assert not weights.requires_grad
 
 
-def test_hcal_descends_the_gamma_logsumexp():
+def test_hcal_follows_the_gradient_of_gamma_times_logsumexp():
     losses = torch.tensor([0.2, 1.5, 0.9], dtype=torch.float64, requires_grad=True)
     (HcalWeighter(3, gamma=0.5)(losses) * losses).sum().backward()
     gradient = losses.grad.clone()
@@ -255,7 +255,7 @@ def test_hcal_descends_the_gamma_logsumexp():
     torch.testing.assert_close(gradient, losses.grad)
 
 
-def test_likelihood_weighs_levels_by_their_terms():
+def test_likelihood_weights_levels_by_their_number_of_terms():
     weighter, losses = LikelihoodWeighter(3).double(), float64([9.0, 0.0, 0.1])
     counts = torch.tensor([4, 0, 12])
     assert weighter(losses, counts > 0, counts).tolist() == [0.25, 0, 0.75]
@@ -264,7 +264,7 @@ def test_likelihood_weighs_levels_by_their_terms():
 
 
 @pytest.mark.parametrize("name", WEIGHTERS)
-def test_absent_tasks_have_no_weight_and_the_present_sum_to_one(name):
+def test_absent_tasks_have_weight_0_and_the_others_sum_to_1(name):
     weighter = build(name, 4)
     losses = float64([1.0, 0.0, 2.0, 100.0])
     present = torch.tensor([True, False, True, False])
@@ -279,8 +279,8 @@ def test_absent_tasks_have_no_weight_and_the_present_sum_to_one(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTERS)
-def test_a_task_that_was_never_there_changes_nothing_for_the_others(name):
-    """Four tasks of which the second never occurs are three tasks."""
+def test_a_task_that_is_always_absent_does_not_change_the_other_weights(name):
+    """With the second of four tasks always absent, the weights are those of three tasks."""
     four, three = (
         build(name, n, **({"weights": [1.0, 5.0, 2.0, 3.0][:n]} if name == "fixed" else {})) for n in (4, 3)
     )
@@ -296,13 +296,13 @@ def test_a_task_that_was_never_there_changes_nothing_for_the_others(name):
         move(three, *fewer)
     before = build(name, 4).state_dict()
     for key, value in four.state_dict().items():
-        if value.ndim:  # per task
+        if value.ndim:  # one value per task
             assert value[1] == before[key][1], key
 
 
 @pytest.mark.parametrize("name", WEIGHTERS)
 def test_weights_stay_finite_when_a_level_has_no_loss_from_the_start(name):
-    """A level of one label: its cross-entropy is 0."""
+    """The cross-entropy of a level with one label is always 0."""
     weighter = build(name, 3)
     for step in range(30):
         losses = [1.0 / (step + 1), 0.0, 2.0]
@@ -317,7 +317,7 @@ def test_weights_stay_finite_when_a_level_has_no_loss_from_the_start(name):
 
 
 @pytest.mark.parametrize("name", ["hcal_rate", "dwa", "gradnorm"])
-def test_the_slow_level_gains_weight_whatever_its_scale(name):
+def test_the_task_that_improves_slowly_gains_weight_at_any_loss_scale(name):
     found = []
     for scale in (1.0, 50.0):
         weighter = build(name, 2)
@@ -328,21 +328,21 @@ def test_the_slow_level_gains_weight_whatever_its_scale(name):
     torch.testing.assert_close(*found)
 
 
-def test_famo_gives_the_task_that_gains_less_the_larger_share():
+def test_famo_gives_more_weight_to_the_task_that_improves_less():
     weighter = FamoWeighter(2).double()
     for step in range(40):
         move(weighter, [2.0 * 0.95**step, 2.0], [True, True], None)
     assert weighter.logits[1] - weighter.logits[0] > 0.5
 
 
-def test_famo_weighs_all_alike_at_first_and_then_by_the_inverse_loss():
+def test_famo_starts_with_equal_weights_and_then_divides_by_the_loss():
     weighter = FamoWeighter(2).double()
     assert weighter(float64([1.0, 4.0])).tolist() == [0.5, 0.5]
     move(weighter, [1.0, 4.0], [True, True], None)
     assert weighter(float64([9.0, 9.0])).tolist() == pytest.approx([0.8, 0.2])
 
 
-def test_the_floor_of_hcal_rate_holds():
+def test_hcal_rate_keeps_every_weight_at_least_rho_over_the_number_of_tasks():
     weighter = HcalRateWeighter(4, gamma=0.01, rho=0.2).double()
     for losses in ([1.0, 1.0, 1.0, 1.0], [0.1, 0.2, 0.3, 5.0]):
         for _ in range(50):
@@ -352,11 +352,11 @@ def test_the_floor_of_hcal_rate_holds():
     assert weighter.report()["rate"].argmax() == 3
 
 
-def test_uniform():
+def test_uniform_gives_equal_weights():
     assert UniformWeighter(4)(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [0.25] * 4
 
 
-def test_gradnorm_without_an_exponent_makes_gradients_equally_long():
+def test_gradnorm_with_alpha_0_equalises_the_gradient_norms():
     weighter = GradNormWeighter(2, alpha=0.0, learning_rate=0.01).double()
     for _ in range(300):
         move(weighter, [1.0, 1.0], [True, True], [1.0, 4.0])
@@ -364,7 +364,7 @@ def test_gradnorm_without_an_exponent_makes_gradients_equally_long():
     assert (weights * float64([1.0, 4.0])).tolist() == pytest.approx([0.8, 0.8], abs=0.05)
 
 
-def test_gradnorm_keeps_weights_above_0_and_their_sum_at_any_learning_rate():
+def test_gradnorm_keeps_weights_positive_with_a_constant_sum():
     weighter = GradNormWeighter(3, learning_rate=2.0).double()
     for losses, _, norms in some_steps(0, tasks=3):
         move(weighter, [loss + 0.1 for loss in losses], [True] * 3, norms)
@@ -373,7 +373,7 @@ def test_gradnorm_keeps_weights_above_0_and_their_sum_at_any_learning_rate():
 
 
 @pytest.mark.parametrize("name", WEIGHTERS)
-def test_reading_weights_moves_nothing_and_state_is_complete(name):
+def test_computing_weights_does_not_change_the_state_and_the_state_is_saved_completely(name):
     weighter = build(name, 4)
     steps = some_steps(2)
     for losses, present, norms in steps[:12]:
@@ -391,7 +391,7 @@ def test_reading_weights_moves_nothing_and_state_is_complete(name):
         move(again, losses, present, norms)
 
 
-def test_unknown_names_and_arguments_are_refused_with_what_is_allowed_and_the_closest():
+def test_unknown_weighters_and_arguments_are_refused_with_suggestions():
     with pytest.raises(
         ValueError, match=r"one of dwa, famo, fixed, .*, uniform, got 'hcal_rte'\. Closest: 'hcal_rate'"
     ):
@@ -432,7 +432,7 @@ def test_arguments_out_of_range_are_refused(name, kwargs, message):
         build_weighter(name, 3, **kwargs)
 
 
-def test_one_class_and_one_line_add_a_weighter(monkeypatch, tmp_path):
+def test_a_custom_weighter_can_be_registered(monkeypatch, tmp_path):
     class Mine(LossWeighter):
         def __init__(self, num_tasks, power=1.0):
             super().__init__(num_tasks)
@@ -451,7 +451,7 @@ def test_one_class_and_one_line_add_a_weighter(monkeypatch, tmp_path):
         HcalTrainingArguments(str(tmp_path), loss_weighting="mien")
 
 
-def test_the_weighter_of_the_manual_works():
+def test_the_custom_weighter_of_the_manual_works():
     text = (Path(__file__).parents[2] / "docs/how-to/adaptive-weighting.md").read_text(encoding="utf-8")
     assert set(WEIGHTERS) <= set(re.findall(r"`(\w+)`", text))
     scope = {}

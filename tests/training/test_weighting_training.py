@@ -1,4 +1,4 @@
-"""Weighters in training: their state, accumulation, resuming, several processes."""
+"""Loss weighters in training: accumulation, state, resuming, gradient norms, invalid losses, several processes."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def assert_close(found, expected, atol):
 
 
 def moved(trainer):
-    """Whether training has moved the weighter's state."""
+    """Returns whether training has changed the state of the weighter."""
     state = trainer.loss_weighter.state_dict()
     return any(not torch.equal(value, trainer._fresh_weighter[name]) for name, value in state.items())
 
@@ -60,8 +60,8 @@ def moved(trainer):
 
 
 @pytest.mark.parametrize("weighter", NOT_PER_BATCH)
-def test_accumulation_equals_one_batch_to_1e_6_after_20_steps(weighter, tmp_path):
-    """15 documents: windows of 8 and 7, whose last micro-batch is one document short."""
+def test_gradient_accumulation_equals_one_batch_after_20_steps(weighter, tmp_path):
+    """The 15 documents form one batch of 8 and one of 7, so the last micro-batch has one document less."""
     states, logs = [], []
     for batch, accumulate in ((8, 1), (2, 4)):
         trainer = make_trainer(
@@ -79,22 +79,22 @@ def test_accumulation_equals_one_batch_to_1e_6_after_20_steps(weighter, tmp_path
                 assert four[key] == pytest.approx(value, abs=1e-5), key
 
 
-def test_weights_with_a_history_stand_still_within_a_window(tmp_path):
+def test_weights_of_stateful_weighters_are_constant_while_gradients_accumulate(tmp_path):
     trainer = make_trainer(tmp_path, "famo", per_device_train_batch_size=2, gradient_accumulation_steps=4)
     seen, moves = [], []
     trainer.loss_weighter.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     after_step = trainer.loss_weighter.after_step
     trainer.loss_weighter.after_step = lambda *found: moves.append(len(seen)) or after_step(*found)
     trainer.train()
-    assert moves == [4, 8, 12, 16, 20, 24]  # once an optimiser step, after its last micro-batch
+    assert moves == [4, 8, 12, 16, 20, 24]  # once per optimizer step, after its last micro-batch
     for start in range(0, 24, 4):
-        # A level that the window reaches has the same weight in each of its micro-batches.
+        # All micro-batches of a step have the same weights.
         assert all(torch.equal(weights, seen[start]) for weights in seen[start : start + 4])
         assert start == 0 or not torch.equal(seen[start], seen[start - 1])
 
 
 def check_one_window(folder, weighter, loss_of):
-    """The first step, of four micro-batches, descends `loss_of` their outputs."""
+    """Checks that a first step of four micro-batches follows the gradient of `loss_of` of their outputs."""
     kwargs = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 1}
     trainer = make_trainer(folder, weighter, **kwargs)
     model = build_model(build_ragged(), dtype=torch.float64, perturbation=0.05, **RAGGED)
@@ -108,7 +108,7 @@ def check_one_window(folder, weighter, loss_of):
     assert_close(found, expected, atol=1e-12)
 
 
-def test_hcal_weighs_each_micro_batch_by_its_own_losses_and_takes_the_mean(tmp_path):
+def test_hcal_weights_each_micro_batch_by_its_own_losses(tmp_path):
     def loss_of(outputs):
         present = [output.task_losses[output.task_counts > 0] for output in outputs]
         return sum(((losses.detach() / 0.5).softmax(0) * losses).sum() for losses in present) / 4
@@ -116,7 +116,7 @@ def test_hcal_weighs_each_micro_batch_by_its_own_losses_and_takes_the_mean(tmp_p
     check_one_window(tmp_path, "hcal", loss_of)
 
 
-def test_likelihood_weighs_every_decision_of_a_window_alike(tmp_path):
+def test_likelihood_gives_all_terms_of_a_step_the_same_weight(tmp_path):
     def loss_of(outputs):
         counts = torch.stack([output.task_counts for output in outputs])
         assert (counts.sum(dim=0) > 0).all()
@@ -132,10 +132,10 @@ def test_likelihood_weighs_every_decision_of_a_window_alike(tmp_path):
         ("conditional_sigmoid", True),
         ("lookahead_sigmoid", True),
         ("conditional_softmax", True),
-        ("lookahead_softmax", False),  # its levels' losses are of whole paths
+        ("lookahead_softmax", False),  # its loss per level is that of whole paths
     ],
 )
-def test_likelihood_is_the_likelihood_of_the_labels(head, equal):
+def test_likelihood_weighting_gives_the_negative_log_likelihood_of_the_labels(head, equal):
     taxonomy = build_ragged()
     mode = "multi_path" if "sigmoid" in head else "single_path"
     model = build_model(taxonomy, dtype=torch.float64, label_mode=mode, partial_paths=True, head=head)
@@ -147,7 +147,7 @@ def test_likelihood_is_the_likelihood_of_the_labels(head, equal):
     losses, counts = output.task_losses, output.task_counts
     weights = WEIGHTERS["likelihood"](len(losses)).double()(losses, counts > 0, counts)
     log_p = output.logits.double().sigmoid().clamp(1e-300, 1 - 1e-16).log()
-    if mode == "single_path":  # of the path's end
+    if mode == "single_path":  # the label of the end of the path
         expected = -log_p[torch.arange(len(leaves)), leaves].sum()
     else:
         expected = sets_nll(log_p, labels, taxonomy)
@@ -156,7 +156,7 @@ def test_likelihood_is_the_likelihood_of_the_labels(head, equal):
 
 
 def sets_nll(log_p, labels, taxonomy):
-    """-log P of the label sets by a plain loop: each label given its parent, where that is true."""
+    """Computes -log P of the label sets with a loop over all labels that have a true parent or no parent."""
     parent_of = {child: parent for parent, child in taxonomy.edges.tolist()}
     total = 0.0
     for row, truth in zip(log_p.exp().tolist(), labels.tolist()):
@@ -172,7 +172,7 @@ def sets_nll(log_p, labels, taxonomy):
 
 
 @pytest.mark.parametrize("weighter", WEIGHTERS)
-def test_resuming_at_every_step_is_the_uninterrupted_run(weighter, tmp_path):
+def test_resuming_at_any_step_equals_the_uninterrupted_run(weighter, tmp_path):
     kwargs = {"dtype": torch.float32, "dropout": 0.1, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 5,
               "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 5,
               "gradient_accumulation_steps": 2}  # fmt: skip
@@ -187,7 +187,7 @@ def test_resuming_at_every_step_is_the_uninterrupted_run(weighter, tmp_path):
 
 
 @pytest.mark.parametrize("weighter", ["hcal", "hcal_rate", "uncertainty", "gradnorm"])
-def test_evaluation_in_between_changes_nothing(weighter, tmp_path):
+def test_evaluation_during_training_changes_neither_model_nor_weighter(weighter, tmp_path):
     plain, watched = make_trainer(tmp_path, weighter), make_trainer(tmp_path, weighter, eval_data=True)
     calls = []
     watched.args.eval_strategy, watched.args.eval_steps = "steps", 1
@@ -196,14 +196,14 @@ def test_evaluation_in_between_changes_nothing(weighter, tmp_path):
     plain.train()
     watched.train()
     assert len([entry for entry in watched.state.log_history if "eval_loss" in entry]) == 6
-    assert len(calls) == 6  # training alone asks for weights
+    assert len(calls) == 6  # only training steps compute weights
     assert_close(state_of(watched), state_of(plain), atol=0.0)
     before = state_of(watched)
     watched.evaluate()
     assert_close(state_of(watched), before, atol=0.0)
 
 
-def test_each_run_of_a_new_model_starts_with_a_new_weighter(tmp_path):
+def test_a_new_run_with_model_init_resets_the_weighter(tmp_path):
     trainer = make_trainer(tmp_path, "uncertainty")
     trainer.model_init = lambda: build_model(build_ragged(), dtype=torch.float64, perturbation=0.05, **RAGGED)
     trainer.train()
@@ -228,10 +228,12 @@ def test_rates_are_logged(tmp_path):
     assert "rate_level_0" not in logs_of(make_and_train(tmp_path, "uniform"))[-1]
 
 
-def test_what_remains_of_each_first_loss_is_logged(tmp_path):
+def test_the_remaining_share_of_the_first_loss_is_logged_per_level(tmp_path):
     logs = logs_of(make_and_train(tmp_path, "uniform"))
     for k in range(3):
-        losses = [entry[f"loss_level_{k}"] for entry in logs if f"loss_level_{k}" in entry]  # not every step has all
+        losses = [
+            entry[f"loss_level_{k}"] for entry in logs if f"loss_level_{k}" in entry
+        ]  # not every step has a loss for every level
         shares = [entry[f"remaining_level_{k}"] for entry in logs if f"remaining_level_{k}" in entry]
         assert shares == pytest.approx([loss / losses[0] for loss in losses])
         assert len(set(shares)) > 2
@@ -243,7 +245,7 @@ def make_and_train(*args, **kwargs):
     return trainer
 
 
-def test_learned_weights_have_their_own_learning_rate(tmp_path):
+def test_learned_task_weights_have_their_own_learning_rate(tmp_path):
     for weighter, expected in (("uncertainty", 0.5), ("learned", 0.7)):
         trainer = make_trainer(tmp_path, "uncertainty", head_learning_rate=0.7, weight_decay=0.1)
         if weighter == "learned":
@@ -257,8 +259,8 @@ def test_learned_weights_have_their_own_learning_rate(tmp_path):
         assert (group["lr"], group["weight_decay"]) == (expected, 0.0)
 
 
-def test_gradients_of_learned_weights_do_not_outlive_their_step(tmp_path):
-    """Also where the optimiser skips the step, as a gradient scaler makes it do."""
+def test_gradients_of_learned_task_weights_are_cleared_after_each_step(tmp_path):
+    """They are cleared even if the optimizer skips the step, as with a gradient scaler."""
     trainer = make_trainer(tmp_path, "uncertainty", max_steps=2, learning_rate=1e-9)
     seen = []
     step = trainer._average_weighter_gradients
@@ -269,17 +271,17 @@ def test_gradients_of_learned_weights_do_not_outlive_their_step(tmp_path):
     trainer.optimizer.step = lambda *_: None
     trainer.train()
     assert len(seen) == 2
-    # One step's gradient, as at s = 0: (1 / 2 - L) / T over the levels, not the sum of two.
+    # The gradient of one step at s = 0, which is (1 / 2 - L) / T, and not the sum of two steps.
     for gradient, entry in zip(seen, logs_of(trainer)):
         losses = torch.tensor([entry[f"loss_level_{k}"] for k in range(3)], dtype=torch.float64)
         torch.testing.assert_close(gradient, (0.5 - losses) / 3)
 
 
-# ---- Norms of gradients ----
+# ---- Gradient norms ----
 
 
 @pytest.mark.parametrize("objective", ["document", "aggregate"])
-def test_gradient_norms_are_those_of_each_levels_loss_on_the_features(objective):
+def test_gradient_norms_are_computed_per_level_with_respect_to_the_features(objective):
     taxonomy = build_taxonomy()
     model = build_model(taxonomy, dtype=torch.float64, objective=objective, head="independent", contrast="aggregate")
     labels = torch.tensor([[0, 2, 6], [0, 3, 8], [1, 5, 12]])
@@ -296,7 +298,7 @@ def test_gradient_norms_are_those_of_each_levels_loss_on_the_features(objective)
         frozen(input_ids=torch.tensor([[2, 3]]), labels=labels[:1], gradient_norms=True)
 
 
-def test_gradnorm_needs_no_second_backward_pass_through_the_encoder(tmp_path):
+def test_gradnorm_runs_one_backward_pass_through_the_encoder(tmp_path):
     trainer = make_trainer(tmp_path, "gradnorm", max_steps=2)
     passes = []
     trainer.model.projection.register_full_backward_hook(lambda *_: passes.append(1))
@@ -304,8 +306,8 @@ def test_gradnorm_needs_no_second_backward_pass_through_the_encoder(tmp_path):
     assert len(passes) == 2
 
 
-def test_gradient_norms_of_data_parallel_replicas_are_joined(tmp_path):
-    """As if the replicas' documents were one batch: the loss is the mean of theirs by their counts."""
+def test_gradient_norms_of_data_parallel_replicas_are_combined(tmp_path):
+    """The result is that of one batch with all documents, where the loss is the mean weighted by the counts."""
     trainer = make_trainer(tmp_path, "gradnorm")
     joined = trainer._norms_over_replicas(
         torch.tensor([3.0, 1.0, 0.0, 4.0, 2.0, 1.0]), torch.tensor([1, 3, 0, 1, 1, 2])
@@ -313,11 +315,11 @@ def test_gradient_norms_of_data_parallel_replicas_are_joined(tmp_path):
     assert joined.tolist() == pytest.approx([2.5, math.hypot(0.75 * 1, 0.25 * 2), 1.0])
 
 
-# ---- Losses that are not finite ----
+# ---- NaN and infinite losses ----
 
 
 class Spoiled(LossWeighter):
-    """Uniform weights; the first level's is NaN from the third call on."""
+    """Uniform weighter that returns NaN for the first level from the third call on."""
 
     def __init__(self, num_tasks):
         super().__init__(num_tasks)
@@ -330,7 +332,7 @@ class Spoiled(LossWeighter):
 
 
 def spoil(trainer, value, step, level=1):
-    """Makes the loss of a level `value` in one forward pass in training."""
+    """Replaces the loss of a level by `value` in one forward pass of training."""
     losses, calls = trainer.model.head.losses, []
 
     def spoiled(scores, targets):
@@ -344,7 +346,7 @@ def spoil(trainer, value, step, level=1):
 
 @pytest.mark.parametrize("weighter", ["uniform", "hcal", "famo", "uncertainty"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_level_and_step_and_leaves_the_model_alone(weighter, value, tmp_path):
+def test_a_nan_or_infinite_loss_stops_training_before_the_model_changes(weighter, value, tmp_path):
     trainer = make_trainer(tmp_path, weighter, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     spoil(trainer, value, step=6)  # the second micro-batch of step 3
     with pytest.raises(FloatingPointError, match="The loss of level_1 was NaN or infinite at step 3"):
@@ -356,18 +358,18 @@ def test_a_loss_that_is_not_finite_names_level_and_step_and_leaves_the_model_alo
     assert trainer.state.global_step == 2
 
 
-def test_without_the_filter_it_is_told_at_the_next_log(tmp_path):
+def test_without_logging_nan_inf_filter_an_invalid_loss_is_reported_at_the_next_log(tmp_path):
     trainer = make_trainer(tmp_path, "uniform", logging_steps=3, logging_nan_inf_filter=False)
     spoil(trainer, math.nan, step=2, level=2)
     with pytest.raises(FloatingPointError, match="The loss of level_2 was NaN or infinite at step 2"):
         trainer.train()
     assert trainer.state.global_step == 3
     again = make_trainer(tmp_path, "uniform", logging_nan_inf_filter=False)
-    again.finite_check.first_bad_step[0, 0] = 7  # an earlier run's
+    again.finite_check.first_bad_step[0, 0] = 7  # left by an earlier run
     again.train()
 
 
-def test_weights_that_are_not_finite_are_told_too(tmp_path):
+def test_nan_weights_stop_training(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.loss_weighter = Spoiled(3)
     with pytest.raises(FloatingPointError, match="The weight of level_0 was NaN or infinite at step 3"):
@@ -377,7 +379,7 @@ def test_weights_that_are_not_finite_are_told_too(tmp_path):
 # ---- Noise ----
 
 
-def test_the_perturbation_is_drawn_once_a_step_whatever_else_draws(tmp_path):
+def test_prototype_noise_is_drawn_once_per_step_independently_of_dropout(tmp_path):
     drawn = []
     for dropout in (0.0, 0.3):
         trainer = make_trainer(
@@ -403,7 +405,7 @@ def test_the_perturbation_is_drawn_once_a_step_whatever_else_draws(tmp_path):
     assert not torch.equal(other._with_noise({})["noise"], drawn[0][0])
     own = torch.zeros(9, 8)
     assert other._with_noise({"noise": own})["noise"] is own
-    other.args._n_gpu = 2  # two replicas of torch.nn.DataParallel
+    other.args._n_gpu = 2  # as with two replicas of torch.nn.DataParallel
     assert torch.equal(*other._with_noise({})["noise"].chunk(2))
 
 
@@ -412,7 +414,7 @@ def test_the_perturbation_is_drawn_once_a_step_whatever_else_draws(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What two processes made of each setting: (state, weights and logs)."""
+    """Trains each setting on two processes. Returns {setting: (state, weights and logs)}."""
     folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -424,7 +426,7 @@ def two_processes(tmp_path_factory):
         printed, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with its two children
+            os.killpg(process.pid, signal.SIGKILL)  # including both child processes
     assert process.returncode == 0, printed[-6000:]
     return {
         name: (load_file(folder / f"{i}.safetensors"), json.loads((folder / f"{i}.json").read_text(encoding="utf-8")))
@@ -434,7 +436,7 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_equal_one_to_1e_6_after_20_steps(two_processes, name, tmp_path):
+def test_two_processes_equal_one_process_after_20_steps(two_processes, name, tmp_path):
     state, found = two_processes[name]
     assert found["world_size"] == 2
     one, weights, steps = train(name, tmp_path)

@@ -1,9 +1,9 @@
-"""Trains a tiny model in each of SETTINGS, on one process or on two of them:
+"""Trains a tiny model with each of SETTINGS, on one or two processes.
 
     torchrun --nproc_per_node 2 tests/training/two_processes.py FOLDER
 
-writes the final state of each setting to FOLDER; `train` does the same within a test, on one process. Global batches are
-the same ones either way.
+writes the final state of each setting to FOLDER. A test calls `train` to do the same on one process. The global batches are
+the same in both cases.
 """
 
 import json
@@ -23,7 +23,7 @@ RAGGED = {"partial_paths": True, "head": "independent"}
 CLASSES = {"label_mode": "multi_path", "head": "independent", "contrast": "aggregate"}
 PAPER = {"objective": "aggregate", "head": "independent"}
 
-# name: (weighter, its arguments, configuration of the model, global batch, accumulation on two processes)
+# name: (weighter, its arguments, configuration of the model, global batch size, accumulation steps with two processes)
 SETTINGS = {
     "uniform": ("uniform", {}, RAGGED, 8, 1),
     "fixed": ("fixed", {"weights": [0.2, 0.3, 0.5]}, RAGGED, 8, 1),
@@ -38,14 +38,16 @@ SETTINGS = {
     "aggregate, hcal": ("hcal", {}, PAPER, 8, 1),
     "aggregate, gradnorm": ("gradnorm", {"learning_rate": 0.2}, PAPER, 8, 1),
     "contrast, hcal_rate": ("hcal_rate", {"first_steps": 3}, CLASSES, 8, 1),
-    # One document each, of which every other one has no label: a process is often without any class.
+    # One document per process. Every second document has no label, so a process often has no class.
     "contrast, single documents": ("uniform", {}, CLASSES, 2, 1),
 }
 
 
 def dataset(taxonomy, config):
-    """15 documents of unequal length that reach different levels where they may; every other one without labels in
-    multi_path."""
+    """Returns 15 or 16 documents of different lengths.
+
+    With RAGGED, their labels end at different levels. With CLASSES, every second document has no label.
+    """
     generator = torch.Generator().manual_seed(5)
     rows = []
     for i in range(16 if config is CLASSES else 15):
@@ -57,8 +59,10 @@ def dataset(taxonomy, config):
 
 
 def train(name, folder, processes=1):
-    """Trains setting `name` for 20 steps: the Trainer, the weights of each forward pass, and what each step told the
-    weighter."""
+    """Trains setting `name` for 20 steps.
+
+    Returns the Trainer, the weights of each forward pass, and the losses that the weighter received after each step.
+    """
     weighter, kwargs, config, batch, accumulate = SETTINGS[name]
     accumulate = accumulate if processes > 1 else 1
     taxonomy = build_ragged() if config is RAGGED else build_taxonomy()
@@ -66,10 +70,10 @@ def train(name, folder, processes=1):
     args = HcalTrainingArguments(
         str(folder), max_steps=20, per_device_train_batch_size=batch // processes // accumulate, seed=3, optim="sgd",
         gradient_accumulation_steps=accumulate, learning_rate=0.003, lr_scheduler_type="constant",
-        max_grad_norm=0.0,  # clipping would hide a factor
+        max_grad_norm=0.0,  # clipping would hide wrong factors of the gradient
         loss_weighting=weighter, loss_weighting_kwargs=kwargs, logging_steps=4, save_strategy="no", report_to="none",
         use_cpu=True, disable_tqdm=True,
-        # By default the last batches are filled up with documents from the start.
+        # By default, documents from the start fill up the last batches.
         accelerator_config={"even_batches": False},
     )  # fmt: skip
     trainer = HcalTrainer(model, args, None, dataset(taxonomy, config), None, build_tokenizer())
@@ -82,7 +86,7 @@ def train(name, folder, processes=1):
 
 
 def state_of(trainer):
-    """Everything that training has made, as tensors."""
+    """Returns the tensors of model and weighter."""
     return {
         **{f"model.{name}": value.detach().clone() for name, value in trainer.model.state_dict().items()},
         **{f"weighter.{name}": value.detach().clone() for name, value in trainer.loss_weighter.state_dict().items()},
@@ -98,7 +102,7 @@ def main(folder):
         trainer, weights, steps = train(name, folder / "runs", processes=2)
         assert trainer.accelerator.num_processes == dist.get_world_size() == 2
         assert dist.get_backend() == "gloo"
-        # Both processes hold the same model, and used the same weights all along.
+        # Both processes have the same model and used the same weights at every step.
         for value in (weights, steps, *state_of(trainer).values()):
             both = [torch.empty_like(value) for _ in range(2)]
             dist.all_gather(both, value.contiguous())
