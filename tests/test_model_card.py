@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
-from transformers import BertConfig
+from transformers import BertConfig, TrainerCallback
 
 import hcal_hf.card_file as card_file
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, Taxonomy
@@ -444,6 +444,33 @@ def test_the_card_has_results_of_the_best_step_if_it_was_loaded(make_trainer, tm
     assert micro["test"] == round(logged["eval_micro_f1"], 4)
     # The last evaluation during training belongs to another step.
     assert "eval" not in micro
+
+
+def test_step_0_can_be_the_best_step(make_trainer, tmp_path, no_pictures):
+    class EvaluateAtStart(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            trainer.evaluate(metric_key_prefix="start")
+
+    trainer = make_trainer(eval_strategy="no")
+    trainer.add_callback(EvaluateAtStart())
+    trainer.train()
+    # The state of a training that saved its weights before the first step and loaded them at its end.
+    trainer.args.load_best_model_at_end = True
+    trainer.state.best_global_step, trainer.state.best_model_checkpoint = 0, str(tmp_path / "checkpoint-0")
+    trainer.create_model_card()
+    path = tmp_path / "out" / "README.md"
+    assert "the weights are those of step 0, the best" in path.read_text(encoding="utf-8")
+    assert {result.dataset_split for result in ModelCard.load(path).data.eval_results} == {"start"}
+
+
+def test_the_weights_are_those_of_the_last_step_if_no_checkpoint_was_loaded(make_trainer, tmp_path, no_pictures):
+    trainer = make_trainer()
+    trainer.train()
+    # The state of a training that did not find the checkpoint of its best step.
+    trainer.args.load_best_model_at_end = True
+    trainer.state.best_global_step, trainer.state.best_model_checkpoint = 2, None
+    trainer.create_model_card()
+    assert "the weights are those of" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_f1_per_label_agrees_with_the_macro_f1(make_trainer):

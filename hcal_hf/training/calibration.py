@@ -1,4 +1,4 @@
-"""Calibrates probabilities by temperature scaling: one number, fitted on held-out documents.
+"""Calibrates probabilities by temperature scaling: one temperature, fitted on held-out documents.
 
 Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017, arXiv 1706.04599).
 """
@@ -21,30 +21,32 @@ from ..taxonomy import Taxonomy
 logger = logging.get_logger(__name__)
 
 LOWEST, HIGHEST = 0.01, 100.0
-# Of log T: far finer than what any number of documents can tell.
+# Precision of log T. It is far below the standard error of any fit.
 TOLERANCE = 1e-6
 
 
 def fit_temperature(head: HierarchicalHead, scores: torch.Tensor, targets: Any) -> float:
-    """The T > 0 whose scores / T have the smallest negative log-likelihood on held-out documents.
+    """Finds the temperature T > 0 that minimises the negative log-likelihood of held-out documents.
 
-    The likelihood is the head's own ([`HierarchicalHead.negative_log_likelihood`]) and all that the head calls a score is
-    divided, biases and stop scores too. One T for all labels keeps P(child) <= P(parent) under every coherent head, and
-    under `independent` the order of the labels. The negative log-likelihood is convex in 1 / T, so it has one
-    minimum, which golden-section search over log T finds (T to a millionth); that of `lookahead_sigmoid` need not be
-    convex, but no second minimum was met in 60,000 random ones.
+    All scores of the head are divided by T, including biases and stop scores. The likelihood is that of the head
+    ([`HierarchicalHead.negative_log_likelihood`]). With one T for all labels, P(child) <= P(parent) still holds for every
+    coherent head, and the order of the labels does not change for `independent`.
+
+    The negative log-likelihood is convex in 1 / T, so it has one minimum. Golden-section search over log T finds T with a
+    relative precision of 1e-6. For `lookahead_sigmoid` it is not always convex, but a search for a second minimum in
+    60,000 random problems found none.
 
     Args:
-        head: the model's head.
-        scores (`torch.Tensor` of shape `[N, L]`): of N documents that trained nothing ([`document_scores`]).
+        head: the head of the model.
+        scores (`torch.Tensor` of shape `[N, L]`): the scores of N held-out documents ([`document_scores`]).
         targets (bool array or tensor, same shape): the true labels, with all ancestors.
 
     Returns:
-        T; 1.0 (and a warning) where no T from 0.01 to 100 is best, as when every document is right, so that more certainty
-        is always better, or when the scores tell nothing.
+        T. If there is no minimum between 0.01 and 100, returns 1.0 and logs a warning. This happens if all labels are
+        predicted correctly, because a smaller T is then always better, or if the scores are not related to the labels.
 
     Raises:
-        ValueError: without documents, or for different shapes.
+        ValueError: if there are no documents or the shapes differ.
     """
     if not len(scores):
         raise ValueError("fit_temperature needs held-out documents with labels, got none.")
@@ -59,16 +61,19 @@ def fit_temperature(head: HierarchicalHead, scores: torch.Tensor, targets: Any) 
         if not least < loss(limit):
             logger.warning(
                 f"{len(scores)} documents do not determine a temperature: none from {LOWEST} to {HIGHEST} is better than "
-                f"{math.exp(limit):.3g}, {'the labels are all right' if limit < 0 else 'the scores tell nothing'}. It "
-                "stays at 1: give more held-out documents."
+                f"{math.exp(limit):.3g}, because "
+                f"{'all labels are predicted correctly' if limit < 0 else 'the scores are not related to the labels'}. The "
+                "temperature stays 1. Give more held-out documents."
             )
             return 1.0
     return math.exp(log_t)
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one minimum has it, between `low` and `high` (Kiefer, "Sequential minimax search for a
-    maximum", 1953)."""
+    """Finds the minimum of a function between `low` and `high`. The function must have only one.
+
+    Source: Kiefer, "Sequential minimax search for a maximum" (1953).
+    """
     ratio = (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = function(left), function(right)
@@ -88,7 +93,15 @@ def _golden_section(function: Callable[[float], float], low: float, high: float)
 def negative_log_likelihood(
     head: HierarchicalHead, scores: torch.Tensor, targets: Any, score_temperature: float = 1.0
 ) -> float:
-    """-log P(labels) under scores / T, the mean over the documents; arguments as in [`fit_temperature`]."""
+    """Computes -log P(labels) of scores / T, averaged over documents.
+
+    Args:
+        head, scores, targets: see [`fit_temperature`].
+        score_temperature (`float`): T.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     positive = torch.as_tensor(np.asarray(targets), dtype=torch.bool)
     if positive.shape != scores.shape:
         raise ValueError(
@@ -103,26 +116,32 @@ def negative_log_likelihood(
 
 @torch.no_grad()
 def document_scores(model: Any, features: Any) -> torch.Tensor:
-    """The head's scores [N, L] of documents, before any temperature, from their features [N, d] (the output of
-    [`HcalForSequenceClassification`]), at least float32, on the CPU."""
-    given = torch.as_tensor(features)
+    """Computes the scores of the head [N, L], before temperature scaling.
+
+    Args:
+        model ([`HcalForSequenceClassification`]): the model.
+        features (array or tensor of shape `[N, d]`): the field `features` of its output for N documents.
+
+    Returns:
+        a tensor on the CPU, float32 or float64.
+    """
     step = max(1, PAIRS_PER_CHUNK // model.taxonomy.num_labels)
-    parts = [
-        model.head.scores(model.prototypes.products(part.to(model.device), model.projection)).cpu()
-        for part in given.split(step)
+    scores = [
+        model.head.scores(model.prototypes.products(chunk.to(model.device), model.projection)).cpu()
+        for chunk in torch.as_tensor(features).split(step)
     ]
-    return torch.cat(parts)
+    return torch.cat(scores)
 
 
 @torch.no_grad()
 def tempered_logits(head: HierarchicalHead, scores: torch.Tensor, score_temperature: float) -> torch.Tensor:
-    """The model's logits [N, L] under a temperature, from scores [N, L]; in their dtype."""
-    parts = [log_probs_to_logits(head.log_probs(part, score_temperature)).cpu() for _, part in _batches(head, scores)]
-    return torch.cat(parts).to(scores) if parts else scores
+    """Computes the logits of the model [N, L] at a temperature, from scores [N, L]. Keeps their dtype."""
+    logits = [log_probs_to_logits(head.log_probs(part, score_temperature)).cpu() for _, part in _batches(head, scores)]
+    return torch.cat(logits).to(scores) if logits else scores
 
 
 def _batches(head: HierarchicalHead, scores: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of the scores on the head's device, in float64 (which Apple's devices do not have)."""
+    """Yields slices of rows, and their scores on the device of the head, in float64 (float32 on MPS, which lacks it)."""
     device = head.depths.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     step = max(1, PAIRS_PER_CHUNK // scores.shape[1])
@@ -139,38 +158,37 @@ def calibration_metrics(
     partial_paths: bool = False,
     head: str = "independent",
 ) -> dict[str, float]:
-    """How far probabilities are from shares, in 15 bins.
+    """Computes expected calibration errors, with 15 bins, and Brier scores.
 
     Args:
-        logits (`torch.Tensor` of shape `[N, L]`): as the model gives them.
+        logits (`torch.Tensor` of shape `[N, L]`): the logits of the model.
         targets (bool array, same shape): the true labels, with all ancestors.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths, head: as in [`HcalConfig`].
+        label_mode, partial_paths, head: see [`HcalConfig`].
 
     Returns:
-        `ece`, `ece_equal_width` and `brier` over all (document, label) cells
-        ([`hcal_hf.metrics.calibration_scores`]). For single_path also `end_ece`, `end_ece_equal_width` and `end_brier` of
-        the decision for a path, one a document: its probability is that of ending at the path's last node
-        (`independent`: of that node on its own level), and it is right if it is the true path. Label thresholds,
-        which may cut the path, play no part.
+        `ece`, `ece_equal_width` and `brier` over all (document, label) pairs ([`hcal_hf.metrics.calibration_scores`]).
+        For single_path also `end_ece`, `end_ece_equal_width` and `end_brier` over the predicted paths, one per document.
+        The probability of a path is the probability that it ends at its last node (for `independent`, the probability of
+        this node on its level). A path is correct if it equals the true path. Label thresholds are ignored here.
     """
     log_probs = torch.nn.functional.logsigmoid(logits.double())
     positive = np.asarray(targets, dtype=bool)
-    found = calibration_scores(log_probs.exp().numpy(), positive)
+    metrics = calibration_scores(log_probs.exp().numpy(), positive)
     if label_mode != "single_path":
-        return found
+        return metrics
     decision = Decision(label_mode, partial_paths, head)
-    chosen = decision.best_path(log_probs, taxonomy)
-    # Nodes are sorted by depth: the last one of a path is its end.
-    ends = chosen.shape[1] - 1 - chosen.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    paths = decision.best_path(log_probs, taxonomy)
+    # Nodes are sorted by depth, so the last node of a path is its end.
+    ends = paths.shape[1] - 1 - paths.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
     values = end_probabilities(log_probs, taxonomy, partial_paths and decision.is_coherent)
-    sure = values.gather(1, ends)[:, 0].clamp(0, 1).numpy()
-    right = (chosen.numpy() == positive).all(axis=1)
+    confidence = values.gather(1, ends)[:, 0].clamp(0, 1).numpy()
+    is_correct = (paths.numpy() == positive).all(axis=1)
     return {
-        **found,
-        "end_ece": expected_calibration_error(sure, right),
-        "end_ece_equal_width": expected_calibration_error(sure, right, binning="equal_width"),
-        "end_brier": brier_score(sure, right),
+        **metrics,
+        "end_ece": expected_calibration_error(confidence, is_correct),
+        "end_ece_equal_width": expected_calibration_error(confidence, is_correct, binning="equal_width"),
+        "end_brier": brier_score(confidence, is_correct),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a trainer knows for the model card, and when it writes one."""
+"""Collects the facts of a model card during training, and writes the card with each save."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ EVAL_RESULTS = ".eval_results/hcal_hf.yaml"
 
 @dataclasses.dataclass
 class _Recorded:
-    """An evaluation, and the state of the model that it was of."""
+    """An evaluation, and the state of the evaluated model."""
 
     evaluation: Evaluation
     state: Any
@@ -49,11 +49,12 @@ class _Recorded:
 
 
 class ModelCardMixin(_Trainer):
-    """Methods of [`HcalTrainer`] that write the model card: with each save, with its pictures at `save_model` and
-    `push_to_hub`, and whenever `create_model_card` is called.
+    """Methods of [`HcalTrainer`] that write the model card with each save.
+
+    Its figures are drawn by `save_model`, `push_to_hub` and `create_model_card`, but not for checkpoints.
 
     Attributes:
-        card_details ([`Details`], *optional*): what the author told for the card.
+        card_details ([`Details`], *optional*): the facts that the author provided.
     """
 
     card_details: Details | None = None
@@ -81,27 +82,28 @@ class ModelCardMixin(_Trainer):
         benchmark_metric: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Writes the model card, `README.md`, and its pictures, `weights.png` and `scores.png` (with matplotlib), into
-        `args.output_dir`. What is given here holds for all later cards of this Trainer too.
+        """Writes the model card `README.md` into `args.output_dir`, and with matplotlib `weights.png` and `scores.png`.
 
-        The scores are those of the last evaluation of each data set (`evaluate` and `predict`, by `metric_key_prefix`), as
-        long as they are of the model as it is: those from before further training, new thresholds or another temperature
-        are left out.
+        Later cards of this Trainer keep the arguments that are given here.
+
+        The card has the scores of the last evaluation of each data set, by the `metric_key_prefix` of `evaluate` and
+        `predict`. Scores from before further training, new thresholds or another temperature are left out, because they
+        are not scores of the current model.
 
         Args:
             language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args, dataset_license,
-                dataset_description, benchmark_task, benchmark_metric: as in [`hcal_hf.model_card.Details`].
+                dataset_description, benchmark_task, benchmark_metric: see [`hcal_hf.model_card.Details`].
             tasks: only `"text-classification"`, which is the default.
             overwrite: whether to overwrite a README.md that was edited manually. Otherwise it is left unchanged and a
                 warning is logged.
 
         Raises:
-            ValueError: for another task, a name on the Hub that is none, several data sets, or a benchmark without its
-                data set, or whose metric was not measured.
+            ValueError: if there is another task, an invalid name on the Hub, more than one data set, a benchmark without
+                its data set, or a benchmark metric that was not measured.
         """
         if tasks not in (None, "text-classification", ["text-classification"]):
             raise ValueError(f'tasks can only be "text-classification", got {tasks!r}.')
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "language": language,
             "license": license,
             "tags": tags,
@@ -115,8 +117,8 @@ class ModelCardMixin(_Trainer):
             "benchmark_task": benchmark_task,
             "benchmark_metric": benchmark_metric,
         }
-        told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self.card_details = dataclasses.replace(self.card_details or Details(), **told)
+        details: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+        self.card_details = dataclasses.replace(self.card_details or Details(), **details)
         if not self.is_world_process_zero():
             return
         folder = self.args.output_dir
@@ -125,7 +127,7 @@ class ModelCardMixin(_Trainer):
             keep_remote_card(folder, str(self.hub_model_id), **self._push)
         self._write_card(folder, draws=True, overwrite=overwrite)
         if self.card_details.benchmark_task is not None:
-            self._write_eval_results(folder, asked_for=benchmark_task is not None)
+            self._write_eval_results(folder, is_requested=benchmark_task is not None)
 
     def _write_card(self, folder: str, draws: bool, overwrite: bool = False) -> None:
         model: Any = self.unwrapped_model
@@ -134,7 +136,7 @@ class ModelCardMixin(_Trainer):
         if details.model_name is None:
             name = Path(str(hub_id)).name if hub_id else Path(folder_name(self.args.output_dir)).name
             details = dataclasses.replace(details, model_name=name)
-        results = [found.evaluation for found in (self._recorded or {}).values() if self._holds(found)]
+        results = self._current_evaluations()
         trained = self.state.global_step > 0 or self._fits() > 0
         facts = Facts(
             model_id=str(hub_id) if hub_id else folder_name(folder),
@@ -149,7 +151,7 @@ class ModelCardMixin(_Trainer):
         write_card(build_card(model, facts), model, folder, overwrite)
 
     def _draw_figures(self, folder: str, results: list[Evaluation]) -> dict[str, str]:
-        """Draws what there is to draw, and removes a former run's figures that this one has not."""
+        """Draws the figures for which there are data. Removes figures of an earlier run that could not be drawn now."""
         taxonomy = self.unwrapped_model.taxonomy
         pictures = {}
         weights, scores = (os.path.join(folder, name) for name in (WEIGHTS_FIGURE, SCORES_FIGURE))
@@ -157,7 +159,7 @@ class ModelCardMixin(_Trainer):
             pictures[WEIGHTS_FIGURE] = "Loss and weight of each level over the steps of the training"
         else:
             remove_figure(weights)
-        last = next((found for found in reversed(results) if found.node_f1 is not None), None)
+        last = next((result for result in reversed(results) if result.node_f1 is not None), None)
         if last is not None and last.node_f1 is not None and save_scores(scores, taxonomy, last.node_f1, last.split):
             pictures[SCORES_FIGURE] = "F1 of the labels, level by level"
         else:
@@ -167,7 +169,7 @@ class ModelCardMixin(_Trainer):
     # ---- When a card is written ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """[`~transformers.Trainer.save_model`], with a model card and its pictures."""
+        """Saves the model as [`~transformers.Trainer.save_model`] does, with a model card and its figures."""
         self._draws_figures = not _internal_call
         try:
             super().save_model(output_dir, _internal_call)
@@ -188,8 +190,14 @@ class ModelCardMixin(_Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """[`~transformers.Trainer.push_to_hub`], with a model card; `kwargs` may hold the arguments of `create_model_card`.
-        A card that was edited on the Hub stays as it is there, unless `overwrite=True`."""
+        """Pushes the model as [`~transformers.Trainer.push_to_hub`] does, with a model card.
+
+        A card that was edited on the Hub is left unchanged, unless `overwrite=True`.
+
+        Args:
+            commit_message, blocking, token, revision, private: see [`~transformers.Trainer.push_to_hub`].
+            kwargs: arguments of `create_model_card`.
+        """
         repo_id = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
         branch = revision or self.args.hub_revision
         if private is not None:  # earlier versions of transformers do not have this argument
@@ -207,7 +215,7 @@ class ModelCardMixin(_Trainer):
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             with self._pushing():
                 self.create_model_card()
-            # The parent takes configuration and weights out of the checkpoint; the code belongs to them.
+            # The parent copies only configuration and weights from the checkpoint, and custom code is needed to load them.
             for file in Path(checkpoint_folder).glob("*.py"):
                 shutil.copy(file, str(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
@@ -240,24 +248,23 @@ class ModelCardMixin(_Trainer):
             for name, value in metrics.items()
             if name not in other and isinstance(value, int | float | np.number)
         }
-        if not measured:  # predictions for something else, such as thresholds
+        if not measured:  # these predictions are not an evaluation, for example those of tune_thresholds
             return output
         evaluation = Evaluation(prefix, int(output.num_samples), measured)
         if self.is_world_process_zero():
             self._add_node_scores(evaluation, output)
-        found = _Recorded(
+        recorded = _Recorded(
             evaluation, self.state, self.state.global_step, self._fits(), bool(self.is_in_train), self._decisions()
         )
-        self._recorded = {name: old for name, old in (self._recorded or {}).items() if name != prefix} | {
-            prefix: found
-        }
+        others = {name: other for name, other in (self._recorded or {}).items() if name != prefix}
+        self._recorded = {**others, prefix: recorded}  # the latest evaluation is the last
         return output
 
     def _add_node_scores(self, evaluation: Evaluation, output: Any) -> None:
         model: Any = self.unwrapped_model
         config, logits = model.config, output.predictions
         logits = logits[0] if isinstance(logits, tuple) else logits
-        # preprocess_logits_for_metrics may have made something else of them.
+        # preprocess_logits_for_metrics may have replaced the logits.
         if getattr(logits, "shape", ())[1:] != (model.taxonomy.num_labels,) or output.label_ids is None:
             return
         sets = Decision.from_config(config).decode(torch.from_numpy(np.asarray(logits)), model.taxonomy).numpy()
@@ -266,18 +273,28 @@ class ModelCardMixin(_Trainer):
         f1 = 2 * (sets & targets).sum(axis=0) / np.maximum(evaluation.support + sets.sum(axis=0), 1)
         evaluation.node_f1 = np.where(evaluation.support > 0, f1, np.nan)
 
-    def _holds(self, found: _Recorded) -> bool:
-        """Whether a recorded evaluation is of the model as it is."""
-        if found.state is not self.state or found.decisions != self._decisions():
+    def _current_evaluations(self) -> list[Evaluation]:
+        """Lists the recorded evaluations of the current model."""
+        return [recorded.evaluation for recorded in (self._recorded or {}).values() if self._is_current(recorded)]
+
+    def _is_current(self, recorded: _Recorded) -> bool:
+        """Tells whether a recorded evaluation is one of the current model."""
+        if recorded.state is not self.state or recorded.decisions != self._decisions():
             return False
-        if not found.in_training:
-            return (found.step, found.fits) == (self.state.global_step, self._fits())
-        best = self.state.best_global_step if self.args.load_best_model_at_end and not self.is_in_train else None
-        # A training that has ended since is the one that it was in.
-        return found.step == (best or self.state.global_step) and self._fits() <= found.fits + 1
+        if not recorded.in_training:
+            return (recorded.step, recorded.fits) == (self.state.global_step, self._fits())
+        loaded_step = self._loaded_step()
+        step = self.state.global_step if loaded_step is None else loaded_step
+        # At most the training run that contains the evaluation has finished since.
+        return recorded.step == step and self._fits() <= recorded.fits + 1
+
+    def _loaded_step(self) -> int | None:
+        """Returns the step of the best checkpoint if it was loaded at the end of the training, else None."""
+        is_loaded = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        return self.state.best_global_step if is_loaded and not self.is_in_train else None
 
     def _fits(self) -> int:
-        """How often a training has ended since this state began."""
+        """Counts finished training runs."""
         return sum("train_loss" in entry for entry in self.state.log_history)
 
     def _decisions(self) -> Any:
@@ -292,12 +309,12 @@ class ModelCardMixin(_Trainer):
             sets |= {f"evaluation, {name}": dataset for name, dataset in self.eval_dataset.items()}
         elif self.eval_dataset is not None:
             sets["evaluation"] = self.eval_dataset
-        known = self._summaries or {}
+        summaries = self._summaries or {}
         for role, dataset in sets.items():
-            if dataset is not None and (role not in known or known[role][0] is not dataset):
-                known[role] = (dataset, self._summary_of(role, dataset))
-        self._summaries = known
-        return [known[role][1] for role in sets if role in known]
+            if dataset is not None and (role not in summaries or summaries[role][0] is not dataset):
+                summaries[role] = (dataset, self._summary_of(role, dataset))
+        self._summaries = summaries
+        return [summaries[role][1] for role in sets if role in summaries]
 
     def _summary_of(self, role: str, dataset: Any) -> DataSummary:
         summary = DataSummary(role, len(dataset) if hasattr(dataset, "__len__") else None)
@@ -317,11 +334,10 @@ class ModelCardMixin(_Trainer):
         rows = {"encoder's weights": "frozen" if is_frozen else "trained"}
         fit = next((entry for entry in reversed(self.state.log_history) if "head_strength" in entry), None)
         if fit is not None:
-            towards = "the labels' words" if fit["head_anchored"] else "0"
             rows |= {
                 "solver": "L-BFGS on all documents at once, on pooled states computed once",
-                "strength C": f"{fit['head_strength']:g}, chosen on held-out documents",
-                "prototypes drawn towards": towards,
+                "inverse regularisation strength C": f"{fit['head_strength']:g}, selected on held-out documents",
+                "prototypes regularised towards": "the embeddings of the label text" if fit["head_anchored"] else "0",
             }
         else:
             rows |= self._optimizer_settings()
@@ -334,12 +350,12 @@ class ModelCardMixin(_Trainer):
     def _optimizer_settings(self) -> dict[str, str]:
         args: Any = self.args
         weighter = type(self.loss_weighter)
-        weighting = f"{weighter.__name__} (an object of its own)"
+        weighting = f"{weighter.__name__} (passed as an object)"
         if self._weighter_by_name:
             parameters = list(inspect.signature(weighter).parameters.values())[1:]  # all but num_tasks
-            given = args.loss_weighting_kwargs or {}
-            chosen = ", ".join(f"{p.name}={given.get(p.name, p.default)!r}" for p in parameters)
-            weighting = args.loss_weighting + (f" ({chosen})" if chosen else "")
+            values = args.loss_weighting_kwargs or {}
+            settings = ", ".join(f"{p.name}={values.get(p.name, p.default)!r}" for p in parameters)
+            weighting = args.loss_weighting + (f" ({settings})" if settings else "")
         head = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
         prototypes = head if args.prototype_learning_rate is None else args.prototype_learning_rate
         multipliers = args.prototype_lr_multipliers
@@ -349,7 +365,8 @@ class ModelCardMixin(_Trainer):
         optimizer = str(getattr(args.optim, "value", args.optim)) + (
             f" ({args.optim_args})" if args.optim_args else ""
         )
-        best = self.state.best_global_step if args.load_best_model_at_end else None
+        loaded_step = self._loaded_step()
+        best = "" if loaded_step is None else f"; the weights are those of step {loaded_step:,}, the best"
         return {
             "loss weighting": weighting,
             "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}, max_grad_norm {args.max_grad_norm:g}",
@@ -357,13 +374,18 @@ class ModelCardMixin(_Trainer):
             + (f", times {multipliers} from the deepest level upwards" if multipliers else ""),
             "schedule": schedule,
             "batch": f"{batch} x {args.world_size * max(args.n_gpu, 1)} device(s)",
-            "steps": f"{self.state.global_step:,}, {self.state.epoch or 0:.2f} epochs"
-            + (f"; the weights are those of step {best:,}, the best" if best and not self.is_in_train else ""),
+            "steps": f"{self.state.global_step:,}, {self.state.epoch or 0:.2f} epochs{best}",
             "precision": precision,
         }
 
-    def _write_eval_results(self, folder: str, asked_for: bool) -> None:
-        """The file that the Hub reads for its registered benchmarks; none where the model as it is was not measured."""
+    def _write_eval_results(self, folder: str, is_requested: bool) -> None:
+        """Writes the file from which the Hub reads the results of its registered benchmarks.
+
+        If the current model has no value of the metric, the file is removed.
+
+        Raises:
+            ValueError: if it has none and the benchmark `is_requested` by this call.
+        """
         import yaml
         from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -372,20 +394,19 @@ class ModelCardMixin(_Trainer):
         assert details.dataset_tags is not None
         assert details.benchmark_task is not None
         metric = details.benchmark_metric
-        found = [r.evaluation for r in (self._recorded or {}).values() if self._holds(r)]
-        found = [evaluation for evaluation in found if metric in evaluation.metrics]
-        if not found:
-            told = f"benchmark_metric={metric!r} was not measured for the model as it is: call trainer.evaluate(...) first."
-            if asked_for:
-                raise ValueError(told)
+        measured = [evaluation for evaluation in self._current_evaluations() if metric in evaluation.metrics]
+        if not measured:
+            problem = f"benchmark_metric={metric!r} was not measured for this model: call trainer.evaluate(...) first."
+            if is_requested:
+                raise ValueError(problem)
             path.unlink(missing_ok=True)
-            logger.warning(f"No {EVAL_RESULTS}: {told}")
+            logger.warning(f"{EVAL_RESULTS} is not written: {problem}")
             return
         entry = EvalResultEntry(
             dataset_id=details.dataset_tags,
             task_id=details.benchmark_task,
-            value=round(found[-1].metrics[metric], 4),
-            notes=f"{metric}, {found[-1].documents} documents of {found[-1].split}",
+            value=round(measured[-1].metrics[metric], 4),
+            notes=f"{metric}, {measured[-1].documents} documents of {measured[-1].split}",
         )
         path.parent.mkdir(exist_ok=True)
         entries = eval_result_entries_to_yaml([entry])
@@ -393,8 +414,8 @@ class ModelCardMixin(_Trainer):
 
 
 def _only(name: str, value: Any) -> str | None:
-    """The one value of an argument that the Trainer of transformers takes a list for."""
+    """Returns the value of an argument that may be a list of one value, as for the Trainer of transformers."""
     values = [value] if isinstance(value, str) else list(value or ())
     if len(values) > 1:
-        raise ValueError(f"{name} must be one data set, got {values}.")
+        raise ValueError(f"{name} must be one data set, got {len(values)}: {values}. Give one of them.")
     return values[0] if values else None

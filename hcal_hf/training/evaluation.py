@@ -1,4 +1,4 @@
-"""Metrics of a model's predictions, as the Trainer asks for them."""
+"""Computes the metrics of predictions, in the format of the Trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,21 +25,25 @@ def compute_metrics(
     method: str | None = None,
     risk_threshold: float | None = None,
 ) -> dict[str, float]:
-    """Scores of logits against labels.
+    """Computes all metrics of logits and labels.
 
     Args:
-        predictions: `predictions` are logits [N, L], `label_ids` are multi-hot [N, L] or node indices [N, K] padded with
+        predictions: the logits [N, L], and the labels as a multi-hot array [N, L] or as node indices [N, K] padded with
             -100.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths, head, thresholds, risk_threshold: as in [`HcalConfig`].
-        method (`str`, *optional*): how to decode ([`hcal_hf.decoding.decode`]); the default of the label mode if None.
+        label_mode, partial_paths, head, thresholds, risk_threshold: see [`HcalConfig`].
+        method (`str`, *optional*): the decoder ([`hcal_hf.decoding.decode`]). By default, that of the label mode.
 
     Returns:
-        F1s, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and violation rates
-        ([`hcal_hf.metrics.violation_rates`]) of the decoded decision under their own names; of the raw decision, as
-        `raw_...`, the violation rates, `micro_f1`, `macro_f1`, `exact_match` and the accuracy of each level. `hvr_score`
-        is of the probabilities, before any decision; `hvr_argmax` (single_path) of the best label of each level, which
-        may contradict the hierarchy under every head. Each name works in `metric_for_best_model`.
+        values by name. Each name works in `metric_for_best_model`:
+
+        - of the decoded predictions: F1, hierarchical F1, accuracies ([`hcal_hf.metrics.classification_scores`]) and
+          violation rates ([`hcal_hf.metrics.violation_rates`]).
+        - of the thresholded predictions, with the prefix `raw_`: `micro_f1`, `macro_f1`, `exact_match`, violation rates and
+          the accuracy of each level.
+        - `hvr_score`: the violation rate of the probabilities, without any threshold.
+        - `hvr_argmax` (single_path): the violation rate of the most probable label of each level. These labels may
+          contradict the hierarchy under every head.
     """
     return score_decision(
         predictions, taxonomy, Decision(label_mode, partial_paths, head, thresholds, method, risk_threshold)
@@ -57,12 +61,14 @@ def score_decision(
 
 
 class BatchMetrics:
-    """[`compute_metrics`] of one batch after the other, for `batch_eval_metrics=True`: of a batch its label sets are kept,
-    as lists of node indices, and not its logits, which would fill the memory where labels or documents are very many.
+    """Computes [`compute_metrics`] batch by batch, for `batch_eval_metrics=True`.
+
+    Keeps only the label sets of a batch, as lists of node indices. Its logits are not kept, because they would fill the
+    memory if there are very many labels or documents.
 
     Args:
         taxonomy ([`Taxonomy`]): the hierarchy.
-        decision: returns the present [`Decision`]. It is called for each batch.
+        decision: returns the current [`Decision`]. It is called for each batch.
     """
 
     def __init__(self, taxonomy: Taxonomy, decision: Callable[[], Decision]):
@@ -70,27 +76,27 @@ class BatchMetrics:
         self.start()
 
     def start(self) -> None:
-        """Forgets all batches."""
+        """Removes all batches."""
         self.references: list[np.ndarray] = []
-        self.decisions: dict[str, list[np.ndarray]] = {}
-        self.violating = 0.0
+        self.label_sets: dict[str, list[np.ndarray]] = {}
+        self.violating_scores = 0.0
 
     def __call__(
         self, predictions: EvalPrediction | tuple[np.ndarray, np.ndarray], compute_result: bool
     ) -> dict[str, float]:
-        """Takes a batch in; with `compute_result`, the last one, the metrics of all, and the next batch is a first one."""
+        """Adds a batch of logits and labels. With `compute_result`, returns the metrics of all batches and removes them."""
         scores, labels = (torch.as_tensor(values).cpu() for values in (predictions[0], predictions[1]))
-        found = _label_sets(scores, self.taxonomy, self.decision())
-        for name, sets in found.items():
-            self.decisions.setdefault(name, []).extend(_as_ids(sets))
+        label_sets = _label_sets(scores, self.taxonomy, self.decision())
+        for name, sets in label_sets.items():
+            self.label_sets.setdefault(name, []).extend(_as_ids(sets))
         references = _references(labels.numpy())
         self.references += list(_as_ids(references) if isinstance(references, np.ndarray) else references)
-        rates: dict[str, Any] = violation_rates(found[""], self.taxonomy, scores=torch.sigmoid(scores).numpy())
-        self.violating += rates["hvr_score"] * len(scores)
+        rates: dict[str, Any] = violation_rates(label_sets[""], self.taxonomy, scores=torch.sigmoid(scores).numpy())
+        self.violating_scores += rates["hvr_score"] * len(scores)
         if not compute_result:
             return {}
-        metrics = _scores(self.decisions, self.references, self.taxonomy, None)
-        metrics["hvr_score"] = self.violating / max(len(self.references), 1)
+        metrics = _scores(self.label_sets, self.references, self.taxonomy, None)
+        metrics["hvr_score"] = self.violating_scores / max(len(self.references), 1)
         self.start()
         return metrics
 
@@ -99,8 +105,8 @@ def _label_sets(scores: torch.Tensor, taxonomy: Taxonomy, decision: Decision) ->
     """Decodes logits into label sets, bool [N, L].
 
     Returns:
-        the decoded sets under `""`, the sets of the method `raw` under `"raw_"`, and in single_path the best label of each
-        level under `"argmax"`.
+        the decoded sets with the key `""`, the thresholded sets (method `raw`) with the key `"raw_"`, and for single_path
+        the most probable label of each level with the key `"argmax"`.
     """
     label_sets = {
         "": decision.decode(scores, taxonomy).numpy(),
@@ -112,45 +118,51 @@ def _label_sets(scores: torch.Tensor, taxonomy: Taxonomy, decision: Decision) ->
 
 
 def _scores(
-    decisions: Mapping[str, Any], references: Any, taxonomy: Taxonomy, probabilities: np.ndarray | None
+    label_sets: Mapping[str, Any], references: Any, taxonomy: Taxonomy, probabilities: np.ndarray | None
 ) -> dict[str, float]:
-    """What [`compute_metrics`] returns, from label sets as bool matrices or id lists; `hvr_score` only of given
-    probabilities [N, L]."""
+    """Computes the metrics of [`compute_metrics`] from label sets.
+
+    Args:
+        label_sets: predictions with the keys of `_label_sets`, as bool matrices [N, L] or as lists of node indices.
+        references: true label sets, in either form.
+        taxonomy: the hierarchy.
+        probabilities: [N, L]. With None, `hvr_score` is left out.
+    """
     metrics: dict[str, float] = {}
     for prefix in ("", "raw_"):
-        sets = decisions[prefix]
-        found = classification_scores(sets, references, taxonomy)
+        sets = label_sets[prefix]
+        scores = classification_scores(sets, references, taxonomy)
         rates: dict[str, Any] = violation_rates(sets, taxonomy, scores=None if prefix else probabilities)
         if prefix:
-            found = {
+            scores = {
                 name: value
-                for name, value in found.items()
+                for name, value in scores.items()
                 if name in _RAW_SCORES or name.startswith("accuracy_level_")
             }
         elif probabilities is not None:
             metrics["hvr_score"] = rates.pop("hvr_score")
         for k, rate in enumerate(rates.pop("hvr_level")):
             rates[f"hvr_level_{k}"] = rate
-        metrics.update({f"{prefix}{name}": value for name, value in {**found, **rates}.items()})
-    if "argmax" in decisions:
-        best: dict[str, Any] = violation_rates(decisions["argmax"], taxonomy)
+        metrics.update({f"{prefix}{name}": value for name, value in {**scores, **rates}.items()})
+    if "argmax" in label_sets:
+        best: dict[str, Any] = violation_rates(label_sets["argmax"], taxonomy)
         metrics["hvr_argmax"] = best["hvr"]
     return metrics
 
 
 def _references(labels: np.ndarray) -> Any:
-    """True sets as a bool matrix [N, L] or as lists of node indices, from multi-hot labels or padded indices."""
+    """Converts multi-hot labels [N, L] to bool, and padded node indices [N, K] to lists without padding."""
     return labels > 0 if np.issubdtype(labels.dtype, np.floating) else [row[row >= 0] for row in labels]
 
 
 def _as_ids(sets: np.ndarray) -> list[np.ndarray]:
-    """The node indices of each row of a bool matrix [N, L]."""
+    """Lists the node indices of each row of a bool matrix [N, L]."""
     rows, nodes = np.nonzero(sets)
     return np.split(nodes, np.searchsorted(rows, np.arange(1, len(sets))))
 
 
 def target_matrix(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Labels as the Trainer gives them, multi-hot [N, L] or padded node indices [N, K], as bool [N, L]."""
+    """Converts the labels of the Trainer, multi-hot [N, L] or padded node indices [N, K], to bool [N, L]."""
     if np.issubdtype(labels.dtype, np.floating):
         return labels > 0
     row, column = np.nonzero(labels >= 0)

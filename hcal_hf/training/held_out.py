@@ -1,4 +1,4 @@
-"""What a trainer learns from documents held out from training: a temperature, label thresholds, a risk threshold."""
+"""Fits a temperature, label thresholds and a risk threshold to held-out documents."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,27 +31,27 @@ logger = logging.get_logger(__name__)
 
 
 class HeldOutMixin(_Trainer):
-    """Methods of [`HcalTrainer`] that fit what turns a trained model's scores into probabilities and decisions."""
+    """Methods of [`HcalTrainer`] that fit the temperature and the thresholds of a trained model."""
 
     def calibrate_temperature(self, dataset: Any = None) -> dict[str, float]:
-        """Fits one temperature to held-out documents ([`hcal_hf.fit_temperature`]) and writes it into
-        `model.config.score_temperature`, where the model's probabilities, and so evaluation, the pipeline and `save_model`,
-        find it.
+        """Fits one temperature T to held-out documents with [`hcal_hf.fit_temperature`].
 
-        Label thresholds and a risk calibration are of the probabilities before: where T changes they are dropped, with a
-        warning. Do this first, then `tune_thresholds`, then `calibrate_risk` on documents of its own. Training again sets T
-        to 1; the losses, in training and in evaluation, are those of T = 1 throughout.
+        T is stored in `model.config.score_temperature`. It applies to all probabilities of the model: in evaluation, in the
+        pipeline and after `save_model`. Losses in training and evaluation always use T = 1. Training again resets T to 1.
+
+        If T changes, label thresholds and the risk threshold are removed with a warning, because they were fitted to the
+        previous probabilities. So call this first, then `tune_thresholds`, and then `calibrate_risk` on other documents.
 
         Args:
-            dataset: held-out rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
+            dataset: held-out rows with labels, as for `predict`. By default, the `eval_dataset` of the Trainer.
 
         Returns:
-            `temperature`, `documents`, and as `..._before` and `..._after`, on these very documents, `nll` (-log P of a
-            document's labels, [`hcal_hf.negative_log_likelihood`]), the calibration errors and the Brier
-            scores ([`hcal_hf.calibration_metrics`]).
+            `temperature`, `documents`, and the metrics of these documents before and after, with the suffixes `_before`
+            and `_after`: `nll` (-log P of the labels of a document, [`hcal_hf.negative_log_likelihood`]), and the
+            calibration errors and Brier scores of [`hcal_hf.calibration_metrics`].
 
         Raises:
-            ValueError: for the training data, or without a data set or its labels.
+            ValueError: if the data set is the training data, is missing or has no labels.
         """
         dataset = self.eval_dataset if dataset is None else dataset
         self._refuse_training_data(dataset, "calibrate_temperature")
@@ -61,17 +61,17 @@ class HeldOutMixin(_Trainer):
         options = Decision.from_config(config).model_options
         scores = document_scores(model, features)
         fitted = fit_temperature(model.head, scores, targets)
-        found: dict[str, float] = {"temperature": fitted, "documents": len(targets)}
+        report: dict[str, float] = {"temperature": fitted, "documents": len(targets)}
         for name, temperature in (("before", config.score_temperature), ("after", fitted)):
             logits = tempered_logits(model.head, scores, temperature)
             metrics = {"nll": negative_log_likelihood(model.head, scores, targets, temperature)}
             metrics |= calibration_metrics(logits, targets, model.taxonomy, **options)
-            found |= {f"{metric}_{name}": value for metric, value in metrics.items()}
+            report |= {f"{metric}_{name}": value for metric, value in metrics.items()}
         self._set_temperature(fitted)
-        return found
+        return report
 
     def _set_temperature(self, temperature: float) -> None:
-        """Sets the temperature and drops what was fitted to the probabilities under another one."""
+        """Sets the temperature. If it changes, removes thresholds that were fitted to the previous probabilities."""
         config = self.unwrapped_model.config
         if config.score_temperature == temperature:
             return
@@ -80,30 +80,30 @@ class HeldOutMixin(_Trainer):
         if stale:
             config.thresholds = config.risk_alpha = config.risk_threshold = None
             logger.warning(
-                f"The temperature is now {temperature:.4g}: {' and '.join(stale)} held for the probabilities before and "
-                "are dropped. Run tune_thresholds or calibrate_risk again."
+                f"The temperature is now {temperature:.4g}. This removes all values that were fitted to the previous "
+                f"probabilities from the configuration: {' and '.join(stale)}. Run tune_thresholds or calibrate_risk again."
             )
 
     def tune_thresholds(
         self, dataset: Any = None, granularity: str = "global", metric: str = "micro_f1", **kwargs: Any
     ) -> dict[str, float]:
-        """Tunes the label thresholds on a data set and writes them into `model.config.thresholds`, where evaluation, the
-        pipeline and `save_model` find them.
+        """Tunes the label thresholds on a data set with [`hcal_hf.tune_thresholds`].
 
-        Every process finds the same thresholds, from the predictions gathered. The data set should be one that the
-        model was not trained on; report results on a third one.
+        The thresholds are stored in `model.config.thresholds`, from which evaluation and the pipeline read them and
+        `save_model` saves them. They are tuned on the gathered predictions, so all processes get the same ones. The model
+        should not be trained on this data set. Report results on a third one.
 
         Args:
-            dataset: rows with labels, as for `predict`; the Trainer's `eval_dataset` by default.
-            granularity (`"global"`, `"level"` or `"label"`): one threshold for all labels, one a level, or one a label.
-            metric (`"micro_f1"` or `"macro_f1"`): what they maximise.
+            dataset: rows with labels, as for `predict`. By default, the `eval_dataset` of the Trainer.
+            granularity (`"global"`, `"level"` or `"label"`): one threshold for all labels, one per level, or one per label.
+            metric (`"micro_f1"` or `"macro_f1"`): the metric to maximise.
             kwargs: `min_positives`, `shrinkage` and `resamples` of [`hcal_hf.tune_thresholds`].
 
         Returns:
-            `before` and `after`: the metric of the default decoding on this data set.
+            `before` and `after`: the metric of the default decoder on this data set.
 
         Raises:
-            ValueError: without a data set or its labels, or for an argument out of range.
+            ValueError: if the data set is missing or has no labels, or an argument is out of range.
         """
         logits, targets = self._predict_field(dataset, "tune_thresholds", "logits")
         model = self.unwrapped_model
@@ -119,32 +119,36 @@ class HeldOutMixin(_Trainer):
         return scores
 
     def calibrate_risk(self, dataset: Any, alpha: float = 0.1) -> dict[str, float]:
-        """Sets how deep the answers of `decode="risk"` go, so that the expected share of wrong labels in an answer is at
-        most alpha: writes `model.config.risk_alpha` and `risk_threshold` ([`hcal_hf.calibrate_risk`]).
+        """Calibrates `decode="risk"`, so that the expected share of wrong labels in a predicted set is at most alpha.
 
-        Never give documents that trained the model or chose anything about it: the checkpoint (early stopping,
-        `load_best_model_at_end`), a temperature, label thresholds. The guarantee is for documents exchangeable with
-        these. It is void after anything that changes the probabilities or the decoded path: further training, a
-        temperature, added labels, another `head`, `label_mode` or `partial_paths`; calibrate again then.
-        `tune_thresholds` afterwards does not void it: `decode="risk"` cuts by its own threshold alone.
+        Stores `model.config.risk_alpha` and `risk_threshold` ([`hcal_hf.calibrate_risk`]). A smaller alpha gives sets that
+        end at higher levels.
+
+        The guarantee is for documents that are exchangeable with those of `dataset`. It holds only if these documents were
+        not used to train the model, or to select the checkpoint (early stopping, `load_best_model_at_end`), the temperature
+        or the label thresholds.
+
+        Calibrate again after anything that changes the probabilities or the decoded path: further training, another
+        temperature, added labels, another `head`, `label_mode` or `partial_paths`. Label thresholds may change afterwards,
+        because `decode="risk"` does not use them.
 
         Args:
             dataset: held-out rows with labels, as for `predict`.
-            alpha (`float`, above 0 and below 1): the risk level; at least 1 / alpha - 1 documents are needed, or every
-                answer is empty.
+            alpha (`float`, above 0 and below 1): the risk level. With fewer than 1 / alpha - 1 documents, all predicted
+                sets are empty.
 
         Returns:
-            `alpha`, `threshold`, `documents`, and what the answers on these very documents are like (`risk`, `answered`,
-            `levels`, `completeness`, `empty`; [`hcal_hf.describe_answers`]).
+            `alpha`, `threshold`, `documents`, and for these documents `risk`, `answered`, `levels`, `completeness` and
+            `empty` of [`hcal_hf.describe_answers`].
 
         Raises:
-            ValueError: for the training data, no data or no labels, or alpha out of range.
+            ValueError: if the data set is the training data, is missing or has no labels, or alpha is out of range.
         """
         self._refuse_training_data(dataset, "calibrate_risk")
         if dataset is not None and dataset is self.eval_dataset and self.args.load_best_model_at_end:
             logger.warning(
-                "calibrate_risk got the data that chose the best checkpoint (load_best_model_at_end): the guarantee does "
-                "not hold. Give other held-out documents."
+                "calibrate_risk got eval_dataset, which selected the best checkpoint (load_best_model_at_end). The "
+                "guarantee does not hold for these documents. Give other held-out documents."
             )
         logits, targets = self._predict_field(dataset, "calibrate_risk", "logits")
         model = self.unwrapped_model
@@ -159,30 +163,30 @@ class HeldOutMixin(_Trainer):
     def _refuse_training_data(self, dataset: Any, caller: str) -> None:
         if dataset is not None and dataset is self.train_dataset:
             raise ValueError(
-                f"{caller} got the training data, on which the model is surer than on new documents: give documents "
-                "that were held out from training and from every choice."
+                f"{caller} got the training data, on which the model is more confident than on new documents: give "
+                "documents that were used neither for training nor for model selection."
             )
 
     def _predict_field(self, dataset: Any, caller: str, field: str) -> tuple[torch.Tensor, np.ndarray]:
         """Predicts one field of the model's output for a data set, gathered from all processes.
 
         Returns:
-            the field, `logits` [N, L] or `features` [N, d], and the true labels (bool) [N, L].
+            the field (`logits` [N, L] or `features` [N, d]), and the true labels, bool [N, L].
         """
         dataset = self.eval_dataset if dataset is None and caller != "calibrate_risk" else dataset
         if dataset is None or isinstance(dataset, dict):
             got = "none" if dataset is None else f"a dictionary of {sorted(dataset)}"
-            raise ValueError(f"{caller} needs one data set with labels, got {got}: {caller}(dataset).")
+            raise ValueError(f"{caller} needs one data set with labels, got {got}: call {caller}(dataset).")
         config = self.unwrapped_model.config
         ignored = [name for name in ("logits", *config.keys_to_ignore_at_inference) if name != field]
-        # `predict` computes metrics and collects its output as these attributes say.
+        # `predict` would compute metrics, or return no logits, or a list of batches.
         with (
             _replaced(self, compute_metrics=None),
             _replaced(self.args, prediction_loss_only=False, eval_do_concat_batches=True),
         ):
             output = self.predict(dataset, ignore_keys=ignored)
         if output.label_ids is None:
-            raise ValueError(f'{caller} needs a data set with labels: encode_dataset makes its "labels" column.')
+            raise ValueError(f'{caller} needs a data set with a column "labels", which encode_dataset adds.')
         values = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         return torch.from_numpy(np.asarray(values)), target_matrix(np.asarray(output.label_ids), config.num_labels)
 

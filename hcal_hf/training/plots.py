@@ -1,4 +1,4 @@
-"""Figures of a training: losses and weights, and what the labels score."""
+"""Draws figures of a training run: the losses and weights of the tasks, and the F1 of the labels."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,63 +16,64 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Losses that differ by more than this are drawn on a logarithmic scale.
+# If the largest loss is more than this times the smallest, the scale is logarithmic.
 LOG_SCALE_RATIO = 20.0
-# Labels that a figure shows at most; the deepest levels are left out beyond.
+# The maximum number of labels in a figure. The deepest levels are left out to satisfy it.
 MOST_NODES = 5000
-# Tells our figures from a user's own files of the same name.
+# This entry of the PNG metadata tells figures of this library from files of a user with the same name.
 SOFTWARE = "hcal_hf"
 
 
 def weights_figure(
     log_history: Sequence[Mapping[str, Any]], task_names: Sequence[str], taxonomy: Taxonomy
 ) -> "Figure | None":
-    """The loss and, below it, the weight of each task over the optimiser steps. No screen and no global state of matplotlib
-    are needed.
+    """Draws the loss and the weight of each task over the optimiser steps.
+
+    It needs no screen and does not change the global state of matplotlib.
 
     Args:
-        log_history: `trainer.state.log_history`; of its entries those with `loss_{task}` and `weight_{task}` are drawn, a
-            task that an entry lacks (no document reached that level) not at that step.
+        log_history: `trainer.state.log_history`. Entries with `loss_{task}` and `weight_{task}` are drawn. If no document
+            of an entry reached the level of a task, the task has no point at this step.
         task_names (T names): `trainer.task_names`.
-        taxonomy: the model's; the legend gives the number of labels of each level.
+        taxonomy: the hierarchy. The legend contains the number of labels of each level.
 
     Returns:
-        the figure, its first axes the losses, its second the weights, with a line for each task that was logged; None if no
-        step was logged, as after a fit by L-BFGS.
+        the figure, with the losses on its first axes and the weights on its second. There is one line per logged task. None
+        if no step was logged, for example after a fit by L-BFGS.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
     """
     series: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for name in task_names:
-        found = {
+        values_at = {
             int(entry["step"]): (float(entry[f"loss_{name}"]), float(entry[f"weight_{name}"]))
             for entry in log_history
             if f"loss_{name}" in entry and f"weight_{name}" in entry
         }
-        if found:
-            drawn = sorted(found)
-            series[name] = (drawn, [found[step][0] for step in drawn], [found[step][1] for step in drawn])
+        if values_at:
+            steps = sorted(values_at)
+            series[name] = (steps, [values_at[step][0] for step in steps], [values_at[step][1] for step in steps])
     if not series:
         return None
-    from matplotlib.figure import Figure  # not pyplot: it would choose a backend for the whole program
+    from matplotlib.figure import Figure  # pyplot would select a backend for the whole process
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     loss_axes, weight_axes = figure.subplots(2, 1, sharex=True)
-    for name, (drawn, losses, weights) in series.items():
-        label = _described(name, taxonomy)
-        marker = "o" if len(drawn) == 1 else None  # one point makes no line
-        loss_axes.plot(drawn, losses, label=label, marker=marker)
-        weight_axes.plot(drawn, weights, label=label, marker=marker)
+    for name, (steps, losses, weights) in series.items():
+        label = _legend_label(name, taxonomy)
+        marker = "o" if len(steps) == 1 else None  # a line of one point would be invisible
+        loss_axes.plot(steps, losses, label=label, marker=marker)
+        weight_axes.plot(steps, weights, label=label, marker=marker)
     values = [value for _, losses, _ in series.values() for value in losses]
     if min(values) > 0 and max(values) > LOG_SCALE_RATIO * min(values):
         loss_axes.set_yscale("log")
     loss_axes.set_ylabel("mean loss")
     weight_axes.set_ylabel("mean weight")
     weight_axes.set_xlabel("optimiser step")
-    shown = [weight for *_, weights in series.values() for weight in weights]
-    if min(shown) >= 0 and max(shown) > 0:
-        weight_axes.set_ylim(0.0, 1.05 * max(shown))  # equal weights shall look equal
+    all_weights = [weight for *_, weights in series.values() for weight in weights]
+    if min(all_weights) >= 0 and max(all_weights) > 0:
+        weight_axes.set_ylim(0.0, 1.05 * max(all_weights))  # a narrower range would exaggerate small differences
     weight_axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss_axes, weight_axes):
         axes.grid(alpha=0.3)
@@ -83,30 +84,32 @@ def weights_figure(
 def save_weights(
     path: str | Path, log_history: Sequence[Mapping[str, Any]], task_names: Sequence[str], taxonomy: Taxonomy
 ) -> bool:
-    """Writes [`weights_figure`] as a PNG, 1,200 x 1,050 pixels. Without matplotlib it logs how to get it instead.
+    """Writes [`weights_figure`] as a PNG of 1,200 x 1,050 pixels. Without matplotlib, logs how to install it.
 
     Returns:
-        whether there is a figure.
+        whether a file was written.
     """
     return _save(path, lambda: weights_figure(log_history, task_names, taxonomy))
 
 
 def scores_figure(taxonomy: Taxonomy, node_f1: np.ndarray, split: str) -> "Figure | None":
-    """The hierarchy as columns of boxes, one column a level, each label to the right of its parent, as high as the end
-    nodes below it are many, and coloured by its F1; names where there is room. A label of a DAG stands to the right of
-    its first parent on the level above.
+    """Draws the hierarchy as an icicle plot: one column per level and one box per label, coloured by its F1.
+
+    A box is to the right of the box of its parent. Its height is the number of leaves below the label. The name of
+    the label is written in the box if there is space. In a DAG, a box is to the right of the first parent on the level
+    above.
 
     Args:
         taxonomy: the hierarchy.
-        node_f1 (`np.ndarray` of shape `[L]`): F1 of each label from 0 to 1; NaN, for no document, is drawn grey.
-        split: what the scores are of, for the title.
+        node_f1 (`np.ndarray` of shape `[L]`): F1 of each label, from 0 to 1. NaN (no document) is drawn in grey.
+        split: the name of the evaluated data set, for the title.
 
     Returns:
-        the figure, its first axes the boxes; the deepest levels are left out where the figure would have more than
-        `MOST_NODES` labels. None for a top level beyond that.
+        the figure, with the boxes on its first axes. It leaves out the deepest levels to have at most `MOST_NODES` labels.
+        None if the top level has more.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
     """
     number = sum(level.stop <= MOST_NODES for level in taxonomy.levels)
     if not number:
@@ -124,13 +127,13 @@ def scores_figure(taxonomy: Taxonomy, node_f1: np.ndarray, split: str) -> "Figur
     axes = figure.subplots()
     colors = colormaps["viridis"].with_extremes(bad="lightgrey")
     shades = colors(np.ma.masked_invalid(node_f1[: taxonomy.levels[number - 1].stop]))
-    points = 72 * (height - 1.2) / total  # the height of one end node
+    points = 72 * (height - 1.2) / total  # the height of one leaf
     titles = []
     for k, level in enumerate(taxonomy.levels[:number]):
         low, high = bottoms[level], bottoms[level] + heights[level]
         left, right = np.full_like(low, k), np.full_like(low, k + 1)
         corners = np.stack([left, low, right, low, right, high, left, high], axis=1).reshape(-1, 4, 2)
-        line = 0.5 if points * heights[level].min() > 3 else 0.0  # lines would hide boxes that are hardly higher
+        line = 0.5 if points * heights[level].min() > 3 else 0.0  # lines would cover thinner boxes
         axes.add_collection(
             PolyCollection(list(corners), facecolors=shades[level], edgecolors="white", linewidths=line)
         )
@@ -165,16 +168,16 @@ def scores_figure(taxonomy: Taxonomy, node_f1: np.ndarray, split: str) -> "Figur
 
 
 def save_scores(path: str | Path, taxonomy: Taxonomy, node_f1: np.ndarray, split: str) -> bool:
-    """Writes [`scores_figure`] as a PNG. Without matplotlib it logs how to get it instead.
+    """Writes [`scores_figure`] as a PNG. Without matplotlib, logs how to install it.
 
     Returns:
-        whether there is a figure.
+        whether a file was written.
     """
     return _save(path, lambda: scores_figure(taxonomy, node_f1, split))
 
 
 def remove_figure(path: str | Path) -> None:
-    """Removes a figure that a former run left; a file that is none of ours stays."""
+    """Removes the figure of an earlier run. Files that this library did not write are kept."""
     path = Path(path)
     if path.is_file() and SOFTWARE.encode() in path.read_bytes()[:1000]:
         path.unlink()
@@ -184,22 +187,22 @@ def _save(path: str | Path, draw: Callable[[], "Figure | None"]) -> bool:
     try:
         figure = draw()
     except ImportError:
-        logger.warning(f'{path} was not drawn: it needs matplotlib, pip install "hcal-hf[quickstart]".')
+        logger.warning(f'{path} was not written, because matplotlib is missing: pip install "hcal-hf[quickstart]".')
         return False
     if figure is None:
         return False
     with warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box.
+        # matplotlib draws a box for a character without a glyph, and warns.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=150, format="png", metadata={"Software": SOFTWARE})
     return True
 
 
 def _icicle(taxonomy: Taxonomy, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Upper edge and height of each label's box, in end nodes, for the first `number` levels."""
+    """Computes the upper edge [L] and the height [L] of the box of each label, in leaves, for the first `number` levels."""
     stop = taxonomy.levels[-1].stop
     parents, children = taxonomy.edges[:, 0], taxonomy.edges[:, 1]
-    # One parent each, on the level just above, where there always is one.
+    # Keep one parent per label, on the level directly above. Every label below the top level has one there.
     above = taxonomy.depths[parents] == taxonomy.depths[children] - 1
     parents, children = parents[above], children[above]
     children, first = np.unique(children, return_index=True)
@@ -223,8 +226,8 @@ def _icicle(taxonomy: Taxonomy, number: int) -> tuple[np.ndarray, np.ndarray]:
     return bottoms, heights
 
 
-def _described(task: str, taxonomy: Taxonomy) -> str:
-    """`level_1` as `level 1 (12 labels)`, where the name ends in a level of the taxonomy."""
+def _legend_label(task: str, taxonomy: Taxonomy) -> str:
+    """Formats a task, for example `level_1` as `level 1 (12 labels)` if its name ends in a level of the taxonomy."""
     text, level = task.replace("_", " "), task.rpartition("_")[2]
     if not level.isdigit() or int(level) >= len(taxonomy.levels):
         return text

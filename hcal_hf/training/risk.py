@@ -1,4 +1,4 @@
-"""How deep an answer may go for a wanted share of wrong labels: conformal risk control.
+"""Calibrates the decoder `risk`, which bounds the expected share of wrong labels, by conformal risk control.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control" (arXiv 2208.02814), theorem 1 with B = 1.
 """
@@ -16,7 +16,7 @@ from .thresholds import check_documents
 
 logger = logging.get_logger(__name__)
 
-# Above every probability: all answers are empty. A number and not inf, which JSON does not have.
+# A threshold above every probability, so that all label sets are empty. JSON has no inf.
 NEVER = 2.0
 
 
@@ -29,31 +29,32 @@ def calibrate_risk(
     partial_paths: bool = False,
     head: str = "independent",
 ) -> float:
-    """The most permissive `risk_threshold` of `decode="risk"` whose expected share of wrong labels is at most alpha.
+    """Finds the smallest `risk_threshold` of `decode="risk"` that keeps the expected share of wrong labels at most alpha.
 
-    A document's answer at lambda holds the labels whose probability, lowered to its ancestors' smallest, is at least
-    lambda (single_path: only those of the decoded path). Its loss is |answer minus truth| / |answer|, 0 for an empty
-    answer, made monotone by its supremum over all answers at larger lambda. lambda is the smallest with
-    (n * mean loss + 1) / (n + 1) <= alpha; it is placed midway, in log space, between the probabilities of the last label
-    that it lets pass and of the first that it does not. Then, for a further document exchangeable with these n, the
-    expected loss is at most alpha; this averages over the draw of the n documents too.
+    For a threshold lambda, the label set of a document contains the labels with a probability of at least lambda, after
+    each probability is lowered to the smallest of its ancestors. For single_path, only labels of the decoded path can be
+    in it. The loss of a set is |set minus true labels| / |set|, or 0 for an empty set. It is made monotone: the loss at
+    lambda is the supremum of the losses at all larger thresholds.
 
-    It holds only for documents that chose nothing: not for those of training, early stopping or temperature scaling.
-    Whatever changes the probabilities or the decoded path afterwards voids it; label thresholds do not, as the answers
-    do not depend on them.
+    lambda must satisfy (n * mean loss + 1) / (n + 1) <= alpha. The result is the midpoint, in log space, of the lowest
+    probability that can pass and the next lower one, which cannot. Then the expected loss of a new document that is
+    exchangeable with these n is at most alpha. This expectation also averages over the random draw of the n documents.
+
+    The guarantee needs documents that were not used for training, early stopping or temperature scaling. It is lost if the
+    probabilities or the decoded path change afterwards. It does not depend on label thresholds.
 
     Args:
-        probabilities (array or tensor of shape `[n, L]`): of n held-out documents.
+        probabilities (array or tensor of shape `[n, L]`): the probabilities of n held-out documents.
         targets (bool, same shape): the true labels, with all ancestors.
         taxonomy ([`Taxonomy`]): the hierarchy.
-        label_mode, partial_paths, head: as in [`HcalConfig`].
+        label_mode, partial_paths, head: see [`HcalConfig`].
         alpha (`float`, above 0 and below 1): the risk level.
 
     Returns:
-        lambda, from 0 (every candidate passes) to 1, or `NEVER` (2.0: all answers are empty, risk 0).
+        lambda, from 0 (all candidates pass) to 1, or `NEVER` (2.0) if only empty sets, which have no risk, satisfy alpha.
 
     Raises:
-        ValueError: for alpha outside 0 to 1, no documents, wrong or different shapes, probabilities outside 0 to 1.
+        ValueError: if alpha or a probability is outside 0 to 1, there are no documents, or shapes are wrong or differ.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1 (0.1: one label in ten may be wrong), got {alpha}.")
@@ -65,8 +66,8 @@ def calibrate_risk(
     if budget < -1e-9:
         needed = math.ceil(1 / alpha - 1 - 1e-9)
         logger.warning(
-            f"alpha={alpha} needs at least {needed} documents, got {number}: all answers will be empty. Give more "
-            "documents or a larger alpha."
+            f"alpha={alpha} needs at least {needed} documents, got {number}: all predicted label sets will be empty. Give "
+            "more documents or a larger alpha."
         )
         return NEVER
     log_p = torch.from_numpy(p).log().clamp(min=-1e4)
@@ -75,57 +76,64 @@ def calibrate_risk(
         scores = scores.masked_fill(~Decision(label_mode, partial_paths, head).best_path(log_p, taxonomy), -math.inf)
     values, increases = _increases(scores, torch.from_numpy(positive))
     order = values.argsort(descending=True)
-    # Sums of fractions round: a mean that meets alpha exactly must pass.
-    too_much = (increases[order].cumsum(dim=0) > budget + 1e-9).nonzero()
-    if not len(too_much):
+    # The tolerance lets a mean pass that equals alpha but for rounding.
+    exceeding = (increases[order].cumsum(dim=0) > budget + 1e-9).nonzero()
+    if not len(exceeding):
         return 0.0
-    refused = values[order[too_much[0, 0]]].item()
+    refused = values[order[exceeding[0, 0]]].item()
     passed = min(scores[scores > refused].min().item() if (scores > refused).any() else 0.0, 0.0)
-    found = math.exp((refused + passed) / 2)
-    # Where nothing fits between both, exp and log round: the upper end is as valid, and the safe side.
-    for candidate in (found, math.exp(passed), math.nextafter(math.exp(passed), math.inf)):
-        if candidate <= 1 and candidate > 0 and math.log(candidate) > refused:
-            return candidate
+    midpoint = math.exp((refused + passed) / 2)
+    # If rounding lets the midpoint admit the refused label, the upper end is used, which is safe.
+    for threshold in (midpoint, math.exp(passed), math.nextafter(math.exp(passed), math.inf)):
+        if 0 < threshold <= 1 and math.log(threshold) > refused:
+            return threshold
     return NEVER
 
 
 def _increases(scores: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the documents' monotone losses rise as lambda falls: log lambda and the rise, of shape `[number of rises]`.
+    """Lists the increases of the monotone losses of all documents as lambda falls.
 
     Args:
-        scores (`torch.Tensor` of shape `[n, L]`): the largest log lambda whose answer holds the label, -inf for none.
-        positive (bool, same shape).
+        scores (`torch.Tensor` of shape `[n, L]`): the largest log lambda at which each label is predicted, -inf for never.
+        positive (bool, same shape): the true labels.
+
+    Returns:
+        the log lambda of each increase, and its size, both of shape `[number of increases]`.
     """
     values, order = scores.sort(dim=1, descending=True)
     wrong = (~positive).gather(1, order).cumsum(dim=1)
     loss = wrong / torch.arange(1, scores.shape[1] + 1, dtype=torch.float64)
-    # Labels of one score enter together: only the last of them closes an answer.
+    # Labels with equal scores are predicted together, so the set is complete at the last of them.
     below = torch.cat([values[:, 1:], values.new_full((len(values), 1), -math.inf)], dim=1)
-    is_answer = (values > below) & (values > -math.inf)
-    highest = loss.where(is_answer, 0.0).cummax(dim=1).values
-    rises = highest.diff(dim=1, prepend=highest.new_zeros(len(highest), 1))
-    return values[rises > 0], rises[rises > 0]
+    is_complete = (values > below) & (values > -math.inf)
+    monotone_loss = loss.where(is_complete, 0.0).cummax(dim=1).values
+    increases = monotone_loss.diff(dim=1, prepend=monotone_loss.new_zeros(len(monotone_loss), 1))
+    return values[increases > 0], increases[increases > 0]
 
 
 def describe_answers(answers: Any, targets: Any, taxonomy: Taxonomy) -> dict[str, float]:
-    """What answers give and miss.
+    """Describes predicted label sets by their errors, size and depth.
 
     Args:
-        answers, targets (bool, arrays or tensors of shape `[N, L]`): ancestor-closed sets.
+        answers, targets (bool, arrays or tensors of shape `[N, L]`): predicted and true label sets, with all ancestors.
         taxonomy ([`Taxonomy`]): the hierarchy.
 
     Returns:
-        means over the documents: `risk`, the share of an answer's labels that are wrong (0 if empty); `answered`, its
-        number of labels; `levels`, how many levels it reaches down (0 if empty); `completeness`, the share of the true
-        labels that it holds (1 if there are none); and `empty`, the share of empty answers. All 0 without documents.
+        means over the documents, all 0 without documents:
+
+        - `risk`: the share of the predicted labels that are wrong (0 for an empty set).
+        - `answered`: the number of predicted labels.
+        - `levels`: the number of levels that the set reaches (0 for an empty set).
+        - `completeness`: the share of the true labels that are predicted (1 if there are no true labels).
+        - `empty`: the share of empty sets.
     """
-    given, true = np.asarray(answers, dtype=bool), np.asarray(targets, dtype=bool)
-    size, number = given.sum(axis=1), true.sum(axis=1)
-    hits = (given & true).sum(axis=1)
+    predicted, true = np.asarray(answers, dtype=bool), np.asarray(targets, dtype=bool)
+    size, number = predicted.sum(axis=1), true.sum(axis=1)
+    hits = (predicted & true).sum(axis=1)
     columns = {
         "risk": (size - hits) / np.maximum(size, 1),
         "answered": size,
-        "levels": (given * (taxonomy.depths + 1)).max(axis=1, initial=0),
+        "levels": (predicted * (taxonomy.depths + 1)).max(axis=1, initial=0),
         "completeness": np.where(number > 0, hits / np.maximum(number, 1), 1.0),
         "empty": size == 0,
     }

@@ -286,5 +286,5 @@ def test_a_new_temperature_drops_the_old_risk_and_says_so(model_dir, data_dir, t
     with pytest.raises(ValueError, match="A new temperature drops the model's risk calibration"):
         run(str(tmp_path / "sure"), data_dir, "--temperature", "--decode", "risk")
     report = run(str(tmp_path / "sure"), data_dir, "--temperature")
-    assert "risk_threshold held for the probabilities before" in caplog.text
+    assert "from the configuration: risk_threshold" in caplog.text
     assert "test_answers_risk" not in report["metrics"]

@@ -183,10 +183,10 @@ def test_the_temperature_stays_1_with_a_warning_if_documents_do_not_determine_it
     right = np.eye(2, dtype=bool)
     assert fit_temperature(head, scores, right) == 1.0
     assert "2 documents do not determine a temperature" in caplog.text
-    assert "than 0.01, the labels are all right" in caplog.text
+    assert "than 0.01, because all labels are predicted correctly" in caplog.text
     caplog.clear()
     assert fit_temperature(head, scores, ~right) == 1.0
-    assert "than 100, the scores tell nothing" in caplog.text
+    assert "than 100, because the scores are not related to the labels" in caplog.text
     caplog.clear()
     assert fit_temperature(head, torch.zeros(2, 2, dtype=torch.float64), right) == 1.0
     assert "do not determine" in caplog.text
@@ -298,7 +298,7 @@ def test_calibrate_temperature_improves_later_predictions_and_is_saved(
     assert found["nll_after"] < found["nll_before"] - 1e-3
     assert ("end_ece_after" in found) == (mode == "single_path")
     assert (model.config.thresholds, model.config.risk_alpha, model.config.risk_threshold) == (None, None, None)
-    assert "thresholds and risk_threshold held for the probabilities before" in caplog.text
+    assert "from the configuration: thresholds and risk_threshold" in caplog.text
 
     after = trainer.predict(trainer.eval_dataset)
     assert after.metrics["test_loss"] == before.metrics["test_loss"]
@@ -348,7 +348,7 @@ def test_calibrate_temperature_refuses_training_data_and_unlabelled_data(make_tr
         trainer.calibrate_temperature(held_out)
     with pytest.raises(ValueError, match="calibrate_temperature needs one data set with labels, got none"):
         trainer.calibrate_temperature()
-    with pytest.raises(ValueError, match="needs a data set with labels"):
+    with pytest.raises(ValueError, match="needs a data set with a column"):
         trainer.calibrate_temperature(held_out.remove_columns("labels"))
     trainer.eval_dataset = held_out
     with pytest.raises(ValueError, match="got the training data"):

@@ -96,7 +96,7 @@ def test_without_matplotlib_a_log_message_says_how_to_install_it(tmp_path, taxon
     monkeypatch.setattr("hcal_hf.training.plots.logger.warning", said.append)
     assert not save_weights(tmp_path / "weights.png", history, TASKS, taxonomy)
     assert said == [
-        f'{tmp_path / "weights.png"} was not drawn: it needs matplotlib, pip install "hcal-hf[quickstart]".'
+        f'{tmp_path / "weights.png"} was not written, because matplotlib is missing: pip install "hcal-hf[quickstart]".'
     ]
 
 

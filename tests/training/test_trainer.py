@@ -392,7 +392,7 @@ def test_tuning_and_calibration_refuse_invalid_data_sets_and_metrics(make_traine
         trainer.tune_thresholds({"one": data})
     with pytest.raises(ValueError, match="got the training data"):
         trainer.calibrate_risk(data)
-    with pytest.raises(ValueError, match="needs a data set with labels"):
+    with pytest.raises(ValueError, match="needs a data set with a column"):
         trainer.tune_thresholds(data.remove_columns("labels"))
     with pytest.raises(ValueError, match="metric must be one of micro_f1, macro_f1, got 'accuracy'"):
         trainer.tune_thresholds(data, metric="accuracy")
@@ -400,7 +400,7 @@ def test_tuning_and_calibration_refuse_invalid_data_sets_and_metrics(make_traine
     assert trainer.compute_metrics is not None
     trainer.eval_dataset = data.select(range(7))
     trainer.calibrate_risk(trainer.eval_dataset, 0.5)
-    assert "chose the best checkpoint" in caplog.text
+    assert "selected the best checkpoint" in caplog.text
 
 
 def test_greater_is_better_is_false_for_violation_rates(tmp_path):
