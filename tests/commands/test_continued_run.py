@@ -1,4 +1,4 @@
-"""`hcal train --from MODEL`: earlier rows, new rows and new labels."""
+"""`hcal train --from MODEL` continues with earlier rows, new rows and new labels."""
 
 import json
 
@@ -26,7 +26,7 @@ def write(path, start, number, paths=PATHS):
 
 @pytest.fixture
 def hcal(tmp_path, monkeypatch, capsys):
-    """Runs `hcal train` in a folder of its own. Returns (exit code, stdout, stderr)."""
+    """Returns a function that runs `hcal train` in a new folder and returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
@@ -38,14 +38,14 @@ def hcal(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def model(hcal, tmp_path, encoder_dir):
-    """A model that was trained on 60 rows with a frozen encoder."""
+    """Returns a model that was trained on 60 rows with a frozen encoder."""
     table = write(tmp_path / "old.csv", 0, 60)
     code, _, err = hcal(table, *COLUMNS, "--encoder", encoder_dir, "--time-budget", "0")
     assert code == 0, err
     return tmp_path / "outputs" / "old"
 
 
-def test_earlier_rows_keep_their_parts_and_new_labels_are_learned(hcal, model, tmp_path):
+def test_earlier_rows_keep_their_split_and_new_labels_are_learned(hcal, model, tmp_path):
     old = json.loads((model / "split.json").read_text(encoding="utf-8"))
     new = write(tmp_path / "new.csv", 60, 40, [*PATHS, ["sport", "chess"]])
     code, out, err = hcal(new, "--from", model)
@@ -59,7 +59,7 @@ def test_earlier_rows_keep_their_parts_and_new_labels_are_learned(hcal, model, t
     config = HcalForSequenceClassification.from_pretrained(folder).config
     assert {"sport", "chess", "physics"} <= set(config.labels)
     assert config.table_options["labels"] == ["Area", "Topic"]
-    # The stored configuration repeats the run.
+    # The saved configuration reproduces the run.
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert settings["start_from"] == str(model)
     code, _, err = hcal(folder / "config.yaml", "--output-dir", "again")
@@ -70,7 +70,7 @@ def test_earlier_rows_keep_their_parts_and_new_labels_are_learned(hcal, model, t
     assert first["test_micro_f1"] == again["test_micro_f1"]
 
 
-def test_a_text_that_was_tested_is_not_trained_on(hcal, model, tmp_path):
+def test_texts_of_the_earlier_test_split_are_not_trained_on(hcal, model, tmp_path):
     split = json.loads((model / "split.json").read_text(encoding="utf-8"))
     table = pd.read_csv(tmp_path / "old.csv")
     tested = table.iloc[split["test"]]
@@ -80,12 +80,12 @@ def test_a_text_that_was_tested_is_not_trained_on(hcal, model, tmp_path):
     assert code == 0, err
     results = json.loads((tmp_path / "outputs/new/test_results.json").read_text(encoding="utf-8"))
     new = json.loads((tmp_path / "outputs/new/split.json").read_text(encoding="utf-8"))
-    # The record says how the new file was split, before the rows with known texts moved.
+    # split.json contains the split of the new file before rows with known texts were moved.
     assert sum(len(new[name]) for name in ("train", "validation", "test")) == len(extra)
     assert results
 
 
-def test_without_the_earlier_file_the_head_stays_near_its_values(hcal, model, tmp_path, caplog):
+def test_without_the_earlier_file_the_head_is_regularised_towards_its_values(hcal, model, tmp_path, caplog):
     (tmp_path / "old.csv").write_text("Text,Area,Topic\nchanged,arts,music\n", encoding="utf-8")
     new = write(tmp_path / "new.csv", 60, 24, PATHS[:2])
     code, _, err = hcal(new, "--from", model)
@@ -95,21 +95,21 @@ def test_without_the_earlier_file_the_head_stays_near_its_values(hcal, model, tm
     kept = HcalForSequenceClassification.from_pretrained(tmp_path / "outputs" / "new")
     start = HcalForSequenceClassification.from_pretrained(model)
     assert kept.config.labels == start.config.labels
-    # Labels that only the earlier rows have keep their prototypes.
+    # Labels that occur only in the earlier rows keep their prototypes.
     arts = [kept.config.labels.index(label) for label in ("arts", "poetry", "music")]
     assert kept.prototypes.weight[arts].equal(start.prototypes.weight[arts])
     assert not kept.prototypes.weight.equal(start.prototypes.weight)
     assert "earlier" not in json.loads((tmp_path / "outputs/new/split.json").read_text(encoding="utf-8"))
 
 
-def test_two_new_rows_are_enough(hcal, model, tmp_path):
+def test_two_new_rows_are_enough_to_continue(hcal, model, tmp_path):
     new = write(tmp_path / "new.csv", 60, 2)
     code, out, err = hcal(new, "--from", model)
     assert code == 0, err
     assert "Rows: 2 new, and 60" in out
 
 
-def test_what_the_model_decides_cannot_be_given(hcal, model, tmp_path):
+def test_options_that_the_model_already_fixes_are_refused(hcal, model, tmp_path):
     new = write(tmp_path / "new.csv", 60, 20)
     code, _, err = hcal(new, "--from", model, "--label-mode", "multi_path")
     assert code == 1
@@ -119,7 +119,7 @@ def test_what_the_model_decides_cannot_be_given(hcal, model, tmp_path):
     assert "has no column 'Body': its columns are 'Text', 'Area', 'Topic'" in err
 
 
-def test_a_fine_tuned_model_goes_on_within_the_time_budget(hcal, tmp_path, encoder_dir):
+def test_a_fine_tuned_model_is_trained_further_within_the_time_budget(hcal, tmp_path, encoder_dir):
     table = write(tmp_path / "old.csv", 0, 40)
     quick = ("--num-train-epochs", "1", "--tune", "none")
     code, _, err = hcal(table, *COLUMNS, "--encoder", encoder_dir, "--time-budget", "60", *quick)

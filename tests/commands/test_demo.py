@@ -1,4 +1,4 @@
-"""The page to try a model: its tree, its settings, the exported Space, and all of it in a browser."""
+"""The demo page: the label tree, the settings, the exported Space, and the page in a browser."""
 
 import builtins
 import re
@@ -32,7 +32,7 @@ def make_pipe(taxonomy, **config):
 
 
 class Tree(HTMLParser):
-    """Nested lists as [(row, [items below])], a row as a dictionary; every tag met is noted."""
+    """Parses HTML lists into [(row, [children])], where a row is a dictionary. Records all tags and checks nesting."""
 
     VOID = {"img", "br", "input"}
 
@@ -80,7 +80,7 @@ class Tree(HTMLParser):
             self.row["text"] += data
 
     def walk(self, items=None, above=()):
-        """(row, nodes above it) of all rows, from the top down."""
+        """Yields (row, ancestor nodes) for all rows, from the top down."""
         for row, below in self.items if items is None else items:
             yield row, above
             yield from self.walk(below, (*above, row["node"]))
@@ -98,7 +98,7 @@ def random_case(seed, build):
 
 @pytest.mark.parametrize("build", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_tree_holds_predictions_first_then_the_most_probable_and_all_their_ancestors(build, seed):
+def test_the_tree_shows_predicted_labels_then_probable_ones_with_all_ancestors(build, seed):
     rng, taxonomy, p, predicted = random_case(seed, build)
     limit = int(rng.integers(1, taxonomy.num_labels + 1))
     shown = shown_labels(p, predicted, taxonomy, limit)
@@ -116,7 +116,7 @@ def test_the_tree_holds_predictions_first_then_the_most_probable_and_all_their_a
 
 @pytest.mark.parametrize("build", [random_forest, random_dag])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_tree_is_the_taxonomy(build, seed):
+def test_the_full_tree_equals_the_taxonomy_sorted_by_probability(build, seed):
     _, taxonomy, p, predicted = random_case(seed, build)
     tree = Tree(tree_html(p, predicted, taxonomy, taxonomy.num_labels))
     places, branches = set(), {}
@@ -148,7 +148,7 @@ def test_the_tree_is_the_taxonomy(build, seed):
     assert branches == dict.fromkeys(np.unique(taxonomy.edges[:, 0]).tolist(), 1)
 
 
-def test_what_is_left_out_is_counted_where_it_stands(taxonomy):
+def test_hidden_labels_are_counted_at_their_place_in_the_tree(taxonomy):
     p = torch.tensor([0.9, 0.1, 0.7, 0.2, 0.06, 0.04, 0.6, 0.1, 0.15, 0.05, 0.03, 0.02, 0.01])
     assert taxonomy.labels[:6] == ("science", "arts", "physics", "biology", "writing", "stage")
     predicted = torch.zeros(13, dtype=torch.bool)
@@ -174,7 +174,7 @@ def test_what_is_left_out_is_counted_where_it_stands(taxonomy):
     assert "labels are shown" not in tree_html(p, predicted, taxonomy, 13)
 
 
-def test_a_label_of_a_dag_stands_below_each_parent_and_its_branch_below_one(dag):
+def test_a_label_of_a_dag_appears_below_each_parent_and_its_children_once(dag):
     p = torch.full((dag.num_labels,), 0.5)
     html = tree_html(p, p > 1, dag, 100)
     x = dag.index("x")
@@ -184,7 +184,7 @@ def test_a_label_of_a_dag_stands_below_each_parent_and_its_branch_below_one(dag)
     assert "see below" not in places[0][1]["text"]
 
 
-def test_names_and_texts_are_only_ever_text():
+def test_html_in_names_and_texts_is_escaped():
     names = [EVIL, '"><script>alert(1)</script>', "a & b's `${7*7}` {{8*8}}"]
     taxonomy = Taxonomy.from_edges([(names[0], names[1]), (names[0], names[2])])
     reader = Reader(make_pipe(taxonomy, label_mode="multi_path"))
@@ -198,7 +198,7 @@ def test_names_and_texts_are_only_ever_text():
     assert "img" not in Tree(nothing).tags
 
 
-def test_only_a_bounded_part_of_a_large_taxonomy_is_written():
+def test_the_tree_of_a_large_taxonomy_has_a_limited_size():
     taxonomy = Taxonomy.from_edges([(f"root {i % 100}", f"leaf {i}") for i in range(20_000)])
     p = torch.from_numpy(np.random.default_rng(0).random(taxonomy.num_labels))
     everything = torch.ones_like(p, dtype=torch.bool)
@@ -216,7 +216,7 @@ def test_only_a_bounded_part_of_a_large_taxonomy_is_written():
 
 
 @pytest.mark.slow
-def test_the_answer_names_whole_paths(taxonomy, dag):
+def test_predictions_are_listed_as_whole_paths(taxonomy, dag):
     p = torch.linspace(0.9, 0.1, 13)
 
     def answer(tree, labels):
@@ -234,7 +234,7 @@ def test_the_answer_names_whole_paths(taxonomy, dag):
     assert "c &gt; z (and 2 other paths to it)" in answer(dag, "z")
 
 
-def test_numbers_never_claim_certainty():
+def test_probabilities_are_rounded_to_0_or_1_only_if_exact():
     assert [number(p) for p in (0.0, 1e-9, 0.0005, 0.4996, 0.9994, 0.99999, 1.0)] == [
         "0.000",
         "&lt;0.001",
@@ -249,7 +249,7 @@ def test_numbers_never_claim_certainty():
 # ---- Decisions and thresholds ----
 
 
-def test_the_slider_moves_thresholds_of_any_kind():
+def test_the_slider_scales_one_or_many_thresholds():
     assert Thresholds(None, 0.5).start == 0.5
     assert Thresholds(None, 0.0).at(0.3) == 0.3
     one = Thresholds(0.4567, 0.5)
@@ -286,7 +286,7 @@ MODELS = [
 
 @pytest.mark.parametrize("config", MODELS)
 @pytest.mark.parametrize("tuned", [False, True])
-def test_each_decision_of_the_page_is_that_of_the_pipeline_and_no_other_differs(taxonomy, config, tuned):
+def test_decoders_of_the_page_match_the_pipeline_and_the_others_are_redundant(taxonomy, config, tuned):
     thresholds = (0.2 + 0.1 * taxonomy.depths + 0.01 * np.arange(13)).tolist() if tuned else None
     pipe = make_pipe(taxonomy, thresholds=thresholds, **config)
     reader = Reader(pipe)
@@ -314,7 +314,7 @@ def test_each_decision_of_the_page_is_that_of_the_pipeline_and_no_other_differs(
                 assert names(reader.decide(reading.logits, offered[0], position)) == expected
 
 
-def test_a_pipelines_own_decision_and_threshold_are_where_the_page_starts(taxonomy):
+def test_the_page_starts_with_the_decoder_and_threshold_of_the_pipeline(taxonomy):
     model = make_pipe(taxonomy, label_mode="multi_path", thresholds=[0.9] * 13).model
 
     def reader(**own):
@@ -329,7 +329,7 @@ def test_a_pipelines_own_decision_and_threshold_are_where_the_page_starts(taxono
 # ---- Messages ----
 
 
-def test_messages_for_texts_and_answers_that_are_none(taxonomy):
+def test_empty_and_truncated_texts_and_empty_predictions_have_messages(taxonomy):
     pipe = make_pipe(taxonomy, label_mode="multi_path", risk_alpha=0.05, risk_threshold=2.0)
     reader = Reader(pipe)
     for text in ("", " \n\t "):
@@ -347,7 +347,7 @@ def test_messages_for_texts_and_answers_that_are_none(taxonomy):
     assert "No label is probable enough for a risk of at most 5 %" in reader.html(short, "risk", 0.5, 30)
 
 
-def test_a_text_of_which_no_token_is_left_has_a_message_too(taxonomy):
+def test_a_text_without_tokens_has_a_message(taxonomy):
     pipe = make_pipe(taxonomy)
     pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
     reader = Reader(pipe)
@@ -356,7 +356,7 @@ def test_a_text_of_which_no_token_is_left_has_a_message_too(taxonomy):
     assert reader.read("~stars").logits is not None
 
 
-def test_contradictions_of_independent_levels_are_told():
+def test_predictions_that_contradict_the_hierarchy_have_a_message():
     taxonomy = Taxonomy.from_edges([("a", "a1"), ("b", "b1")])
     reader = Reader(make_pipe(taxonomy, head="independent"))
     logits = torch.tensor([[2.0, -2.0, -2.0, 2.0]])
@@ -374,7 +374,7 @@ def functions(page):
 
 
 @pytest.mark.slow
-def test_the_encoder_runs_once_a_text_whatever_else_changes(taxonomy):
+def test_the_encoder_runs_only_once_per_text(taxonomy):
     pytest.importorskip("gradio")
     pipe = make_pipe(taxonomy, label_mode="multi_path")
     calls = []
@@ -398,7 +398,7 @@ def test_the_encoder_runs_once_a_text_whatever_else_changes(taxonomy):
 
 
 @pytest.mark.slow
-def test_settings_before_any_text_change_nothing(taxonomy):
+def test_changing_settings_before_a_text_is_classified_does_nothing(taxonomy):
     gradio = pytest.importorskip("gradio")
     page = functions(build_page(make_pipe(taxonomy)))
     assert page["redecide"](None, "path", 0.5, 30) == gradio.skip()
@@ -406,7 +406,7 @@ def test_settings_before_any_text_change_nothing(taxonomy):
 
 
 @pytest.mark.slow
-def test_controls_fit_the_model(taxonomy):
+def test_the_controls_depend_on_the_model(taxonomy):
     pytest.importorskip("gradio")
 
     def controls(pipe):
@@ -442,7 +442,7 @@ def test_without_gradio_the_error_says_what_to_install(taxonomy, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_what_is_no_hcal_model_is_refused(taxonomy, tmp_path):
+def test_other_models_are_refused(taxonomy, tmp_path):
     pytest.importorskip("gradio")
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"holds a model of type 'bert'; the page shows HCAL models"):
@@ -461,7 +461,7 @@ def test_what_is_no_hcal_model_is_refused(taxonomy, tmp_path):
 
 @pytest.fixture
 def saved(taxonomy, tmp_path):
-    """A folder as a training leaves it, with things that are no part of the model."""
+    """Returns a folder after training, which also contains files that do not belong to the model."""
     folder = tmp_path / "trained"
     pipe = make_pipe(taxonomy)
     pipe.model.save_pretrained(folder)
@@ -473,7 +473,7 @@ def saved(taxonomy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_space_holds_the_model_and_an_app_that_builds(saved, tmp_path):
+def test_an_exported_space_contains_the_model_and_a_working_app(saved, tmp_path):
     gradio = pytest.importorskip("gradio")
     folder, pipe = saved
     examples, title = [TEXT, 'it\'s "quoted" \\ and\nlong'], 'My """page""" \\'
@@ -497,7 +497,7 @@ def test_a_space_holds_the_model_and_an_app_that_builds(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_overwritten(saved, tmp_path):
+def test_exporting_a_space_overwrites_no_file(saved, tmp_path):
     pytest.importorskip("gradio")
     space = tmp_path / "space"
     space.mkdir()
@@ -509,7 +509,7 @@ def test_nothing_is_overwritten(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_a_model_on_the_hub_only_the_name_is_written(saved, tmp_path, monkeypatch):
+def test_a_space_of_a_hub_model_contains_only_its_name(saved, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     folder, _ = saved
     cached = tmp_path / "hub" / "models--somebody--model"
@@ -546,7 +546,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def served():
-    """(pipeline, address, encoder calls) of a page with one label that is HTML."""
+    """Serves a page where one label is HTML. Returns (pipeline, address, encoder calls)."""
     pytest.importorskip("gradio")
     paths = [["science", "physics"], ["science", "biology"], ["arts", EVIL], ["arts", "music"], ["${1}", "{{2}}"]]
     pipe = make_pipe(Taxonomy.from_paths(paths), label_mode="multi_path")
@@ -559,10 +559,10 @@ def served():
 
 @pytest.fixture
 def tab(browser, served):
-    """A page that has loaded; at its end it must have said nothing and asked no other host."""
+    """Opens the page in a browser. At the end, checks that it logged no problem and contacted no other host."""
     problems, hosts = [], set()
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    tab.set_default_timeout(60_000)  # a busy machine is slow
+    tab.set_default_timeout(60_000)  # for slow machines
     tab.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
     tab.on("pageerror", lambda error: problems.append(str(error)))
     tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
@@ -571,7 +571,7 @@ def tab(browser, served):
     yield tab
     tab.close()
     assert problems == []
-    assert hosts - {None} == {"127.0.0.1"}  # None: data: addresses
+    assert hosts - {None} == {"127.0.0.1"}  # data: URLs have no host
 
 
 def classify(tab, text):
@@ -594,7 +594,7 @@ def expected(pipe, text, **kwargs):
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_text_becomes_a_tree_that_follows_the_threshold(tab, served):
+def test_in_a_browser_a_text_is_classified_and_the_threshold_updates_the_tree(tab, served):
     pipe, _, calls = served
     before = len(calls)
     tab.get_by_label("Text").fill(TEXT)
@@ -602,13 +602,13 @@ def test_in_a_browser_a_text_becomes_a_tree_that_follows_the_threshold(tab, serv
     tab.locator(".hcal-tree").wait_for()
     assert sorted(labels(tab)) == sorted(pipe.model.taxonomy.names)
     assert sorted(labels(tab, ".hcal-predicted")) == expected(pipe, TEXT)
-    assert len(calls) == before + 2  # the page's, and this test's own
+    assert len(calls) == before + 2  # one by the page and one by this test
     roots = tab.locator(".hcal-tree > li > details > summary .hcal-number").all_inner_texts()
     assert roots == sorted(roots, reverse=True)
     assert tab.locator("#hcal-result [role=status]").inner_text().startswith(f"“{TEXT}”")
 
     text = "poems in novels of drama"
-    tab.get_by_text(text).click()  # the example
+    tab.get_by_text(text).click()  # click the example
     tab.locator(".hcal-text", has_text=text).wait_for()
     one = len(calls)
     scores = sorted(item["score"] for item in pipe(text, threshold=0.0))
@@ -623,11 +623,11 @@ def test_in_a_browser_a_text_becomes_a_tree_that_follows_the_threshold(tab, serv
     tab.locator(".hcal-predicted").first.wait_for()
     assert sorted(labels(tab, ".hcal-predicted")) == expected(pipe, text, decode="expected_f1")
     assert tab.get_by_label("range slider for Threshold").is_disabled()
-    assert len(calls) == one + 4  # this test's own
+    assert len(calls) == one + 4  # all by this test
 
 
 @pytest.mark.slow
-def test_in_a_browser_names_are_text_and_folds_stay(tab):
+def test_in_a_browser_names_are_escaped_and_folded_branches_stay_folded(tab):
     classify(tab, TEXT)
     assert {EVIL, "${1}", "{{2}}"} <= set(labels(tab))
     assert tab.locator("#hcal-result img").count() == 0
@@ -641,9 +641,7 @@ def test_in_a_browser_names_are_text_and_folds_stay(tab):
     tab.get_by_text("No label reaches its threshold").wait_for()
     assert first.locator(".hcal-name").inner_text() == name
     assert (branch.get_attribute("open") is not None) != was_open
-    assert (
-        first.evaluate("summary => document.activeElement === summary") is False
-    )  # the focus is where the reader put it
+    assert first.evaluate("summary => document.activeElement === summary") is False  # the focus moved to the threshold
     set_threshold(tab, 0.5)
     tab.locator(".hcal-text").wait_for()
     classify(tab, "a new study")
@@ -651,18 +649,18 @@ def test_in_a_browser_names_are_text_and_folds_stay(tab):
     fresh = tab.evaluate(states)
     tab.reload()
     classify(tab, "a new study")
-    assert tab.evaluate(states) == fresh  # the folds of another text are forgotten
+    assert tab.evaluate(states) == fresh  # another text resets the folded branches
 
 
 @pytest.mark.slow
-def test_in_a_browser_an_empty_text_is_told_and_a_narrow_page_fits(tab):
+def test_in_a_browser_empty_texts_have_a_message_and_narrow_pages_fit(tab):
     tab.set_viewport_size({"width": 390, "height": 600})
     top = "document.querySelector('.hcal-answer').getBoundingClientRect().top"
     tab.locator(".hcal-answer").wait_for()
-    tab.wait_for_function(f"{top} > 600")  # below the fold, once the page has settled
+    tab.wait_for_function(f"{top} > 600")  # below the visible part, once the layout is complete
     tab.get_by_role("button", name="Classify").click()
     tab.get_by_text("The text is empty: write one and press Classify.").wait_for()
     tab.evaluate("scrollTo(0, 0)")
     classify(tab, TEXT)
-    tab.wait_for_function(f"{top} < 500")  # the answer is brought up
+    tab.wait_for_function(f"{top} < 500")  # the page scrolled to the result
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390

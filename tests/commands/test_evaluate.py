@@ -1,4 +1,4 @@
-"""Evaluations of a saved model, from the command line on."""
+"""Evaluation of saved models with `evaluate_model` and recipes/evaluate.py."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WORDS = {"astronomy": "stars", "quantum": "atoms", "genetics": "genes", "botany"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, taxonomy):
-    """A word for each leaf, which in one row of four is another leaf's."""
+    """Returns a folder with three splits. Each leaf has its word, and about every fourth text has a random word."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     words = list(WORDS.values())
@@ -44,7 +44,7 @@ def data_dir(tmp_path_factory, taxonomy):
 
 
 def train(folder, encoder_dir, tokenizer, taxonomy, data_dir, **config):
-    """A trained model in a folder."""
+    """Trains a model and saves it in a folder."""
     settings = {"perturbation": 0.0, "projection_dim": 16, "prototype_temperature": 0.03, **config}
     set_seed(0)
     model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, **settings)
@@ -76,13 +76,13 @@ def run(model, data_dir, *more):
 
 
 def scores(metrics):
-    """What does not depend on the clock, and not on the last digits either."""
+    """Returns the rounded metrics without those that measure time."""
     return {name: round(value, 5) for name, value in metrics.items() if "time" not in name and "second" not in name}
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The rows that each step of fitting gets, and its other arguments."""
+    """Records the rows and arguments that each calibration and tuning step receives."""
     rows = {}
     for name in ("calibrate_temperature", "tune_thresholds", "calibrate_risk"):
         original = getattr(HcalTrainer, name)
@@ -96,7 +96,7 @@ def seen(monkeypatch):
     return rows
 
 
-def test_a_plain_evaluation_gives_the_trainers_metrics_and_calibration(
+def test_an_evaluation_gives_the_metrics_of_the_trainer_and_calibration_errors(
     model_dir, data_dir, tokenizer, taxonomy, tmp_path, capsys
 ):
     report = run(model_dir, data_dir)
@@ -106,7 +106,7 @@ def test_a_plain_evaluation_gives_the_trainers_metrics_and_calibration(
     args = HcalTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, per_device_eval_batch_size=5)
     expected = HcalTrainer(model, args, None, None, data, tokenizer).evaluate(metric_key_prefix="test")
     metrics = report["metrics"]
-    # Where the weights lie in memory may change the last digits of a loss.
+    # The memory layout of the weights may change the last digits of a loss.
     for name, value in scores(expected).items():
         assert metrics[name] == pytest.approx(value, rel=1e-5), name
     assert len(scores(expected)) > 30
@@ -122,7 +122,7 @@ def test_a_plain_evaluation_gives_the_trainers_metrics_and_calibration(
     assert run(model_dir, data_dir, "--split", "validation")["documents"] == {"validation": 41}
 
 
-def test_what_is_fitted_is_fitted_on_two_parts_of_the_validation_documents(
+def test_risk_is_calibrated_on_validation_documents_not_used_for_thresholds(
     model_dir, data_dir, taxonomy, tmp_path, seen, capsys
 ):
     report = run(
@@ -156,14 +156,14 @@ def test_what_is_fitted_is_fitted_on_two_parts_of_the_validation_documents(
 
     first = dict(seen)
     run(model_dir, data_dir, "--tune", "micro_f1", "--risk", 0.4)
-    for step in ("tune_thresholds", "calibrate_risk"):  # a seed, the same parts
+    for step in ("tune_thresholds", "calibrate_risk"):  # the same seed gives the same halves
         assert seen[step] == first[step]
     assert seen["tune_thresholds_arguments"] == ("global", "micro_f1")
     run(model_dir, data_dir, "--tune", "micro_f1", "--risk", 0.4, "--seed", 1)
     assert seen["calibrate_risk"] != first["calibrate_risk"]
 
 
-def test_one_step_alone_has_all_validation_documents(multi_dir, data_dir, seen, capsys):
+def test_a_single_fitting_step_uses_all_validation_documents(multi_dir, data_dir, seen, capsys):
     for step, more in (
         ("calibrate_temperature", ["--temperature"]),
         ("tune_thresholds", ["--tune", "micro_f1"]),
@@ -179,7 +179,7 @@ def test_one_step_alone_has_all_validation_documents(multi_dir, data_dir, seen, 
 
 
 @pytest.mark.parametrize("method", ["expected_f1", "prune", "risk"])
-def test_a_decoder_is_what_the_decoded_scores_are_of(multi_dir, data_dir, method, capsys):
+def test_decode_chooses_the_decoder_of_the_decoded_scores(multi_dir, data_dir, method, capsys):
     plain = run(multi_dir, data_dir, "--tune", "macro_f1", "--risk", 0.3)["metrics"]
     capsys.readouterr()
     metrics = run(multi_dir, data_dir, "--tune", "macro_f1", "--risk", 0.3, "--decode", method)["metrics"]
@@ -188,14 +188,14 @@ def test_a_decoder_is_what_the_decoded_scores_are_of(multi_dir, data_dir, method
     assert metrics["test_raw_micro_f1"] == plain["test_raw_micro_f1"]
     if method == "risk":
         assert metrics["test_micro_f1"] != plain["test_micro_f1"]
-        # Hits a document, once from the labels answered and once from the three true ones.
+        # Both sides are the mean number of correct labels per document. Each document has three true labels.
         hits = metrics["test_micro_precision"] * metrics["test_answers_answered"]
         assert hits == pytest.approx(3 * metrics["test_micro_recall"])
     for name in ("answers_risk", "answers_levels", "ece"):
         assert metrics[f"test_{name}"] == pytest.approx(plain[f"test_{name}"])
 
 
-def test_saving_in_place_leaves_the_weights_alone(multi_dir, data_dir, tmp_path):
+def test_save_changes_the_configuration_but_not_the_weights(multi_dir, data_dir, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     for file in Path(multi_dir).iterdir():
@@ -214,7 +214,10 @@ def test_saving_in_place_leaves_the_weights_alone(multi_dir, data_dir, tmp_path)
 @pytest.mark.slow
 def test_the_script_prints_one_json_object(model_dir, data_dir):
     command = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), model_dir, "--data_dir", data_dir, "--use_cpu"]
-    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}  # without progress bars a Trainer prints its logs
+    quiet = {
+        **os.environ,
+        "TRANSFORMERS_VERBOSITY": "error",
+    }  # without progress bars, the Trainer prints its logs to stdout
     done = subprocess.run(
         [*command, "--json", "--temperature"], capture_output=True, text=True, timeout=300, cwd=ROOT, env=quiet
     )
@@ -246,12 +249,12 @@ def test_the_script_prints_one_json_object(model_dir, data_dir):
         (["--temperature", "--save", "--output_dir", "somewhere"], "not both"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused_first(model_dir, data_dir, more, message):
+def test_invalid_arguments_are_refused_first(model_dir, data_dir, more, message):
     with pytest.raises(ValueError, match=message):
         run(model_dir, data_dir, *more)
 
 
-def test_what_is_no_model_or_no_data_is_refused(model_dir, multi_dir, data_dir, tmp_path):
+def test_invalid_models_and_data_are_refused(model_dir, multi_dir, data_dir, tmp_path):
     with pytest.raises(ValueError, match="is neither a folder with a saved model"):
         run(str(tmp_path / "nothing"), data_dir)
     with pytest.raises(ValueError, match="save writes into the model's own folder"):
@@ -272,7 +275,9 @@ def test_what_is_no_model_or_no_data_is_refused(model_dir, multi_dir, data_dir, 
     (tmp_path / "validation.jsonl").write_text(rows[0], encoding="utf-8")
     with pytest.raises(ValueError, match="validation split has 1 document: risk needs others"):
         run(model_dir, str(tmp_path), "--temperature", "--risk", 0.1)
-    assert run(model_dir, str(tmp_path), "--risk", 0.1)["risk"]["empty"] == 1  # too few, which is told
+    assert (
+        run(model_dir, str(tmp_path), "--risk", 0.1)["risk"]["empty"] == 1
+    )  # too few documents for this risk, so no labels are predicted
     (tmp_path / "test.jsonl").write_text(
         json.dumps({"text": "", "labels": [["arts", "stage", "opera"]]}), encoding="utf-8"
     )
@@ -280,7 +285,7 @@ def test_what_is_no_model_or_no_data_is_refused(model_dir, multi_dir, data_dir, 
         run(model_dir, str(tmp_path), "--on_bad_row", "drop")
 
 
-def test_a_new_temperature_drops_the_old_risk_and_says_so(model_dir, data_dir, tmp_path, caplog):
+def test_a_new_temperature_removes_the_risk_calibration_with_a_warning(model_dir, data_dir, tmp_path, caplog):
     run(model_dir, data_dir, "--risk", 0.3, "--output_dir", tmp_path / "sure")
     assert HcalConfig.from_pretrained(tmp_path / "sure").risk_alpha == 0.3
     with pytest.raises(ValueError, match="A new temperature drops the model's risk calibration"):

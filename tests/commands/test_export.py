@@ -1,4 +1,4 @@
-"""ONNX files against torch, and predictions from them without torch and transformers."""
+"""Compares ONNX files with torch, and predicts with them without torch and transformers."""
 
 import copy
 import json
@@ -24,11 +24,11 @@ pytest.importorskip("onnxscript")
 
 EXAMPLE = Path(__file__).parents[2] / "recipes" / "export" / "predict.py"
 DAG = Taxonomy.from_edges([("a", "x"), ("b", "x"), ("b", "y"), ("x", "z"), ("c", "z")])
-# Every head; every pooling, cosine and linear scores, anchors, stop scores, a temperature, thresholds, a DAG.
+# Covers all heads and poolings, cosine and linear scores, anchors, stop scores, a temperature, thresholds and a DAG.
 CASES = {
     "levels": (build_ragged(), {"head": "independent", "partial_paths": True, "pooling": "cls"}),
     "path": (random_forest(np.random.default_rng(0), 300), {"head": "path_softmax", "partial_paths": True}),
-    # All nodes of the top levels have children: onnxscript's rewriting rules would drop their own scores.
+    # All nodes of the upper levels have children. With its rewriting rules, onnxscript would drop their own scores.
     "lookahead": (build_taxonomy(), {"score_temperature": 1.7, "prototype_anchor": "label_text"}),
     "conditional": (
         build_ragged(),
@@ -56,7 +56,7 @@ TEXTS = [
 
 
 def varied_model(taxonomy, layers, **config):
-    """Parameters and anchors that start at 0 or 1 are drawn, so that leaving one out of the graph shows."""
+    """Returns a model with random parameters and anchors, so that the tests notice if one is missing in the graph."""
     torch.manual_seed(0)
     encoder = tiny_bert(num_hidden_layers=layers)
     model = HcalForSequenceClassification(HcalConfig.from_taxonomy(taxonomy, encoder, projection_dim=8, **config))
@@ -72,10 +72,12 @@ def varied_model(taxonomy, layers, **config):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """{case: (model, folder, what export_onnx returned)}."""
+    """Returns {case: (model, folder, report of export_onnx)}."""
     found = {}
     for name, (taxonomy, config) in CASES.items():
-        model = varied_model(taxonomy, layers=int(name in ("path", "lookahead")), **config)  # those without are quick
+        model = varied_model(
+            taxonomy, layers=int(name in ("path", "lookahead")), **config
+        )  # models without layers are exported quickly
         folder = tmp_path_factory.mktemp(name)
         tokenizer = build_tokenizer()
         if name == "lookahead":
@@ -86,7 +88,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predicted(exported):
-    """{case: per text the labels that recipes/export/predict.py prints}, from one process without torch."""
+    """Runs recipes/export/predict.py in a process without torch. Returns {case: printed labels per text}."""
     code = """
 import json, runpy, sys
 for name in ("torch", "transformers", "onnx", "onnxscript", "hcal_hf"):
@@ -106,7 +108,7 @@ for folder in folders:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_probabilities_are_those_of_torch_at_other_sizes(exported, case):
+def test_onnx_probabilities_equal_torch_for_other_batch_sizes_and_lengths(exported, case):
     model, folder, report = exported[case]
     assert report["max_difference"] < 1e-5
     session = open_session(folder / "model.onnx")
@@ -126,14 +128,14 @@ def test_probabilities_are_those_of_torch_at_other_sizes(exported, case):
             expected = model.probabilities(model(**inputs)).numpy()
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
-        assert found.std() > 1e-3  # they tell labels apart
+        assert found.std() > 1e-3  # the probabilities differ between labels
         if model.config.head != "independent":
             parents, children = model.taxonomy.edges.T
             assert (found[:, children] <= found[:, parents] + 1e-6).all()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_example_finds_what_the_pipeline_finds(exported, predicted, tokenizer, case):
+def test_the_example_predicts_the_labels_of_the_pipeline(exported, predicted, tokenizer, case):
     model, _, _ = exported[case]
     classify = HierarchicalTextClassificationPipeline(model=model, tokenizer=tokenizer)
     sizes = set()
@@ -152,7 +154,7 @@ def test_the_example_is_short_and_needs_three_packages():
     assert imported - {"json", "sys", "itertools"} == {"numpy", "onnxruntime", "tokenizers"}
 
 
-def test_the_hierarchy_file_says_what_a_decision_needs(exported):
+def test_the_hierarchy_file_contains_everything_needed_for_decoding(exported):
     model, folder, _ = exported["sigmoid"]
     spec = json.loads((folder / "hierarchy.json").read_text(encoding="utf-8"))
     assert spec["labels"] == model.config.labels
@@ -171,10 +173,10 @@ def test_the_tokenizer_file_truncates_and_pads(exported, tokenizer):
     assert long.ids == tokenizer("stars " * 40, truncation=True)["input_ids"]
     assert len(long.ids) == tokenizer.model_max_length == len(short.ids)
     assert sum(short.attention_mask) == 2
-    assert tokenizer.backend_tokenizer.padding is None  # the caller's is as it was
+    assert tokenizer.backend_tokenizer.padding is None  # the tokenizer of the caller is unchanged
 
 
-def test_int8_is_smaller_and_close(exported):
+def test_the_int8_model_is_smaller_and_almost_equal(exported):
     _, folder, report = exported["path"]
     assert report["files"]["model_int8.onnx"] < report["files"]["model.onnx"]
     assert report["max_difference"] < report["int8_max_difference"] < 0.2
@@ -186,17 +188,17 @@ def test_int8_is_smaller_and_close(exported):
     kinds = {weight.name: weight.data_type for weight in graph.initializer}
     assert kinds["prototypes_Transposed"] == kinds["projection.weight_Transposed"] == onnx.TensorProto.FLOAT
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6  # the linear layers of one BERT layer
-    assert sum(node.op_type == "DequantizeLinear" for node in graph.node) == 3  # its embeddings
+    assert sum(node.op_type == "DequantizeLinear" for node in graph.node) == 3  # its three embeddings
 
 
-def test_the_callers_model_is_left_as_it_is(exported):
+def test_exporting_does_not_change_the_model(exported):
     model = copy.deepcopy(exported["levels"][0]).to(torch.bfloat16).train()
     found, _ = hcal_hf.commands.onnx_export._resolve(model, None)
     assert (found.dtype, found.training) == (torch.float32, False)
     assert (model.dtype, model.training) == (torch.bfloat16, True)
 
 
-def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer, tmp_path, caplog, monkeypatch):
+def test_a_saved_model_can_be_exported_over_an_earlier_export(exported, tokenizer, tmp_path, caplog, monkeypatch):
     model, folder, _ = exported["levels"]
     monkeypatch.setattr(
         hcal_hf.commands.onnx_export, "_export", lambda *args: shutil.copy(folder / "model.onnx", args[-1])
@@ -215,9 +217,11 @@ def test_a_saved_model_by_its_folder_over_an_earlier_export(exported, tokenizer,
     assert report["files"].keys() == {"model.onnx", "tokenizer.json", "hierarchy.json"}
 
 
-def test_a_graph_that_differs_is_not_written(exported, tokenizer, tmp_path, monkeypatch):
+def test_an_onnx_model_that_differs_from_torch_is_not_written(exported, tokenizer, tmp_path, monkeypatch):
     model, _, _ = exported["levels"]
-    monkeypatch.setattr(hcal_hf.commands.onnx_export, "_export", lambda *args: None)  # what it writes is not read here
+    monkeypatch.setattr(
+        hcal_hf.commands.onnx_export, "_export", lambda *args: None
+    )  # no file is needed, because run_onnx is replaced below
     expected = hcal_hf.commands.onnx_export._torch_probabilities
     run = lambda path, batches: [expected(model, batch) + 0.002 for batch in batches]  # noqa: E731
     monkeypatch.setattr(hcal_hf.commands.onnx_export, "run_onnx", run)
@@ -231,7 +235,7 @@ def test_a_graph_that_differs_is_not_written(exported, tokenizer, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_incoherent_probabilities_are_named(exported):
+def test_probabilities_that_contradict_the_hierarchy_are_refused(exported):
     model, _, _ = exported["lookahead"]
     found = np.full((2, model.config.num_labels), 0.1)
     child = int(model.taxonomy.edges[3, 1])
@@ -240,7 +244,7 @@ def test_incoherent_probabilities_are_named(exported):
         hcal_hf.commands.onnx_export._check_coherence([found], model)
 
 
-def test_wrong_arguments_say_what_is_allowed(exported, tmp_path, monkeypatch):
+def test_invalid_arguments_are_refused_with_the_allowed_values(exported, tmp_path, monkeypatch):
     model, _, _ = exported["levels"]
     with pytest.raises(ValueError, match="opset must be 18 or above"):
         export_onnx(model, tmp_path, opset=17)

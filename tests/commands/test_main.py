@@ -1,4 +1,4 @@
-"""The command `hcal`: what goes to stdout, exit codes, and messages that help."""
+"""The command `hcal`: output, exit codes and error messages."""
 
 import ast
 import io
@@ -52,7 +52,7 @@ def usage_error(argv, capsys):
     return captured.err
 
 
-def test_nothing_slow_is_imported_before_a_command_runs():
+def test_the_command_line_imports_only_the_standard_library_before_a_command_runs():
     folder = ROOT / "hcal_hf/commands"
     waiting, read = [folder / "main.py"], set()
     while waiting:
@@ -72,7 +72,7 @@ def test_nothing_slow_is_imported_before_a_command_runs():
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_speaks_in_sentences(command, capsys):
+def test_help_texts_are_sentences(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command.split(), "--help"])
     assert stop.value.code == 0
@@ -82,7 +82,7 @@ def test_help_speaks_in_sentences(command, capsys):
 
 
 def options_of(parser):
-    """(command, option) of all subcommands."""
+    """Yields (command, option) of all subcommands."""
     for action in parser._actions:
         if isinstance(action, type(parser._subparsers._group_actions[0]) if parser._subparsers else ()):
             for below in action.choices.values():
@@ -109,7 +109,7 @@ def test_an_option_has_the_same_form_in_every_command():
         assert name not in one or action.nargs is None, (prog, name)
 
 
-def test_decoders_and_splits_are_those_of_the_library():
+def test_the_command_line_accepts_all_decoders_splits_and_metrics_of_the_library():
     from hcal_hf.commands.run_arguments import SPLITS
     from hcal_hf.decoding import METHODS
     from hcal_hf.training.thresholds import GRANULARITIES, METRICS
@@ -152,7 +152,7 @@ def test_wrong_usage_exits_with_2(argv, message, capsys):
         assert err.startswith("usage: hcal")
 
 
-def test_problems_are_told_in_one_line_and_exit_with_1(model_dir, tmp_path, capsys):
+def test_problems_are_reported_in_one_line_with_exit_code_1(model_dir, tmp_path, capsys):
     out = str(tmp_path / "out.parquet")
     (tmp_path / "a.jsonl").write_text('{"body": "stars"}\n', encoding="utf-8")
     for argv, message in (
@@ -189,7 +189,7 @@ def test_a_console_that_cannot_encode_a_label_gets_a_question_mark(encoding, tmp
     assert json.loads(shown["json"])["tree"][0]["label"] == "物理"
 
 
-def test_errors_of_our_own_are_told_and_bugs_are_not_hidden(tmp_path, monkeypatch):
+def test_unexpected_errors_are_raised_with_a_traceback(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
@@ -198,7 +198,7 @@ def test_errors_of_our_own_are_told_and_bugs_are_not_hidden(tmp_path, monkeypatc
         cli.main(["inspect", str(tmp_path)])
 
 
-def test_train_with_overrides_as_json(encoder_dir, data_dir, tmp_path, capsys):
+def test_train_accepts_overrides_and_prints_json(encoder_dir, data_dir, tmp_path, capsys):
     values = {"encoder": encoder_dir, "data_dir": str(data_dir), "output_dir": str(tmp_path / "no"), "max_steps": 1,
               "report_to": "none", "use_cpu": True, "save_strategy": "no", "projection_dim": 8}  # fmt: skip
     config = tmp_path / "config.yaml"
@@ -217,7 +217,7 @@ def test_train_with_overrides_as_json(encoder_dir, data_dir, tmp_path, capsys):
     assert "unknown key 'encoderr'. Closest: ['encoder'" in capsys.readouterr().err
 
 
-def test_evaluate_a_folder_and_one_file(model_dir, data_dir, capsys):
+def test_evaluate_accepts_a_folder_or_a_file(model_dir, data_dir, capsys):
     expected = evaluate_model(*evaluation_arguments([model_dir, "--data_dir", str(data_dir), "--use_cpu"]))["metrics"]
     table = capsys.readouterr().out
     assert cli.main(["evaluate", model_dir, str(data_dir), "--cpu"]) == 0
@@ -230,7 +230,7 @@ def test_evaluate_a_folder_and_one_file(model_dir, data_dir, capsys):
     assert "14 documents" in captured.err
 
 
-def test_predict_tells_what_it_did(model_dir, tmp_path, capsys):
+def test_predict_reports_rows_problems_and_output(model_dir, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("stars and atoms\n\npoems\n", encoding="utf-8")
     out = tmp_path / "out.parquet"
     argv = ["predict", model_dir, str(tmp_path / "a.txt"), "--out", str(out), "--cpu", "--quiet"]
@@ -277,7 +277,7 @@ def test_inspect_shows_the_model_and_a_tree_of_limited_size(model_dir, tmp_path,
     assert report["thresholds"] is report["risk"] is None
 
 
-def test_inspect_shows_thresholds_risk_and_every_place_in_a_dag(dag, tmp_path, capsys):
+def test_inspect_shows_thresholds_risk_and_every_position_in_a_dag(dag, tmp_path, capsys):
     config = HcalConfig.from_taxonomy(dag, tiny_bert(), label_mode="multi_path", risk_alpha=0.1, risk_threshold=0.25,
                                       thresholds=[0.1, 0.2, 0.3, 0.3, 0.3, 0.5], score_temperature=1.5)  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -290,7 +290,7 @@ def test_inspect_shows_thresholds_risk_and_every_place_in_a_dag(dag, tmp_path, c
     assert text.endswith("a\n    x (1 below)\nb\n    x (1 below)\n    y\nc\n    z\n")
 
 
-def test_taxonomy_check_exit_codes_and_writing(tmp_path, capsys):
+def test_taxonomy_check_writes_the_taxonomy_only_without_errors(tmp_path, capsys):
     table, target = tmp_path / "tickets.csv", tmp_path / "taxonomy.json"
     table.write_text("area,product\nHardware,Printer\nHardware,printer\n", encoding="utf-8")
     argv = ["taxonomy", "check", str(table), "--labels", "area", "product", "--min-documents", "1"]
@@ -308,7 +308,7 @@ def test_taxonomy_check_exit_codes_and_writing(tmp_path, capsys):
     assert not target.exists()
 
 
-def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
+def test_demo_and_export_pass_on_their_arguments(monkeypatch, tmp_path, capsys):
     calls = []
 
     class Demo:
@@ -341,7 +341,7 @@ def test_demo_and_export_pass_their_arguments_on(monkeypatch, tmp_path, capsys):
     ("hcal_hf.commands.demo.page", "gradio", ["demo", "m"]),
     ("hcal_hf.commands.onnx_export", "onnxruntime", ["export", "m", "d"]),
 ])  # fmt: skip
-def test_a_missing_extra_gives_the_command_that_installs_it(module, missing, argv, monkeypatch, capsys):
+def test_a_missing_extra_is_reported_with_the_command_to_install_it(module, missing, argv, monkeypatch, capsys):
     class Missing:
         def __getattr__(self, name):
             if name.startswith("__"):

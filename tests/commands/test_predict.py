@@ -1,4 +1,4 @@
-"""Bulk prediction: the pipeline's answers, in the order of the file, whatever stops it."""
+"""Bulk prediction gives the predictions of the pipeline in file order, and resumes after interruptions."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def multi_dir(tmp_path_factory, tokenizer, dag):
 
 @pytest.fixture
 def file(tmp_path):
-    """Rows 3, 11 and 20 have no text that can be used."""
+    """Returns a file of 45 rows. Rows 3, 11 and 20 have no usable text."""
     lines = [json.dumps({"text": text, "key": i}) for i, text in enumerate(TEXTS)]
     lines[3], lines[11], lines[20] = '{"key": 3}', '{"text": " ", "key": 11}', '{"text": "stars"'
     path = tmp_path / "rows.jsonl"
@@ -77,7 +77,7 @@ def run(model, file, out, **kwargs):
         ("multi", {"decode": "expected_f1"}),
     ],
 )
-def test_answers_are_the_pipelines(model_dir, multi_dir, kind, deciding):
+def test_predictions_equal_those_of_the_pipeline(model_dir, multi_dir, kind, deciding):
     pipe = pipeline(
         "hierarchical-text-classification", model=model_dir if kind == "single" else multi_dir, device="cpu"
     )
@@ -93,7 +93,7 @@ def test_answers_are_the_pipelines(model_dir, multi_dir, kind, deciding):
     assert number > len(TEXTS)
 
 
-def test_batches_hold_texts_of_similar_length_within_the_budget(model_dir, monkeypatch):
+def test_batches_contain_texts_of_similar_length_within_the_token_budget(model_dir, monkeypatch):
     pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
     predictor = Predictor(pipe.model, pipe.tokenizer, PredictionArguments(batch_tokens=30))
     lengths = np.array([3, 40, 0, 10, 9, 10, 1, 4])
@@ -103,7 +103,7 @@ def test_batches_hold_texts_of_similar_length_within_the_budget(model_dir, monke
     assert [len(batch) for batch in predictor._batches(lengths)] == [1, 2, 2, 2]
 
 
-def test_batches_are_as_large_as_the_device_likes(model_dir):
+def test_the_default_token_budget_depends_on_device_and_precision(model_dir):
     pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
 
     def budget(**given):
@@ -114,7 +114,7 @@ def test_batches_are_as_large_as_the_device_likes(model_dir):
     assert (budget(), budget(bf16=True), budget(batch_tokens=30)) == (8192, 8192, 30)
 
 
-def test_no_text_at_all_gives_empty_answers(model_dir):
+def test_rows_without_usable_text_have_no_labels_and_a_problem(model_dir):
     pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
     predictor = Predictor(pipe.model, pipe.tokenizer, PredictionArguments())
     found = predictor.predict([None, 3, "", "stars \udce4"]).to_pylist()
@@ -124,7 +124,7 @@ def test_no_text_at_all_gives_empty_answers(model_dir):
     assert predictor.predict([]).num_rows == 0
 
 
-def test_every_format_gives_the_same_rows(model_dir, tmp_path):
+def test_all_input_formats_give_the_same_predictions(model_dir, tmp_path):
     plain = [text for text in TEXTS if text]
     csv = "key;text\n" + "".join(f'{i};"{text}"\n' for i, text in enumerate(plain))
     jsonl = "".join(json.dumps({"text": text, "key": i}) + "\n" for i, text in enumerate(plain))
@@ -158,7 +158,7 @@ def test_every_format_gives_the_same_rows(model_dir, tmp_path):
     assert expected["row"].to_pylist() == list(range(45))
 
 
-def test_bad_rows_keep_their_place_and_a_reason(model_dir, file, tmp_path):
+def test_bad_rows_keep_their_position_and_have_a_reason(model_dir, file, tmp_path):
     report = run(model_dir, file, tmp_path / "out.parquet", window=8, id_column="key")
     assert (report["rows"], report["predicted"], report["first_problems"]) == (45, 42, [3, 11, 20])
     assert sum(report["problems"].values()) == 3
@@ -175,7 +175,7 @@ def test_bad_rows_keep_their_place_and_a_reason(model_dir, file, tmp_path):
     assert not (tmp_path / "out.parquet.parts").exists()
 
 
-def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tmp_path):
+def test_csv_rows_with_extra_cells_or_wrong_encoding_are_reported(model_dir, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,n\nstars,1\nstars, atoms,2\n"poems\nnovels",3\nm\xfcsic,4\n"drama" x,5\ngenes,6\n')
     report = run(model_dir, path, tmp_path / "out.parquet", keep_text=True, encoding="utf-8")
@@ -196,7 +196,7 @@ def test_csv_rows_that_are_shifted_or_not_in_the_encoding_are_told(model_dir, tm
         run(model_dir, tmp_path / "b.txt.gz", tmp_path / "b.parquet")
 
 
-def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir, file, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_without_repeating_or_losing_rows(model_dir, file, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     run(model_dir, file, whole, window=7)
     seen, original = [], Predictor.predict_tokens
@@ -218,14 +218,14 @@ def test_an_interrupted_run_goes_on_without_repeating_or_losing_a_row(model_dir,
         assert len(AtomicWriter(out).finished()) == limit
     (tmp_path / "out.parquet.parts" / "00000005.parquet.9.tmp").write_bytes(b"half")
     monkeypatch.setattr(Predictor, "predict_tokens", stopping(None))
-    report = run(model_dir, file, out, window=7, batch_tokens=10**6)  # the only setting that may change
+    report = run(model_dir, file, out, window=7, batch_tokens=10**6)  # the only setting that may differ
     assert len(seen) == len(set(seen)) == 7
     assert report["resumed_rows"] == 35
     assert report | {"resumed_rows": 0, "out": str(whole)} == run(model_dir, file, whole, window=7, overwrite=True)
     assert pq.read_table(out).drop_columns("scores").equals(pq.read_table(whole).drop_columns("scores"))
 
 
-def test_a_window_is_tokenized_while_the_model_answers_the_one_before(model_dir, file, tmp_path, monkeypatch):
+def test_the_next_window_is_tokenized_while_the_model_predicts(model_dir, file, tmp_path, monkeypatch):
     begun, late = [], []
     tokenize, answer = Predictor.tokenize, Predictor.predict_tokens
 
@@ -248,7 +248,7 @@ def test_a_window_is_tokenized_while_the_model_answers_the_one_before(model_dir,
     assert threading.get_ident() not in begun
 
 
-def test_a_failure_of_the_tokenizer_is_told(model_dir, file, tmp_path, monkeypatch):
+def test_errors_of_the_tokenizer_are_raised(model_dir, file, tmp_path, monkeypatch):
     def failing(self, texts, problems):
         raise RuntimeError("no such word")
 
@@ -258,8 +258,8 @@ def test_a_failure_of_the_tokenizer_is_told(model_dir, file, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
-    """SIGKILL, after a few windows of many; the file in the end is the same byte for byte."""
+def test_a_killed_process_can_be_resumed_to_the_same_file(model_dir, tmp_path):
+    """Kills the process after a few windows. The resumed run writes the same bytes as an uninterrupted run."""
     file, out, whole = tmp_path / "rows.txt", tmp_path / "out.parquet", tmp_path / "whole.parquet"
     file.write_text("\n".join(TEXTS[:40] * 60), encoding="utf-8")
     command = [sys.executable, "-m", "hcal_hf.commands.main", "predict", model_dir, str(file), "--out", str(out), "--cpu",
@@ -283,7 +283,7 @@ def test_a_killed_process_leaves_nothing_half_done(model_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_share_the_windows(model_dir, file, tmp_path):
+def test_two_processes_divide_the_windows(model_dir, file, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                str(ROOT / "recipes/accelerate/two_cpu_processes.yaml"), "--main_process_port", "0",
                str(ROOT / "recipes/predict.py"), model_dir, str(file), "--out", str(tmp_path / "out.parquet"), "--cpu",
@@ -298,7 +298,7 @@ def test_processes_share_the_windows(model_dir, file, tmp_path):
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
-def test_a_run_of_other_settings_model_or_input_is_not_gone_on_with(model_dir, multi_dir, file, tmp_path, monkeypatch):
+def test_a_run_with_other_settings_model_or_input_is_not_resumed(model_dir, multi_dir, file, tmp_path, monkeypatch):
     out = tmp_path / "out.parquet"
     original = AtomicWriter.join
     monkeypatch.setattr(AtomicWriter, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -328,7 +328,7 @@ def test_a_run_of_other_settings_model_or_input_is_not_gone_on_with(model_dir, m
     assert run(model_dir, file, out, window=9, overwrite=True)["resumed_rows"] == 0
 
 
-def test_wrong_arguments_leave_nothing_behind(model_dir, multi_dir, file, tmp_path):
+def test_invalid_arguments_are_refused_without_leaving_files(model_dir, multi_dir, file, tmp_path):
     out = tmp_path / "out.parquet"
     for error, message, call in (
         (ValueError, "no column 'txt', but 'text': its columns are 'text', 'key'", {"text_column": "txt"}),
@@ -347,7 +347,7 @@ def test_wrong_arguments_leave_nothing_behind(model_dir, multi_dir, file, tmp_pa
         run(model_dir, file, out)
 
 
-def test_bf16_is_near(model_dir, file, tmp_path):
+def test_bf16_gives_almost_the_same_scores(model_dir, file, tmp_path):
     for name, bf16 in {"a": False, "b": True}.items():
         run(model_dir, file, tmp_path / f"{name}.parquet", bf16=bf16, top_k=100)
     a, b = (

@@ -1,4 +1,4 @@
-"""Predictions in the formats that people open, with confidence, level columns and a file for review."""
+"""Prediction files in CSV, Excel, JSON lines and Parquet, with confidence, level columns and a review file."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def read(path):
     return pq.read_table(path).to_pylist()
 
 
-def test_every_format_holds_the_same_predictions(folder):
+def test_all_formats_contain_the_same_predictions(folder):
     assert predict(folder, "plain.parquet") == 0
     plain = read(folder / "plain.parquet")
     for suffix in ("csv", "jsonl", "xlsx", "parquet"):
@@ -73,7 +73,7 @@ def test_every_format_holds_the_same_predictions(folder):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "xlsx", "parquet"])
-def test_rows_below_the_confidence_go_to_a_second_file(folder, suffix, capsys):
+def test_rows_with_low_confidence_are_written_to_a_review_file(folder, suffix, capsys):
     assert predict(folder, "plain.parquet") == 0
     scores = sorted(confidence(row["paths"], row["scores"]) for row in read(folder / "plain.parquet"))
     limit = scores[len(scores) // 2]
@@ -86,7 +86,7 @@ def test_rows_below_the_confidence_go_to_a_second_file(folder, suffix, capsys):
     assert f"{len(review)} rows need a review" in capsys.readouterr().out
 
 
-def test_one_text_and_standard_input(folder, capsys, monkeypatch):
+def test_one_text_or_standard_input_can_be_predicted(folder, capsys, monkeypatch):
     assert cli.main(["predict", str(folder / "model"), "stars and atoms"]) == 0
     line = capsys.readouterr().out.strip()
     assert line.count(" > ") == 2
@@ -98,7 +98,7 @@ def test_one_text_and_standard_input(folder, capsys, monkeypatch):
     assert set(rows[0]["labels"]) <= set(taxonomy.labels)
 
 
-def test_confidence_is_that_of_the_least_probable_end_label():
+def test_confidence_is_the_probability_of_the_least_probable_end_label():
     assert confidence([["a"], ["a", "b"], ["c"]], [0.9, 0.4, 0.6]) == 0.4
     assert confidence([], []) == 0.0
     assert end_paths([["a"], ["a", "b"], ["c"]]) == [["a", "b"], ["c"]]
@@ -112,13 +112,13 @@ def test_confidence_is_that_of_the_least_probable_end_label():
         (["--out", "a.csv", "--review", "2"], "must be a probability"),
     ],
 )
-def test_wrong_options_are_refused(folder, options, message, capsys):
+def test_invalid_options_are_refused(folder, options, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", str(folder / "model"), str(folder / "texts.jsonl"), *options])
     assert message in capsys.readouterr().err
 
 
-def test_a_sheet_that_is_too_long_and_an_existing_file_are_refused(folder, monkeypatch, capsys):
+def test_too_many_rows_for_excel_and_existing_files_are_refused(folder, monkeypatch, capsys):
     monkeypatch.setattr(prediction_formats, "EXCEL_ROWS", 5)
     assert predict(folder, "c.xlsx") == 1
     assert "do not fit into a sheet of Excel" in capsys.readouterr().err

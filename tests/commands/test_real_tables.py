@@ -1,4 +1,4 @@
-"""The whole way on tables as people have them: check, train, evaluate, predict with a second file to review."""
+"""Runs all commands on typical tables: check, train, evaluate, and predict with a review file."""
 
 import json
 
@@ -14,7 +14,7 @@ from hcal_hf.commands import main as cli
 from hcal_hf.commands.table_run import train_table
 from tests.builders import WORDS
 
-# Top label and leaves, with umlauts and names that readers of tables take for missing values or numbers.
+# Top label and leaves. Some names have umlauts or look like missing values or numbers.
 TREE = {"Geräte": ["Drucker", "Bildschirm", "NA"], "Netz": ["VPN", "None", "007"], "Büro": ["Möbel", "1.0"]}
 PATHS = [[top, leaf] for top, leaves in TREE.items() for leaf in leaves]
 
@@ -25,7 +25,7 @@ def text(i):
 
 @pytest.fixture
 def hcal(encoder_dir, tmp_path, monkeypatch, capsys):
-    """Runs one command in a folder of its own and returns its standard output."""
+    """Returns a function that runs a command in a new folder and returns its standard output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
@@ -41,7 +41,7 @@ def hcal(encoder_dir, tmp_path, monkeypatch, capsys):
 
 
 def way(hcal, tmp_path, file, model, options, rows):
-    """Trains on a file, evaluates and predicts it without repeating the options. Returns the configuration."""
+    """Trains on a file, then evaluates and predicts it without the options. Returns the saved configuration."""
     hcal("train", file, *options)
     metrics = json.loads(hcal("evaluate", model, file, "--json"))["metrics"]
     assert 0 < metrics["test_micro_f1"] <= 1
@@ -53,8 +53,8 @@ def way(hcal, tmp_path, file, model, options, rows):
     return HcalForSequenceClassification.from_pretrained(tmp_path / model).config
 
 
-def test_a_spreadsheet_in_german(hcal, tmp_path):
-    """Semicolons, cp1252, umlauts in headers and labels, and labels that look like missing values and numbers."""
+def test_a_german_csv_export_of_a_spreadsheet(hcal, tmp_path):
+    """The file has semicolons, the encoding cp1252, umlauts, and labels that look like missing values or numbers."""
     frame = pd.DataFrame(
         [
             {"Überschrift": text(i), "Größe": "x", "Bereich": PATHS[i % 8][0], "Gerät": PATHS[i % 8][1]}
@@ -80,7 +80,7 @@ def test_json_lines_with_nested_paths(hcal, tmp_path):
     assert len(config.labels) == 11
 
 
-def test_a_data_set_of_the_hub_with_lists_of_class_labels(tokenizer, tmp_path):
+def test_a_dataset_with_lists_of_class_labels(tokenizer, tmp_path):
     names = [leaf for leaves in TREE.values() for leaf in leaves]
     features = Features({"text": Value("string"), "labels": List(ClassLabel(names=names))})
     rows = {"text": [text(i) for i in range(16)], "labels": [[i % 8, (i + 1) % 8] for i in range(16)]}
@@ -92,9 +92,9 @@ def test_a_data_set_of_the_hub_with_lists_of_class_labels(tokenizer, tmp_path):
         assert [taxonomy.labels[node] for node in first] == ["Geräte", "Drucker", "Bildschirm"]
 
 
-def test_a_pandas_export_with_lists_in_cells(hcal, tmp_path):
+def test_a_csv_export_of_pandas_with_lists_in_cells(hcal, tmp_path):
     frame = pd.DataFrame({"text": [text(i) for i in range(96)], "labels": [[PATHS[i % 8]] for i in range(96)]})
-    frame.to_csv(tmp_path / "export.csv")  # with the index, as people leave it
+    frame.to_csv(tmp_path / "export.csv")  # with the index column
     config = way(hcal, tmp_path, "export.csv", "outputs/export", [], 96)
     assert {tuple(path) for path in map(tuple, PATHS)} == {
         tuple(config.to_taxonomy().paths(node)[0]) for node in np.flatnonzero(config.to_taxonomy().is_leaf)

@@ -1,4 +1,4 @@
-"""`hcal train` on one table: what it decides, writes, refuses and repeats."""
+"""`hcal train` on one table: automatic choices, written files, refused input and reproducible runs."""
 
 import json
 
@@ -50,7 +50,7 @@ def write_csv(path, number=60, partial=False):
 
 @pytest.fixture
 def train(encoder_dir, tmp_path, monkeypatch, capsys):
-    """Runs `hcal train` with the tiny encoder in a folder of its own. Returns (exit code, stdout, stderr)."""
+    """Returns a function that runs `hcal train` with the tiny encoder and returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(file, *options, budget="0"):
@@ -63,7 +63,7 @@ def train(encoder_dir, tmp_path, monkeypatch, capsys):
 CSV = ["--text", "Text", "--labels", "Bereich", "Thema"]
 
 
-def test_one_file_of_a_spreadsheet_gives_a_model_that_predicts(train, tmp_path):
+def test_training_on_one_csv_file_gives_a_model_that_predicts(train, tmp_path):
     code, out, err = train(write_csv(tmp_path / "Tickets.csv"), *CSV)
     assert code == 0, err
     folder = tmp_path / "outputs" / "Tickets"
@@ -81,7 +81,7 @@ def test_one_file_of_a_spreadsheet_gives_a_model_that_predicts(train, tmp_path):
     assert settings["freeze_encoder"] is True
 
 
-def test_the_configuration_that_it_writes_repeats_the_run(train, tmp_path, monkeypatch):
+def test_the_written_configuration_reproduces_the_run(train, tmp_path, monkeypatch):
     train(write_csv(tmp_path / "a.csv"), *CSV)
     first = json.loads((tmp_path / "outputs/a/test_results.json").read_text(encoding="utf-8"))
     assert cli.main(["train", "outputs/a/config.yaml", "--output_dir", "again"]) == 0
@@ -95,7 +95,7 @@ def test_the_configuration_that_it_writes_repeats_the_run(train, tmp_path, monke
     )
 
 
-def test_rows_decide_the_label_mode_and_partial_paths(train, tmp_path):
+def test_label_mode_and_partial_paths_are_inferred_from_the_rows(train, tmp_path):
     lines = [
         {"text": row["text"], "labels": row.get("paths", [row["path"]])} for row in rows(several=True, partial=True)
     ]
@@ -108,7 +108,7 @@ def test_rows_decide_the_label_mode_and_partial_paths(train, tmp_path):
     assert (config.label_mode, config.partial_paths) == ("multi_path", True)
 
 
-def test_an_excel_file_with_unlabelled_rows_is_trained_on(train, tmp_path, caplog):
+def test_training_on_an_excel_file_with_unlabelled_rows(train, tmp_path, caplog):
     book = Workbook()
     book.active.append(["subject", "body", "label"])
     for i, row in enumerate(rows()):
@@ -119,10 +119,10 @@ def test_an_excel_file_with_unlabelled_rows_is_trained_on(train, tmp_path, caplo
     assert "unlabelled rows left out" in caplog.text
 
 
-def test_a_finished_model_is_kept_and_an_unfinished_run_resumed(train, tmp_path, monkeypatch):
+def test_a_finished_model_is_not_overwritten_and_an_unfinished_run_is_resumed(train, tmp_path, monkeypatch):
     file = write_csv(tmp_path / "a.csv")
     with monkeypatch.context() as patch:
-        patch.setattr(table_run, "run_training", lambda *args: {})  # as if it was interrupted
+        patch.setattr(table_run, "run_training", lambda *args: {})  # as after an interruption
         assert train(file, *CSV)[0] == 0
     code, _, err = train(file, *CSV, "--seed", "3")
     assert (code, "an unfinished run with other settings" in err) == (1, True)
@@ -134,7 +134,7 @@ def test_a_finished_model_is_kept_and_an_unfinished_run_resumed(train, tmp_path,
 
 
 @pytest.mark.slow
-def test_fine_tuning_within_the_budget(train, tmp_path):
+def test_fine_tuning_is_chosen_within_the_time_budget(train, tmp_path):
     code, out, err = train(write_csv(tmp_path / "a.csv"), *CSV, budget="15")
     assert code == 0, err
     assert "Regime: fine-tuned. The encoder is fine-tuned: fine-tuning 48 documents for 20 epochs is estimated" in out
@@ -152,10 +152,10 @@ def test_fine_tuning_within_the_budget(train, tmp_path):
         ([*CSV, "--no-such-option", "1"], "there is no argument --no-such-option"),
     ],
 )
-def test_wrong_columns_and_options_are_named(train, tmp_path, options, message):
+def test_wrong_columns_and_options_are_refused(train, tmp_path, options, message):
     try:
         code, _, err = train(write_csv(tmp_path / "a.csv", 400), *options)
-    except SystemExit as stop:  # wrong usage
+    except SystemExit as stop:  # raised for wrong usage
         code, message = stop.code, ""
         err = ""
     assert code in (1, 2)
@@ -170,7 +170,7 @@ def test_wrong_columns_and_options_are_named(train, tmp_path, options, message):
         ("text,labels\na,x\nb,x\nc,x\n", "has a single label, 'x': there is nothing to choose between"),
     ],
 )
-def test_tables_that_cannot_be_trained_on_say_why(train, tmp_path, content, message):
+def test_tables_that_cannot_be_trained_on_are_refused_with_a_reason(train, tmp_path, content, message):
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     code, _, err = train(tmp_path / "a.csv")
     assert code == 1
@@ -178,14 +178,14 @@ def test_tables_that_cannot_be_trained_on_say_why(train, tmp_path, content, mess
     assert not (tmp_path / "outputs" / "a" / "model.safetensors").exists()
 
 
-def test_logs_are_one_line():
+def test_progress_logs_are_one_line():
     assert format_log({"loss": 0.5, "epoch": 1.5, "loss_level_0": 0.1}) == "epoch 1.5, training: loss 0.500"
     line = format_log({"eval_loss": 0.25, "eval_micro_f1": 0.5, "eval_macro_f1": 1 / 3, "epoch": 2})
     assert line == "epoch 2.0, validation: loss 0.250, micro-F1 50.0, macro-F1 33.3"
     assert format_log({"train_runtime": 3}) == ""
 
 
-def test_evaluate_and_predict_read_columns_as_training_did(train, tmp_path, capsys):
+def test_evaluate_and_predict_read_the_columns_that_training_used(train, tmp_path, capsys):
     names = tmp_path / "names.csv"
     names.write_text("science,Natural science\nphysics,Matter\n", encoding="utf-8")
     table = write_csv(tmp_path / "Tickets.csv")
@@ -207,7 +207,7 @@ def test_evaluate_and_predict_read_columns_as_training_did(train, tmp_path, caps
     predicted = pd.read_csv(out)
     shown = {"physics": "Matter", "biology": "biology", "poetry": "poetry", "music": "music"}
     assert list(predicted["names"]) == [shown[labels.split(" > ")[-1]] for labels in predicted["labels"]]
-    # A file with other columns is read by the usual name.
+    # A file with other columns is read with the default column name.
     (tmp_path / "lines.txt").write_text("stars\natoms\n", encoding="utf-8")
     assert cli.main(["predict", folder, str(tmp_path / "lines.txt"), "--out", str(out), "--cpu", "--overwrite"]) == 0
     assert len(pd.read_csv(out)) == 2

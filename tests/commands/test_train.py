@@ -1,3 +1,5 @@
+"""`hcal train` and recipes/train.py with a configuration file."""
+
 import json
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def config_file(tmp_path, encoder_dir, data_dir, **kwargs):
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, data_dir, capsys, freeze):
+def test_a_run_trains_evaluates_saves_and_prints_predictions(tmp_path, encoder_dir, data_dir, capsys, freeze):
     path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=freeze)
     metrics = run_training(*parse_arguments([path]))
     assert metrics["test_accuracy_level_0"] == 1.0
@@ -61,10 +63,10 @@ def test_a_run_learns_evaluates_saves_and_shows_paths(tmp_path, encoder_dir, dat
     expected = ("linear", "label_text") if freeze else ("cosine", None)
     assert (config["score_function"], config.get("prototype_anchor")) == expected
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))
-    assert any("head_strength" in entry for entry in state["log_history"]) == freeze  # L-BFGS
+    assert any("head_strength" in entry for entry in state["log_history"]) == freeze  # L-BFGS reports it
 
 
-def test_a_frozen_encoder_leaves_scores_anchors_and_solver_to_choose(tmp_path, encoder_dir, data_dir):
+def test_defaults_for_a_frozen_encoder_can_be_overridden(tmp_path, encoder_dir, data_dir):
     path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=True, score_function="cosine")
     run_training(*parse_arguments([path, "--prototype_anchor", "none", "--num_train_epochs", "1"]))
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
@@ -75,7 +77,7 @@ def test_a_frozen_encoder_leaves_scores_anchors_and_solver_to_choose(tmp_path, e
         run_training(*parse_arguments([path, "--head_solver", "lbfgs"]))
 
 
-def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
+def test_the_command_line_takes_precedence_over_the_file(tmp_path, encoder_dir, data_dir):
     path = config_file(
         tmp_path,
         encoder_dir,
@@ -92,7 +94,7 @@ def test_the_command_line_wins_over_the_file(tmp_path, encoder_dir, data_dir):
     assert args.loss_weighting_kwargs == {"gamma": 3}
 
 
-def test_levels_are_logged_to_tensorboard_unless_told_otherwise(tmp_path, encoder_dir, data_dir):
+def test_levels_are_logged_to_tensorboard_by_default(tmp_path, encoder_dir, data_dir):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     kwargs = {"max_steps": 3, "logging_steps": 1, "loss_weighting": "hcal_rate", "show_predictions": 0}
     path = Path(config_file(tmp_path, encoder_dir, data_dir, **kwargs))
@@ -128,7 +130,7 @@ def test_every_recipe_parses(path, monkeypatch):
     assert isinstance(args, HcalTrainingArguments)
 
 
-def test_missing_pieces_are_named(tmp_path, encoder_dir, data_dir):
+def test_missing_encoder_data_or_splits_are_reported(tmp_path, encoder_dir, data_dir):
     args = HcalTrainingArguments(str(tmp_path / "o"), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="There is no encoder"):
         run_training(ModelArguments(), DataArguments(data_dir=str(data_dir)), args)
@@ -144,7 +146,7 @@ def test_missing_pieces_are_named(tmp_path, encoder_dir, data_dir):
         load_data(DataArguments(data_dir=str(data_dir)))
 
 
-def test_splits_are_loaded_as_asked_for(data_dir, monkeypatch):
+def test_only_the_requested_splits_are_loaded(data_dir, monkeypatch):
     tables = TableArguments(data_dir=str(data_dir))
     assert set(load_data(tables)) == {"train", "validation", "test"}
     assert set(load_data(tables, ["test"])) == {"test"}

@@ -1,4 +1,4 @@
-"""Cells that hold several labels without a delimiter, equal rows and conflicting labels."""
+"""Detection of cells with several labels although no delimiter was given, of equal rows and of conflicting labels."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from hcal_hf.data.cell_check import CellCounter
 
 
 def suspected(*columns, separator=" > "):
-    """The suspected delimiter of columns of cells, and the number of rows."""
+    """Returns the suspected delimiter of the columns and the number of affected rows."""
     counter = CellCounter([f"level {i}" for i in range(len(columns))])
     for cells in zip(*columns):
         counter.add(cells)
@@ -20,13 +20,13 @@ def suspected(*columns, separator=" > "):
     ("cells", "expected"),
     [
         (["A > B|C > D", "A > B", "C > D", "A > E"], ("|", 1)),
-        (["A > B|C > D", "A > E|C > F"], ("|", 2)),  # no path alone
+        (["A > B|C > D", "A > E|C > F"], ("|", 2)),  # no cell has a single path
         (["A > B; C > D", "A > B;A > E", "C > D"], (";", 2)),
         (["A > B, C > D", "A > B", "C > D"], (",", 1)),
         (["Joy", "Joy;Anger", "Fear;Joy", "Anger"], (";", 1)),
         (["Joy;Anger", "Joy;Fear", "Fear;Anger"], (";", 3)),
         (["Joy\nAnger", "Joy", "Anger"], ("\n", 1)),
-        # Names of one label that contain a delimiter.
+        # names of single labels that contain a delimiter
         (["Food, drink", "Tobacco"], None),
         (["Input/output", "Output"], None),
         (["R&D; consulting", "Retail"], None),
@@ -35,16 +35,16 @@ def suspected(*columns, separator=" > "):
         ([None, "", "  ", ["A"], 3], None),
     ],
 )
-def test_a_delimiter_is_suspected_where_the_parts_are_labels(cells, expected):
+def test_a_delimiter_is_suspected_if_the_parts_of_cells_are_labels(cells, expected):
     assert suspected(cells) == expected
 
 
-def test_one_column_per_level_and_another_separator():
+def test_delimiters_are_suspected_with_one_column_per_level_and_other_separators():
     assert suspected(["H", "H", "N;H"], ["Printer;Screen", "Printer", "Screen"]) == (";", 1)
     assert suspected(["A|B", "A|C", "A|B"], separator="|") is None
 
 
-def test_the_taxonomy_of_a_table_warns_before_anything_is_trained(tmp_path, caplog):
+def test_build_taxonomy_warns_of_cells_with_several_labels(tmp_path, caplog):
     path = tmp_path / "table.csv"
     path.write_text("text,labels\na,A > B|C > D\nb,A > B\nc,C > D\n", encoding="utf-8")
     build_taxonomy(path)
@@ -55,7 +55,7 @@ def test_the_taxonomy_of_a_table_warns_before_anything_is_trained(tmp_path, capl
     assert caplog.text == ""
 
 
-def test_check_reports_equal_rows_conflicts_and_several_labels(tmp_path, capsys):
+def test_the_check_reports_equal_rows_conflicts_and_several_labels(tmp_path, capsys):
     path = tmp_path / "table.csv"
     rows = ["a,,A > B", "a,,A > B", "b,x,A > B", "b,x,C > D", "c,,A > B;C > D", "d,,C > D", ",,C > D"]
     path.write_text("\n".join(["subject,body,labels", *rows]), encoding="utf-8")

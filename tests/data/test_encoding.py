@@ -37,7 +37,7 @@ def names(taxonomy, rows):
     ],
     ids=["paths", "path strings", "lists of path strings", "leaf strings", "leaves", "flat paths"],
 )
-def test_every_form_of_labels_gives_complete_sorted_nodes(taxonomy, tokenizer, labels):
+def test_all_forms_of_labels_are_encoded_to_sorted_nodes_with_ancestors(taxonomy, tokenizer, labels):
     table = Dataset.from_dict({"text": ["stars", "poems of old", "music"], "labels": labels, "id": [1, 2, 3]})
     encoded = encode_dataset(table, taxonomy, tokenizer)
     assert encoded.column_names == ["input_ids", "attention_mask", "labels"]
@@ -47,7 +47,7 @@ def test_every_form_of_labels_gives_complete_sorted_nodes(taxonomy, tokenizer, l
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet", "arrow"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_files_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, streaming):
+def test_files_of_all_formats_are_encoded_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, streaming):
     table = Dataset.from_dict({"text": ["stars", "music"], "labels": ["astronomy", "arts > stage > opera"]})
     path = str(tmp_path / f"rows.{kind}")
     if kind == "arrow":
@@ -65,7 +65,7 @@ def test_files_in_memory_and_streaming(taxonomy, tokenizer, tmp_path, kind, stre
     assert set(rows[0]) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_a_csv_with_one_column_a_level(tokenizer, tmp_path):
+def test_a_csv_file_with_one_column_per_level_is_encoded(tokenizer, tmp_path):
     (tmp_path / "tickets.csv").write_text(
         "message,area,product,part\nstars,Books,Other,\nmusic,Toys,Other,Wheels\ndrama,Toys,Cars,\n", encoding="utf-8"
     )
@@ -84,7 +84,7 @@ def test_a_csv_with_one_column_a_level(tokenizer, tmp_path):
         encode_dataset(gap, taxonomy, tokenizer, text="message", labels=columns)
 
 
-def test_several_labels_in_one_cell_and_another_separator(taxonomy, tokenizer):
+def test_separator_and_delimiter_split_cells_into_labels(taxonomy, tokenizer):
     table = Dataset.from_dict({"text": ["stars"], "labels": ["arts/stage/opera; astronomy ;"]})
     encoded = encode_dataset(table, taxonomy, tokenizer, separator="/", delimiter=";")
     assert set(names(taxonomy, encoded)[0]) == {*NODES[0], *NODES[2]}
@@ -93,7 +93,7 @@ def test_several_labels_in_one_cell_and_another_separator(taxonomy, tokenizer):
     ).labels == ("a", "c", "b")
 
 
-def test_build_taxonomy_reads_all_splits_and_refuses_what_is_no_path(taxonomy):
+def test_build_taxonomy_reads_all_splits_and_refuses_ambiguous_lists(taxonomy):
     splits = DatasetDict(train=Dataset.from_list(GOOD[:1]), test=Dataset.from_list(GOOD[1:]))
     built = build_taxonomy(splits)
     assert set(built.labels) == {name for path in NODES for name in path}
@@ -102,7 +102,7 @@ def test_build_taxonomy_reads_all_splits_and_refuses_what_is_no_path(taxonomy):
         build_taxonomy(Dataset.from_dict({"labels": [["science", "physics"]]}))
 
 
-def test_added_ancestors_cut_texts_and_dropped_rows_are_told(taxonomy, tokenizer, caplog):
+def test_added_ancestors_truncated_texts_and_dropped_rows_are_logged(taxonomy, tokenizer, caplog):
     table = Dataset.from_dict(
         {"text": ["stars", "stars " * 40, ""], "labels": [["astronomy"], ["arts", "stage"], ["opera"]]}
     )
@@ -116,7 +116,7 @@ def test_added_ancestors_cut_texts_and_dropped_rows_are_told(taxonomy, tokenizer
     )
 
 
-def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, tokenizer):
+def test_all_bad_rows_are_listed_with_split_and_index(taxonomy, tokenizer):
     bad = [
         {"text": "stars", "labels": "astronomie"},
         {"text": "  ", "labels": "opera"},
@@ -134,7 +134,7 @@ def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, toke
     assert "train[2]: the text is empty" in text
     assert "train[3]: there is no text" in text
     assert "train[4]: ['science', 'opera'] is not a path" in text
-    assert "train[5]" not in text  # unlabelled, not bad
+    assert "train[5]" not in text  # unlabelled rows are left out, but they are not bad rows
     assert "test[6]" in text
     assert "test[7]" not in text
     assert "and 2 more" in text
@@ -146,7 +146,7 @@ def test_all_bad_rows_of_all_splits_are_listed_by_split_and_index(taxonomy, toke
     assert (len(dropped["train"]), len(dropped["test"])) == (2, 1)
 
 
-def test_messy_rows_are_listed_when_the_taxonomy_is_built(caplog):
+def test_build_taxonomy_lists_bad_rows(caplog):
     table = Dataset.from_dict(
         {"l1": ["A", "A", "B", " "], "l2": [" ", None, "x > y", None], "l3": [None, "C", None, None]}
     )
@@ -162,7 +162,7 @@ def test_messy_rows_are_listed_when_the_taxonomy_is_built(caplog):
         build_taxonomy(Dataset.from_dict({"labels": ["A > B > "]}))
 
 
-def test_codes_stay_what_was_typed_whether_or_not_a_cell_is_empty(tokenizer):
+def test_integer_labels_stay_integers_if_empty_cells_turned_them_into_floats(tokenizer):
     whole = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1, 2]})
     holes = Dataset.from_dict({"text": ["a", "b"], "l1": ["x", "x"], "l2": [1.0, float("nan")]})
     taxonomy = build_taxonomy(whole, ["l1", "l2"])
@@ -174,12 +174,12 @@ def test_codes_stay_what_was_typed_whether_or_not_a_cell_is_empty(tokenizer):
         build_taxonomy(Dataset.from_dict({"l1": ["x"], "l2": [1.5]}), ["l1", "l2"])
 
 
-def test_class_label_columns_are_read_by_their_names(taxonomy, tokenizer):
+def test_class_label_columns_are_read_as_their_names(taxonomy, tokenizer):
     table = Dataset.from_dict({"text": ["a", "b"], "labels": ["opera", "botany"]}).class_encode_column("labels")
     assert [row[-1] for row in names(taxonomy, encode_dataset(table, taxonomy, tokenizer))] == ["opera", "botany"]
 
 
-def test_rows_with_empty_cells_are_unlabelled_unless_they_mean_no_label(taxonomy, tokenizer, tmp_path, caplog):
+def test_empty_cells_are_unlabelled_unless_empty_means_none(taxonomy, tokenizer, tmp_path, caplog):
     path = tmp_path / "rows.csv"
     path.write_text("text,labels\nstars,astronomy\nthe cat,\nplants,botany\n", encoding="utf-8")
     for label_mode in ("multi_path", "single_path", None):
@@ -206,7 +206,7 @@ def test_several_text_columns_are_joined(taxonomy, tokenizer):
         encode_dataset(table, taxonomy, tokenizer, ["a", "c"])
 
 
-def test_rows_of_a_file_that_cannot_be_read_are_bad_rows(taxonomy, tokenizer, tmp_path):
+def test_unreadable_rows_of_a_file_are_bad_rows(taxonomy, tokenizer, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text,labels\nstars,astronomy\nthe cat, and dog,opera\n", encoding="utf-8")
     with pytest.raises(BadRowsError, match=r"\[1\]: the row has 3 cells, the header 2"):
@@ -214,7 +214,7 @@ def test_rows_of_a_file_that_cannot_be_read_are_bad_rows(taxonomy, tokenizer, tm
     assert len(encode_dataset(path, taxonomy, tokenizer, on_bad_row="drop")) == 1
 
 
-def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
+def test_bad_rows_of_a_stream_are_refused_or_dropped(taxonomy, tokenizer, caplog):
     rows = [GOOD[0], {"text": "stars", "labels": [["nowhere"]]}, GOOD[1]]
     stream = Dataset.from_list(rows).to_iterable_dataset()
     with pytest.raises(BadRowsError, match=r"dataset\[1\]: Unknown label 'nowhere'"):
@@ -225,7 +225,7 @@ def test_bad_rows_of_a_stream(taxonomy, tokenizer, caplog):
     assert "1 bad rows left out, first: [1] Unknown label 'nowhere'" in caplog.text
 
 
-def test_single_path_and_full_paths_are_checked_where_asked(taxonomy, tokenizer, dag):
+def test_single_path_and_full_paths_are_checked_if_requested(taxonomy, tokenizer, dag):
     two = Dataset.from_dict({"text": ["x"], "labels": [["opera", "poetry"]]})
     encode_dataset(two, taxonomy, tokenizer)
     with pytest.raises(
@@ -246,7 +246,7 @@ def test_single_path_and_full_paths_are_checked_where_asked(taxonomy, tokenizer,
 @pytest.mark.parametrize("make", [random_forest, random_dag])
 @pytest.mark.parametrize("label_mode", ["single_path", "multi_path"])
 @pytest.mark.parametrize("partial_paths", [True, False])
-def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_paths):
+def test_the_check_of_encoded_rows_matches_a_slow_reference(make, label_mode, partial_paths):
     rng = np.random.default_rng(0)
     taxonomy = make(rng, 30)
     rows = [taxonomy.complete(rng.choice(30, size=rng.integers(0, 3))).tolist() for _ in range(200)]
@@ -258,7 +258,7 @@ def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_
         return not partial_paths and any(n not in inner and not taxonomy.is_leaf[n] for n in nodes)
 
     table = Dataset.from_dict({"labels": rows})
-    shuffled = table.select(range(199, -1, -1))  # rows that are a view of the table
+    shuffled = table.select(range(199, -1, -1))  # a view with permuted rows
     for data, expected in ((table, [*map(is_bad, rows)]), (shuffled, [*map(is_bad, rows[::-1])])):
         found = []
         try:
@@ -269,7 +269,7 @@ def test_encoded_rows_are_checked_as_a_slow_twin_does(make, label_mode, partial_
     assert any(map(is_bad, rows)) or (label_mode == "multi_path" and partial_paths)
 
 
-def test_reading_the_labels_of_a_shuffled_table_reads_no_other_column(monkeypatch):
+def test_reading_labels_of_a_shuffled_table_reads_no_other_column(monkeypatch):
     table = Dataset.from_dict({"text": ["x"] * 50, "labels": [[i % 7] for i in range(50)]})
     rows = np.random.default_rng(0).permutation(50)
     columns = []
@@ -283,12 +283,12 @@ def test_reading_the_labels_of_a_shuffled_table_reads_no_other_column(monkeypatc
     assert columns == [["labels"]]
 
 
-def test_rows_that_are_all_empty_keep_their_type(taxonomy, tokenizer):
+def test_the_labels_column_keeps_its_type_if_all_rows_are_empty(taxonomy, tokenizer):
     encoded = encode_dataset(Dataset.from_dict({"text": ["a"] * 3, "labels": [[], [], []]}), taxonomy, tokenizer)
     assert encoded.features["labels"].feature.dtype == "int64"
 
 
-def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
+def test_tables_without_labels_are_encoded_and_wrong_columns_refused(taxonomy, tokenizer):
     table = Dataset.from_dict({"body": ["stars"]})
     assert "labels" not in encode_dataset(table, taxonomy, tokenizer, text="body", labels=None).column_names
     with pytest.raises(ValueError, match=r"no column 'text'; its columns are \['body'\]"):
@@ -299,7 +299,7 @@ def test_tables_without_labels_and_wrong_columns(taxonomy, tokenizer):
         encode_dataset(table, taxonomy, tokenizer, on_bad_row="skip")
 
 
-def test_encoding_is_cached_by_its_content(taxonomy, tokenizer, tmp_path):
+def test_encoding_is_cached_by_content(taxonomy, tokenizer, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in GOOD), encoding="utf-8")
     table = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
     first, second = (encode_dataset(table, taxonomy, tokenizer) for _ in range(2))
@@ -323,7 +323,7 @@ def test_collator_pads_and_builds_targets(taxonomy, tokenizer, targets):
     assert HcalDataCollator(tokenizer, taxonomy, pad_to_multiple_of=8)([encoded[1]])["input_ids"].shape == (1, 8)
 
 
-def test_collator_of_ragged_empty_and_missing_labels(taxonomy, tokenizer):
+def test_collator_pads_labels_of_different_lengths(taxonomy, tokenizer):
     rows = [{"input_ids": [1, 2], "labels": []}, {"input_ids": [1], "labels": [0, 2]}]
     collate = HcalDataCollator(tokenizer, taxonomy, "multi_path", targets="indices")
     assert collate(rows)["labels"].tolist() == [[-100, -100], [0, 2]]
@@ -349,7 +349,9 @@ def test_many_labels_are_batched_as_indices(tokenizer):
     assert batch["labels"].tolist() == [[0, 4000]]
 
 
-def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy, tokenizer, monkeypatch):
+def test_repeated_labels_are_parsed_once_and_the_cache_does_not_change_the_fingerprint(
+    taxonomy, tokenizer, monkeypatch
+):
     encoder = RowEncoder(taxonomy, tokenizer, ["text"], LabelReader("labels"), None, True, 16)
     before = Hasher.hash(encoder)
     reads, read = [], encoder._read_labels
@@ -360,12 +362,12 @@ def test_label_sets_met_before_are_read_once_and_change_no_fingerprint(taxonomy,
     found = encoder({"text": ["a"] * len(given), "labels": given})
     leaves = [[leaf], [leaf], [leaf], [other], [leaf], [leaf], [leaf, other], [leaf]]
     assert found["labels"][:8] == [taxonomy.encode(labels).tolist() for labels in leaves]
-    assert len(reads) == 7  # the unknown label twice: only what could be read is kept
+    assert len(reads) == 7  # the unknown label twice, because errors are not cached
     monkeypatch.undo()
     assert Hasher.hash(encoder) == before
 
 
-def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
+def test_a_bool_equal_to_a_cached_label_is_still_refused():
     encoder = RowEncoder(Taxonomy.from_edges([], roots=["1"]), None, ["text"], LabelReader("labels"), None, True, 16)
     problems = [None, None, None]
     rows, completed, _ = encoder.encode_labels([[1, 1.0, True]], problems)
@@ -374,8 +376,8 @@ def test_what_compares_equal_to_a_label_met_before_is_still_no_label():
 
 
 @pytest.mark.parametrize("make", [random_forest, random_dag])
-def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
-    """Rows of plain labels are looked up all at once; one row that is not makes all of them be read."""
+def test_looking_up_all_rows_at_once_equals_parsing_each_row(make, tokenizer):
+    """Lists of plain labels are looked up together. If one row has another form, every row is parsed."""
     rng = np.random.default_rng(0)
     taxonomy = make(rng, 60)
     given = [[taxonomy.labels[i] for i in rng.integers(60, size=rng.integers(4))] for _ in range(200)]
@@ -389,7 +391,7 @@ def test_lists_of_labels_are_read_as_one_by_one(make, tokenizer):
         assert problems == [None] * len(rows)
 
 
-def test_a_list_that_may_be_labels_or_a_path_is_not_looked_up(tokenizer):
+def test_a_list_that_may_be_labels_or_a_path_is_refused_as_ambiguous(tokenizer):
     taxonomy = Taxonomy.from_paths([["Other"], ["Books", "Other"]])
     encoder = RowEncoder(taxonomy, tokenizer, ["text"], LabelReader("labels"), None, True, 16)
     problems = [None, None]

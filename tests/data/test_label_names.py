@@ -1,4 +1,4 @@
-"""Names of labels that are codes: the file, the configuration, and where the names are shown."""
+"""Label names for label codes: reading the file, saving in the configuration, and output."""
 
 import json
 
@@ -12,7 +12,7 @@ def codes():
     return Taxonomy.from_paths([["11", "111"], ["11", "112"], ["21", "211"]])
 
 
-def test_the_columns_are_found_by_their_names_or_position(codes, tmp_path):
+def test_code_and_name_columns_are_found_by_header_or_position(codes, tmp_path):
     path = tmp_path / "names.csv"
     path.write_text("level;Title;CODE\n1;Farming;11\n2;Crops;111\n", encoding="utf-8")
     assert read_label_names(path, codes) == {"11": "Farming", "111": "Crops"}
@@ -20,20 +20,20 @@ def test_the_columns_are_found_by_their_names_or_position(codes, tmp_path):
     assert read_label_names(path, codes) == {"111": "Ackerbau", "112": "Tiere, Zucht"}
 
 
-def test_a_file_without_a_header_loses_no_row(codes, tmp_path):
+def test_a_file_without_a_header_is_read_completely(codes, tmp_path):
     path = tmp_path / "names.tsv"
     path.write_text("11\tFarming\n111\tCrops\n", encoding="utf-8")
     assert read_label_names(path, codes) == {"11": "Farming", "111": "Crops"}
 
 
 @pytest.mark.parametrize("rows", [{"11": "Farming"}, [{"code": "11", "name": "Farming"}]])
-def test_json_holds_an_object_or_rows(codes, tmp_path, rows):
+def test_json_files_may_contain_an_object_or_rows(codes, tmp_path, rows):
     path = tmp_path / "names.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     assert read_label_names(path, codes) == {"11": "Farming"}
 
 
-def test_codes_and_labels_that_do_not_match_are_counted(codes, tmp_path, caplog):
+def test_codes_without_labels_and_labels_without_names_are_counted(codes, tmp_path, caplog):
     path = tmp_path / "names.csv"
     path.write_text("code,name\n11,Farming\n999,Nothing\n998,Nothing\n", encoding="utf-8")
     assert read_label_names(path, codes) == {"11": "Farming"}
@@ -48,14 +48,14 @@ def test_codes_and_labels_that_do_not_match_are_counted(codes, tmp_path, caplog)
         ("code\n11\n", "must have two columns, codes and names, but has 'code'"),
     ],
 )
-def test_a_wrong_file_is_refused(codes, tmp_path, content, message):
+def test_invalid_files_are_refused(codes, tmp_path, content, message):
     path = tmp_path / "names.csv"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_label_names(path, codes)
 
 
-def test_names_build_the_label_texts_and_survive_saving(codes, tmp_path):
+def test_names_are_used_in_label_texts_and_saved(codes, tmp_path):
     config = HcalConfig.from_taxonomy(
         codes, {"model_type": "bert"}, label_names={"11": "Farming", "111": "Crops"}, prototype_anchor="label_text"
     )
@@ -68,14 +68,14 @@ def test_names_build_the_label_texts_and_survive_saving(codes, tmp_path):
     assert HcalConfig.from_pretrained(tmp_path).label_names == config.label_names
 
 
-def test_unknown_keys_and_wrong_lengths_are_refused(codes):
+def test_unknown_codes_and_wrong_lengths_are_refused(codes):
     with pytest.raises(ValueError, match="1 keys that are not labels, first 'x': the labels are '11', '21'"):
         HcalConfig.from_taxonomy(codes, {"model_type": "bert"}, label_names={"x": "Farming"})
     with pytest.raises(ValueError, match="label_names must hold one text for each of 5 labels, got 1"):
         HcalConfig.from_taxonomy(codes, {"model_type": "bert"}, label_names=["Farming"])
 
 
-def test_an_added_label_gets_a_name_of_its_own(codes, encoder_dir, tokenizer):
+def test_an_added_label_can_have_a_name(codes, encoder_dir, tokenizer):
     model = HcalForSequenceClassification.from_encoder(
         encoder_dir, codes, label_names={"11": "Farming"}, prototype_anchor="label_text"
     )

@@ -1,4 +1,4 @@
-"""Labels are read from every form of cell that tables use."""
+"""Labels are read from all forms of table cells."""
 
 import numpy as np
 import pytest
@@ -44,17 +44,17 @@ def read(cell, **options):
         (float("nan"), None),
     ],
 )
-def test_a_cell_is_read_as_what_it_holds(cell, expected):
+def test_cells_are_parsed_to_names_paths_and_lists(cell, expected):
     assert read(cell) == expected
 
 
-def test_a_known_label_that_looks_like_a_list_or_a_path_stays_whole():
+def test_a_known_label_that_looks_like_a_list_or_path_is_not_split():
     reader = LabelReader()
     assert reader(["[x]"], known={"[x]"}) == ["[x]"]
     assert reader(["A > B"], known={"A > B"}) == ["A > B"]
 
 
-def test_empty_cells_are_unknown_or_none():
+def test_empty_cells_are_unlabelled_unless_empty_means_none():
     assert read("", empty_means_none=True) == []
     assert LabelReader(["a", "b"])([None, ""]) is None
     assert LabelReader(["a", "b"], empty_means_none=True)([None, ""]) == []
@@ -71,7 +71,7 @@ def test_empty_cells_are_unknown_or_none():
         (["A;A", "B;B"], [["A", "B"]]),
     ],
 )
-def test_labels_of_one_column_per_level_are_paired(cells, expected):
+def test_several_labels_in_one_column_per_level_are_paired(cells, expected):
     assert LabelReader(["l1", "l2"], delimiter=";")(cells) == expected
 
 
@@ -91,7 +91,7 @@ def test_labels_that_cannot_be_paired_are_refused_with_their_rows(tokenizer):
     ],
     ids=["List", "LargeList", "Sequence", "nested"],
 )
-def test_class_labels_in_lists_are_read_by_their_names(taxonomy, tokenizer, feature):
+def test_class_labels_in_lists_are_read_as_their_names(taxonomy, tokenizer, feature):
     nested = isinstance(feature, List) and isinstance(feature.feature, List)
     cells = [[["arts", "stage"]]] if nested else [[0, 2], [1]]
     if nested:
@@ -107,7 +107,7 @@ def test_class_labels_in_lists_are_read_by_their_names(taxonomy, tokenizer, feat
         assert [set(row) >= set(names) for row, names in zip(nodes, expected)] == [True] * len(cells)
 
 
-def test_the_class_label_minus_one_is_unlabelled(taxonomy, tokenizer, caplog):
+def test_class_label_minus_one_means_unlabelled(taxonomy, tokenizer, caplog):
     features = Features(text=Value("string"), labels=ClassLabel(names=NAMES))
     table = Dataset.from_dict({"text": ["a", "b", "c"], "labels": [0, -1, 2]}, features)
     with caplog.at_level("WARNING", logger="hcal_hf.data.encoding"):
@@ -119,13 +119,13 @@ def test_the_class_label_minus_one_is_unlabelled(taxonomy, tokenizer, caplog):
         LabelReader(class_names={"labels": NAMES})([7])
 
 
-def test_pandas_lists_in_cells_are_lists(tokenizer, tmp_path):
+def test_lists_written_by_pandas_are_parsed(tokenizer, tmp_path):
     (tmp_path / "a.csv").write_text("text,labels\na,\"[['A', 'B'], ['A', 'C']]\"\nb,\"[['D']]\"\n", encoding="utf-8")
     assert build_taxonomy(tmp_path / "a.csv").labels == ("A", "D", "B", "C")
 
 
 @pytest.mark.parametrize("text", ["[", "[1", "x]", "{'a': 1}", "[" * 100_000 + "]" * 100_000])
-def test_text_that_is_no_list_is_a_name(text):
+def test_text_that_is_not_a_list_is_not_parsed_as_one(text):
     assert parse_list(text) is None
 
 
@@ -137,12 +137,12 @@ def test_text_that_is_no_list_is_a_name(text):
         ({"separator": " "}, "separator must be a visible text"),
     ],
 )
-def test_options_that_cannot_work_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LabelReader(**options)
 
 
 @pytest.mark.parametrize("cell", [{"a": 1}, 1.5, ["A", None], [True]])
-def test_cells_that_are_no_labels_are_refused(cell):
+def test_cells_that_are_not_labels_are_refused(cell):
     with pytest.raises(ValueError, match="label"):
         read(cell)

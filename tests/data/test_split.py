@@ -1,4 +1,4 @@
-"""One table becomes three parts without a text in two of them."""
+"""Splitting one table into training, validation and test documents."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hcal_hf.data.split import split_rows
 
 
 def table(rng, documents, labels, multi=False):
-    """Random texts, one in ten of them a repetition, with skewed labels."""
+    """Returns random texts, about 10 percent of them repeated, and labels with a skewed distribution."""
     texts = [f"text {rng.integers(0, documents)}" if rng.random() < 0.1 else f"own text {i}" for i in range(documents)]
     weights = 1.0 / np.arange(1, labels + 1)
     sets = [
@@ -19,7 +19,7 @@ def table(rng, documents, labels, multi=False):
 
 @pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_parts_are_disjoint_grouped_stratified_and_repeatable(seed, multi):
+def test_splits_are_disjoint_stratified_reproducible_and_keep_equal_texts_together(seed, multi):
     rng = np.random.default_rng(seed)
     texts, labels = table(rng, 2000, 60, multi)
     parts = split_rows(texts, labels, seed)
@@ -45,14 +45,14 @@ def test_parts_are_disjoint_grouped_stratified_and_repeatable(seed, multi):
     assert not np.array_equal(parts["test"], split_rows(texts, labels, seed + 1)["test"])
 
 
-def test_a_long_tail_does_not_empty_the_training_documents():
-    labels = [[i // 3] for i in range(900)]  # three documents a label
+def test_many_rare_labels_still_leave_enough_training_documents():
+    labels = [[i // 3] for i in range(900)]  # three documents per label
     parts = split_rows([f"t{i}" for i in range(900)], labels)
     assert len(parts["train"]) >= 0.7 * 900
     assert {labels[i][0] for i in parts["train"]} == set(range(300))
 
 
-def test_rows_without_labels_are_shared_out():
+def test_rows_without_labels_are_distributed_over_the_splits():
     parts = split_rows([f"t{i}" for i in range(1000)], [[]] * 1000)
     assert all(60 < len(parts[name]) < 140 for name in ("validation", "test"))
 

@@ -1,4 +1,4 @@
-"""Tables of every format give the same rows, whatever wrote them."""
+"""Tables of all formats, encodings and separators are read to the same rows."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def write_arrow(path, writer):
 
 
 def written(tmp_path):
-    """One file for each format, separator and encoding."""
+    """Returns one file for each format, separator and encoding."""
     lines = "".join(json.dumps(dict(zip(HEADER, row)), ensure_ascii=False) + "\n" for row in ROWS)
     contents = {
         "utf8.csv": csv_text(",").encode(),
@@ -76,13 +76,13 @@ def test_every_format_encoding_and_separator_gives_the_same_text(tmp_path):
         assert [[row[column] for column in HEADER] for row in dataset] == ROWS, name
 
 
-def test_data_frames_and_data_sets_are_read(tmp_path):
+def test_data_frames_and_datasets_are_read(tmp_path):
     frame = pd.DataFrame(
         {"text": ["a", None, "c"], "labels": [["x", "y"], float("nan"), "z"], "n": [1, 2, 3]}, index=[5, 7, 9]
     )
     dataset = read_table(frame)
     assert dataset["text"][:] == ["a", None, "c"]
-    assert dataset["labels"][:] == ['["x", "y"]', None, "z"]  # a column of mixed types is text
+    assert dataset["labels"][:] == ['["x", "y"]', None, "z"]  # a column of mixed types is read as text
     assert dataset.column_names == ["text", "labels", "n"]
     assert read_table(polars.DataFrame({"text": ["a"], "labels": [["x", "y"]]}))[0] == {
         "text": "a",
@@ -95,7 +95,7 @@ def test_data_frames_and_data_sets_are_read(tmp_path):
         read_table([{"text": "a"}])
 
 
-def test_a_folder_has_its_splits(tmp_path):
+def test_a_folder_is_read_as_splits(tmp_path):
     (tmp_path / "train.csv").write_text("text,labels\na,x\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text('{"text": "b", "labels": [["x", "y"]]}\n', encoding="utf-8")
     splits = read_table(tmp_path)
@@ -122,7 +122,7 @@ def test_rows_that_cannot_be_read_are_kept_with_their_reason(tmp_path):
     assert "not a JSON object but list" in reasons[2]
 
 
-def test_lists_in_json_keep_their_form_where_all_cells_have_it(tmp_path):
+def test_json_lists_stay_lists_if_all_cells_of_the_column_are_lists(tmp_path):
     rows = [
         {"flat": ["a", "b"], "nested": [["a"], ["b", "c"]], "mixed": ["a"], "empty": [], "number": 7},
         {"flat": [], "nested": [], "mixed": "a", "empty": [], "number": 1.0},
@@ -155,7 +155,7 @@ def test_a_changed_file_is_read_again(tmp_path):
         (['"a;b",c\n', "x,y\n"], ","),
     ],
 )
-def test_the_delimiter_is_the_one_that_makes_a_table(lines, delimiter):
+def test_the_delimiter_of_a_csv_file_is_detected(lines, delimiter):
     assert detect_delimiter(lines) == delimiter
 
 
@@ -164,7 +164,7 @@ def test_encodings_are_detected_and_logged(tmp_path, caplog):
     path.write_bytes("text\nMüller\n".encode("cp1252"))
     assert TableFile(path).encoding == "cp1252"
     assert "is not UTF-8 and is read as cp1252" in caplog.text
-    # One damaged character does not turn the umlauts of a UTF-8 file into two letters each.
+    # A UTF-8 file with one damaged character is not read as cp1252, where each umlaut would become two letters.
     path.write_bytes("text\nMüller\n".encode() + b"Gr\xfc\xdfe\n")
     table = TableFile(path)
     assert table.encoding == "utf-8-sig"
@@ -174,7 +174,7 @@ def test_encodings_are_detected_and_logged(tmp_path, caplog):
         TableFile(path, encoding="klingon")
 
 
-def test_excel_cells_are_text_as_they_are_shown(tmp_path):
+def test_excel_cells_are_read_as_displayed(tmp_path):
     import datetime
 
     book = Workbook()
@@ -201,13 +201,13 @@ def test_excel_cells_are_text_as_they_are_shown(tmp_path):
         ("a.pdf", b"", r"cannot be read as a table: allowed are \.csv"),
     ],
 )
-def test_files_that_cannot_be_read_say_what_to_do(tmp_path, name, content, message):
+def test_unreadable_files_are_refused_with_a_suggestion(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / name)
 
 
-def test_wrong_columns_list_the_columns(tmp_path):
+def test_errors_for_wrong_columns_list_the_columns(tmp_path):
     (tmp_path / "a.csv").write_text("text,text,label\na,b,c\n", encoding="utf-8")
     table = TableFile(tmp_path / "a.csv")
     with pytest.raises(ValueError, match=r"no column 'lable', but 'label': its columns are 'text', 'text', 'label'"):
@@ -224,12 +224,12 @@ def test_text_columns_are_joined():
     assert join_texts([5]) == 5  # reported as a text that is not a string
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_reading_a_large_file_needs_little_memory(tmp_path):
     path = tmp_path / "a.csv"
     with open(path, "w", encoding="utf-8") as file:
         file.write("text,labels\n")
         file.writelines(f"some text {i},x\n" for i in range(20_000))
     dataset = read_table(path)
     assert len(dataset) == 20_000
-    assert dataset.cache_files  # on disk
+    assert dataset.cache_files  # the table is on disk
     assert isinstance(dataset, Dataset)

@@ -1,4 +1,4 @@
-"""What `hcal taxonomy check` finds: each kind of problem, with its place, and nothing where there is none."""
+"""`hcal taxonomy check` reports each kind of problem with its location, and no problem in clean tables."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def check(tmp_path):
     return run
 
 
-def test_a_clean_table_has_nothing_but_a_name_below_two_parents(check):
+def test_a_clean_table_has_no_problem_but_a_name_below_two_parents(check):
     report, found = check(CLEAN, labels=LEVELS, min_documents=1)
     assert list(found) == ["same-name"]
     assert found["same-name"].examples == ["'Slow': 'Network > VPN > Slow', 'Network > Wi-Fi > Slow'"]
@@ -52,7 +52,7 @@ def test_a_clean_table_has_nothing_but_a_name_below_two_parents(check):
     assert report.documents is None
 
 
-def test_rows_that_cannot_be_read_are_named_as_a_spreadsheet_does(check):
+def test_bad_rows_are_reported_with_their_row_number_in_a_spreadsheet(check):
     table = CLEAN + "i,Hardware,,Toner\nj,,,\n,Network,VPN,Slow\nk,Network,VPN\n,,Screen,Black\n"
     _, found = check(table, labels=LEVELS, min_documents=1)
     assert found["empty-level"].examples == [
@@ -65,7 +65,7 @@ def test_rows_that_cannot_be_read_are_named_as_a_spreadsheet_does(check):
     assert found["unreadable"].examples[0].startswith("row 13: the row has 3 cells, the header 4")
 
 
-def test_spellings_of_one_label_are_found_among_siblings(check):
+def test_different_spellings_of_a_label_are_reported_among_siblings(check):
     decomposed = unicodedata.normalize("NFD", "Büro")
     rows = ["text,a,b", "x,Büro,One", f"x,{decomposed},One", "x,Büro\u200b,Two", "x,Haus,E-Mail", "x,Haus,email",
             "x,Haus,e  mail", "x,Haus,C", "x,Haus,C++"]  # fmt: skip
@@ -84,24 +84,24 @@ def test_spellings_of_one_label_are_found_among_siblings(check):
         ("Printer", "printer", False, True),
         ("log in", "login", False, True),
         ("café", "cafe", False, True),
-        ("\uff21\uff22", "AB", False, True),  # full width
+        ("\uff21\uff22", "AB", False, True),  # full-width letters
         ("C", "C#", False, False),
-        ("किताब", "कताब", False, False),  # a vowel sign is no accent
+        ("किताब", "कताब", False, False),  # a vowel sign is not an accent
         ("---", "...", False, False),
     ],
 )
-def test_what_counts_as_the_same_name(a, b, eye, loose):
+def test_names_are_compared_by_appearance_and_loosely(a, b, eye, loose):
     assert (same_to_the_eye(a) == same_to_the_eye(b)) is eye
     assert (loosely(a) == loosely(b)) is loose
 
 
-def test_shapes_and_numbers_of_documents(check):
+def test_single_children_rare_labels_and_inner_ends_are_reported(check):
     rows = ["labels", "A > A1 > A11", "A > A2", "A > A2", "A", "B > B1", "B > B1", "C > C1", "C", "D > D", "D > E"]
     report, found = check("\n".join(rows), min_documents=2)
     assert found["single-child"].examples == [
         "'A > A1' -> 'A > A1 > A11'",
         "'B' -> 'B > B1'",
-    ]  # not C, which ends paths
+    ]  # not C, because some paths end there
     assert found["few-documents"].examples == [
         "'A > A1': 1", "'A > A1 > A11': 1", "'C > C1': 1", "'D > D': 1", "'D > E': 1"
     ]  # fmt: skip
@@ -111,23 +111,23 @@ def test_shapes_and_numbers_of_documents(check):
     assert report.taxonomy == Taxonomy.from_paths([row.split(" > ") for row in rows[1:]])
 
 
-def test_several_paths_a_document_and_lists(check):
+def test_several_paths_per_document_and_lists_are_checked(check):
     rows = [{"labels": [["A", "A1"], ["B", "B1"]]}, {"labels": [["A"], ["A", "A2"]]}, {"labels": ["A", "B"]},
             {"labels": [["A", 3]]}, {"labels": None}, {"labels": [["A", {}]]}, {"labels": [[]]}]  # fmt: skip
     _, found = check("\n".join(map(json.dumps, rows)), "a.jsonl", min_documents=1)
     assert found["several-paths"].examples == ["row 1"]
     assert "inner-ends" not in found
     assert sorted(example[:5] for example in found["unreadable"].examples) == ["row 3", "row 6", "row 7"]
-    assert "empty-name" not in found  # a number in a list is a code, as in a column of its own
+    assert "empty-name" not in found  # a number in a list is a code, as in a separate column
     assert found["no-labels"].rows == 1
 
 
-def test_names_with_the_separator(check):
+def test_names_that_contain_the_separator_are_errors(check):
     _, found = check("a,b\nHardware,In > Out\nHardware,Screen\n", labels=["a", "b"], min_documents=1)
     assert (found["separator"].severity, found["separator"].examples) == ("error", ["row 2: 'In > Out'"])
 
 
-def test_labels_against_a_taxonomy(check, tmp_path):
+def test_labels_are_compared_with_a_given_taxonomy(check, tmp_path):
     taxonomy = tmp_path / "taxonomy.json"
     Taxonomy.from_paths([["Hardware", "Printer"], ["Hardware", "Screen"], ["Network", "VPN"]]).to_json(taxonomy)
     table = "labels\nHardware > Printer\nPrintr\nPrintr\nHardware\n"
@@ -140,7 +140,7 @@ def test_labels_against_a_taxonomy(check, tmp_path):
     assert report.number("error") == 1
 
 
-def test_what_load_dataset_reads_differently_is_told(check, tmp_path):
+def test_cells_that_load_dataset_would_change_are_reported(check, tmp_path):
     table = "text,a,b\nx,Region,NA\ny,Region,EU\n"
     _, found = check(table, labels=["a", "b"], min_documents=1)
     assert found["read-as-missing"].examples == ["row 2: 'NA' in column 'b'"]
@@ -155,7 +155,7 @@ def test_what_load_dataset_reads_differently_is_told(check, tmp_path):
     assert "numbers" not in found
 
 
-def test_edges(check):
+def test_edge_lists_are_checked(check):
     rows = ["parent,child", ",A", "A,B", "A,C", "A,C", "X,C", "C,D", "D,E", "E,C", "F,F", "A,", "b,G", ",D"]
     report, found = check("\n".join(rows))
     assert found["cycle"].examples == ["'C' -> 'D' -> 'E' -> 'C'", "'F' -> 'F'"]
@@ -171,14 +171,14 @@ def test_edges(check):
     assert report.number("error") == 0
 
 
-def test_a_parent_with_the_code_0_is_a_parent(check):
+def test_a_parent_with_code_0_is_not_missing(check):
     rows = [{"parent": None, "child": 0}, {"parent": 0, "child": 1}, {"parent": 0, "child": 2}]
     report, found = check("\n".join(map(json.dumps, rows)), "edges.jsonl", edges=["parent", "child"])
     assert report.taxonomy == Taxonomy.from_edges([("0", "1"), ("0", "2")])
     assert not found
 
 
-def test_every_cycle_of_a_random_graph_is_one_and_none_is_missed():
+def test_exactly_the_cycles_of_random_graphs_are_reported():
     draw = random.Random(0)
     with_cycles = 0
     for _ in range(200):
@@ -195,11 +195,11 @@ def test_every_cycle_of_a_random_graph_is_one_and_none_is_missed():
         else:
             assert not cycles
     assert 20 < with_cycles < 180
-    assert _cycles([(i, i + 1) for i in range(50_000)]) == []  # deeper than Python's stack
+    assert _cycles([(i, i + 1) for i in range(50_000)]) == []  # longer than the recursion limit of Python
 
 
 @pytest.mark.parametrize("form", ["labels", "edges", "paths"])
-def test_taxonomy_json_in_its_three_forms(check, form):
+def test_taxonomy_json_is_accepted_in_three_forms(check, form):
     paths = [["Books", "Other"], ["Books", "New"], ["Toys", "Other"], ["Toys", "Red"]]
     taxonomy = Taxonomy.from_paths(paths)
     data = {
@@ -212,7 +212,7 @@ def test_taxonomy_json_in_its_three_forms(check, form):
     assert list(found) == (["same-name"] if form == "paths" else [])
 
 
-def test_taxonomy_json_with_mistakes(check):
+def test_mistakes_in_taxonomy_json_are_reported(check):
     _, found = check('{"edges": [["A", "B "], ["B", "A"], ["A", ""], ["A", 3], ["A", "B"]]}', "taxonomy.json")
     assert {kind: finding.count for kind, finding in found.items() if finding.severity == "error"} == {
         "white-space": 1, "empty-name": 2, "same-to-the-eye": 1, "cycle": 1
@@ -227,7 +227,7 @@ def test_taxonomy_json_with_mistakes(check):
         check('{"labels": ["A"], "edges": [[0, 9]]}', "taxonomy.json")
 
 
-def test_one_label_below_several_parents_by_name(check):
+def test_identity_name_reports_labels_with_several_parents(check):
     report, found = check(CLEAN, labels=LEVELS, min_documents=1, identity="name")
     assert found["several-parents"].examples == ["'Slow': 'VPN', 'Wi-Fi'"]
     assert "same-name" not in found
@@ -236,7 +236,7 @@ def test_one_label_below_several_parents_by_name(check):
     assert found["cycle"].examples == ["'A' -> 'B' -> 'A'"]
 
 
-def test_files_that_cannot_be_checked_say_what_to_give(check, tmp_path):
+def test_files_that_cannot_be_checked_are_refused_with_a_suggestion(check, tmp_path):
     with pytest.raises(ValueError, match=r"--labels A B C.*--edges A B.*\['text', 'area'"):
         check(CLEAN)
     with pytest.raises(ValueError, match="no column 'produkt', but 'product'"):

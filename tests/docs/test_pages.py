@@ -1,4 +1,4 @@
-"""The blocks of the README and of the manual run, on a tiny encoder, and their links resolve."""
+"""Runs the code blocks of the README and the manual with a tiny encoder, and checks their links."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<language>python|bash)\n(?P<code>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
-# Blocks that do not run, by page and the start of their first line, with the reason that stands before them.
+# Blocks that are not run: (page, start of the first line) -> the reason, which the page states before the block.
 NOT_RUN = {
     ("README.md", "make quickstart   # sets everything up, "): "CI runs both",
     ("README.md", 'pip install ".[quickstart,xlsx]"'): "installs",
@@ -54,7 +54,7 @@ def name_of(page):
 
 
 def blocks_of(page):
-    """(language, code, reason for not running it) of each block of Python or of commands."""
+    """Returns (language, code, reason for not running it) of each block of Python or commands."""
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         yield match["language"], match["code"], match["reason"]
 
@@ -65,7 +65,7 @@ def runnable(page):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, encoder_dir, tokenizer):
-    """A working directory with the files that the pages name: tables, recipes, and a saved model."""
+    """Returns a working directory with the files that the pages use: tables, recipes and a saved model."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("recipes", "hcal_hf"):
         (folder / name).symlink_to(ROOT / name)
@@ -89,7 +89,7 @@ def folder(tmp_path_factory, encoder_dir, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
-def test_the_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
+def test_code_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("hcal_hf.commands.table_run.default_encoder", lambda: encoder_dir)
     shutil.rmtree("outputs", ignore_errors=True)
@@ -120,7 +120,7 @@ def test_the_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
                 shutil.copytree("model", "outputs/tickets")
 
 
-def test_the_blocks_that_do_not_run_are_those_listed_here():
+def test_code_blocks_that_are_not_run_are_listed():
     found = {
         (name_of(page), code.splitlines()[0][:40]): reason
         for page in PAGES
@@ -147,7 +147,7 @@ def test_every_public_name_has_an_entry_in_the_reference():
     assert sorted(named) == sorted(hcal_hf.__all__)
 
 
-def test_the_readme_is_one_screen():
+def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     code = re.search(r"```python\n(.*?)```", "\n".join(lines), re.DOTALL)[1]

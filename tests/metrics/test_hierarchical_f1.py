@@ -1,3 +1,5 @@
+"""Hierarchical F1, constrained F1 and LCA-F1: the function and the `evaluate` module."""
+
 import ast
 import re
 import socket
@@ -29,7 +31,7 @@ from tests.metrics.test_metrics import (
 METRICS = Path(hcal_hf.metrics.__file__).parent
 
 
-# Slow twins, written from the definitions
+# Slow references, written from the definitions
 
 
 def average(values):
@@ -38,7 +40,7 @@ def average(values):
 
 
 def three_means(pattern, pairs):
-    """Means over (predicted, expected) pairs of their precision, recall and F1."""
+    """Returns the mean precision, recall and F1 over (predicted, expected) pairs of sets."""
     pairs = list(pairs)
     return {
         pattern.format("precision"): average(ratio(len(z & y), len(z)) for z, y in pairs),
@@ -78,7 +80,7 @@ ROOT = -1
 
 
 def way_up(node, taxonomy):
-    """The nodes from `node` up to the artificial root, by the only path of a forest."""
+    """Returns the nodes from `node` up to the artificial root of a forest."""
     return (
         [node, *way_up(taxonomy.parents[node][0] if taxonomy.parents[node] else ROOT, taxonomy)]
         if node >= 0
@@ -98,7 +100,7 @@ def slow_lca_sets(predicted, expected, taxonomy):
             for other in others:
                 other_up = way_up(other, taxonomy)
                 lca = next(a for a in up if a in other_up)
-                found.append((up.index(lca) + other_up.index(lca), up.index(lca)))  # by distance, then the lowest
+                found.append((up.index(lca) + other_up.index(lca), up.index(lca)))  # nearest, then deepest
             if found:
                 nodes.update(up[: min(found)[1] + 1])
         return nodes
@@ -118,7 +120,7 @@ def random_pair(rng, taxonomy, num_documents):
 
 @pytest.mark.parametrize("max_parents", [1, 3])
 @pytest.mark.parametrize("seed", range(12))
-def test_scores_equal_slow_twin(seed, max_parents):
+def test_scores_match_a_slow_reference(seed, max_parents):
     rng = np.random.default_rng(seed)
     taxonomy = random_taxonomy(rng, int(rng.integers(1, 16)), max_parents)
     predictions, references = random_pair(rng, taxonomy, int(rng.integers(0, 150)))
@@ -133,7 +135,7 @@ def test_scores_equal_slow_twin(seed, max_parents):
 
 
 @pytest.mark.parametrize("max_parents", [1, 2])
-def test_few_labels_out_of_many_equal_slow_twin(max_parents, monkeypatch):
+def test_scores_of_few_labels_out_of_many_match_a_slow_reference(max_parents, monkeypatch):
     rng = np.random.default_rng(max_parents)
     taxonomy = random_taxonomy(rng, 2500, max_parents)
     predictions, references = random_pair(rng, taxonomy, 70)
@@ -148,7 +150,7 @@ def test_few_labels_out_of_many_equal_slow_twin(max_parents, monkeypatch):
 
 
 def test_large_sets_are_counted_per_document():
-    # More members per document than a byte counts, in both layouts of the cells.
+    # More than 255 labels per document, which a byte cannot count, in both memory layouts.
     taxonomy = make_taxonomy(700, [(0, n) for n in range(1, 650)])
     references = [set(range(size)) for size in (700, 255, 256, 257, 511, 1) * 12]
     predictions = [set(range(size)) for size in (600, 700, 10, 257, 300, 2) * 12]
@@ -160,7 +162,7 @@ def test_large_sets_are_counted_per_document():
         assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_scores_by_hand():
+def test_scores_of_a_small_example():
     taxonomy = make_taxonomy(7, [(0, 2), (0, 3), (2, 4), (2, 5), (1, 6)])
     predictions = [[0, 2, 4], [3], [1, 6], []]
     references = [[0, 2, 5], [0, 3], [1], []]
@@ -172,10 +174,11 @@ def test_scores_by_hand():
             "hierarchical_precision_documents": (2 / 3 + 1 + 1 / 2 + 0) / 4,
             "hierarchical_recall_documents": (2 / 3 + 1 + 1 + 0) / 4,
             "hierarchical_f1_documents": (2 / 3 + 1 + 2 / 3 + 0) / 4,
-            "c_micro_precision": 3 / 6,  # 0 and 2 of the first document, 1 of the third; 3 lacks its parent
+            "c_micro_precision": 3
+            / 6,  # 0 and 2 of the first document and 1 of the third; 3 is predicted without its parent
             "c_micro_recall": 3 / 6,
             "c_micro_f1": 1 / 2,
-            "c_macro_f1": (2 / 3 + 1 + 1 + 0 + 0) / 5,  # labels 0, 1, 2, 3, 5
+            "c_macro_f1": (2 / 3 + 1 + 1 + 0 + 0) / 5,  # labels 0, 1, 2, 3 and 5 occur in the references
             "c_macro_f1_all": (2 / 3 + 1 + 1) / 7,
             "lca_precision": (1 / 2 + 1 + 1 / 2 + 0) / 4,
             "lca_recall": (1 / 2 + 1 + 1 + 0) / 4,
@@ -200,21 +203,26 @@ LCA_TREE = make_taxonomy(9, [(0, 1), (0, 2), (1, 3), (1, 4), (3, 5), (3, 6), (7,
         ([3], [5], 1, 1 / 2),  # {3} and {5, 3}
         ([5], [5, 8], 1, 1 / 4),  # {5} and {5, 8, 7, root}
         ([5, 2], [6], 1 / 4, 1 / 2),  # {5, 3, 2, 0} and {6, 3}
-        ([0, 1, 3, 5], [0, 1, 3, 6], 1 / 2, 1 / 2),  # ancestors spelled out change nothing
-        ([5], [4, 8, 3], 1 / 2, 1 / 6),  # {5, 3}, 3 being nearest, and {4, 1, 8, 7, root, 3}
-        ([5, 2], [4], 1 / 5, 1 / 2),  # {5, 3, 1, 2, 0} and {4, 1}: 5 and 2 are equally near, 5 meets 4 lower
+        ([0, 1, 3, 5], [0, 1, 3, 6], 1 / 2, 1 / 2),  # listing the ancestors does not change the scores
+        ([5], [4, 8, 3], 1 / 2, 1 / 6),  # {5, 3}, because 3 is nearest, and {4, 1, 8, 7, root, 3}
+        (
+            [5, 2],
+            [4],
+            1 / 5,
+            1 / 2,
+        ),  # {5, 3, 1, 2, 0} and {4, 1}: 5 and 2 are equally near to 4, and 5 has the deeper common ancestor
         ([], [4], 0, 0),
         ([], [], 0, 0),
     ],
 )
-def test_lca_by_hand(predicted, expected, precision, recall):
+def test_lca_scores_of_small_examples(predicted, expected, precision, recall):
     scores = hierarchical_scores([predicted], [expected], LCA_TREE)
     assert (scores["lca_precision"], scores["lca_recall"]) == pytest.approx((precision, recall), abs=1e-12)
     exchanged = hierarchical_scores([expected], [predicted], LCA_TREE)
     assert (exchanged["lca_recall"], exchanged["lca_precision"]) == pytest.approx((precision, recall), abs=1e-12)
 
 
-def test_artificial_root_changes_nothing_below_a_single_root():
+def test_lca_scores_are_the_same_with_an_explicit_root():
     rng = np.random.default_rng(0)
     taxonomy = random_taxonomy(rng, 12)
     rooted = make_taxonomy(13, [*taxonomy.edges.tolist(), *((12, n) for n in range(12) if not taxonomy.parents[n])])
@@ -225,19 +233,19 @@ def test_artificial_root_changes_nothing_below_a_single_root():
     assert 0.1 < scores["lca_f1"] < 0.9
 
 
-def test_lca_on_a_dag():
+def test_lca_scores_are_left_out_or_refused_on_a_dag():
     dag = make_taxonomy(3, [(0, 2), (1, 2)])
     with pytest.raises(ValueError, match="lca=True, but label 2 has 2 parents; allowed: a forest"):
         hierarchical_scores([[2]], [[2]], dag, lca=True)
     without = hierarchical_scores([[0, 2]], [[0, 1, 2]], dag)
     assert without == hierarchical_scores([[0, 2]], [[0, 1, 2]], dag, lca=False)
     assert not any(name.startswith("lca_") for name in without)
-    assert without["c_micro_f1"] == 2 / 5  # 2 lacks one of its two parents
+    assert without["c_micro_f1"] == 2 / 5  # 2 is predicted without one of its two parents
     forest = hierarchical_scores([[2]], [[2]], make_taxonomy(3, [(0, 2)]), lca=False)
     assert set(forest) == set(without)
 
 
-def test_pooled_scores_are_those_of_classification_scores():
+def test_pooled_scores_equal_classification_scores():
     rng = np.random.default_rng(0)
     taxonomy = random_taxonomy(rng, 30, 2)
     predictions, references = random_pair(rng, taxonomy, 100)
@@ -245,14 +253,14 @@ def test_pooled_scores_are_those_of_classification_scores():
     scores = hierarchical_scores(predictions, references, taxonomy)
     for name in ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1"):
         assert scores[name] == expected[name]
-    # On ancestor-closed sets every hit has all its ancestors: the constrained scores are the flat ones.
+    # If the sets contain all ancestors, the constrained scores equal the flat scores.
     closed = [[slow_complete(s, taxonomy) for s in sets] for sets in (predictions, references)]
     expected, scores = classification_scores(*closed, taxonomy), hierarchical_scores(*closed, taxonomy)
     for name in ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "macro_f1_all"):
         assert scores["c_" + name] == expected[name]
 
 
-def test_nothing_to_count_gives_zero():
+def test_empty_input_scores_zero():
     tree = make_taxonomy(3, [(0, 1), (0, 2)])
     for empty in ([], np.zeros((0, 3), dtype=bool), [[], [], []], np.zeros((70, 3), dtype=bool)):
         scores = hierarchical_scores(empty, empty, tree)
@@ -263,7 +271,7 @@ def test_nothing_to_count_gives_zero():
     assert set(hierarchical_scores([[0]], [[0]], make_taxonomy(1, [])).values()) == {1.0}
 
 
-def test_million_labels_stay_sparse():
+def test_a_million_labels_need_little_memory():
     num_labels, num_documents = 1_000_000, 1000
     child = np.arange(10, num_labels)
     depths = np.zeros(num_labels, dtype=np.int64)
@@ -285,10 +293,10 @@ def test_million_labels_stay_sparse():
     hits = [len({*z} & {*y}) for z, y in pairs]
     f1 = [ratio(2 * count, len(z) + len(y)) for count, (z, y) in zip(hits, pairs)]
     assert scores["hierarchical_f1_documents"] == pytest.approx(average(f1), abs=1e-12)
-    # The two paths, of 6 nodes each, meet in their LCA (or the root) and share nothing below.
+    # Both paths have 6 nodes. They meet in their LCA (or the root) and share no node below it.
     lca_f1 = [1 / (7 - count) for count in hits]
     assert scores["lca_f1"] == pytest.approx(average(lca_f1), abs=1e-12)
-    assert scores["c_micro_recall"] == 0.0  # no ancestor is predicted
+    assert scores["c_micro_recall"] == 0.0  # the predictions contain no ancestors
 
 
 @pytest.mark.filterwarnings("ignore:F-score is ill-defined")
@@ -303,7 +311,7 @@ def test_hierarchical_scores_equal_hiclass_on_single_paths(how):
     predictions[::3] = references[::3]
     num_levels = int(taxonomy.depths.max()) + 1
 
-    def table(sets):  # one column per level, "" where a path has ended
+    def table(sets):  # one column per level, "" after the end of a path
         rows = [sorted(s, key=lambda node: taxonomy.depths[node]) for s in sets]
         return np.array([[*map(str, row), *[""] * (num_levels - len(row))] for row in rows])
 
@@ -332,14 +340,14 @@ TREE = make_taxonomy(3, [(0, 1), (0, 2)])
         (np.zeros((2, 4), dtype=bool), r"predictions has shape \(2, 4\); allowed: \[N, 3\]"),
     ],
 )
-def test_bad_sets_are_named(predictions, message):
+def test_invalid_label_sets_are_refused(predictions, message):
     with pytest.raises(ValueError, match=message):
         hierarchical_scores(predictions, [[0], [1]], TREE)
     with pytest.raises(ValueError, match=message.replace("predictions", "references")):
         hierarchical_scores([[0], [1]], predictions, TREE)
 
 
-def test_bad_hierarchies_and_lengths_are_named():
+def test_invalid_hierarchies_and_lengths_are_refused():
     with pytest.raises(ValueError, match="predictions holds 2 documents and references 3"):
         hierarchical_scores([[0], [1]], [[0], [1], [2]], TREE)
     with pytest.raises(ValueError, match="edges holds a cycle: "):
@@ -379,7 +387,7 @@ def load(request, offline, tmp_path):
     return load
 
 
-def test_evaluate_module_equals_function(load):
+def test_evaluate_module_gives_the_scores_of_the_function(load):
     metric = load()
     assert set(metric.features) == {"predictions", "references"}
     rng = np.random.default_rng(0)
@@ -398,17 +406,17 @@ def test_evaluate_module_equals_function(load):
         metric.compute(predictions=[[0]], references=[[0]], depths=[0, 1, 1, 1], **ARGS)
 
 
-def test_evaluate_module_interleaved_instances(load, tmp_path):
+def test_two_instances_of_the_evaluate_module_can_be_used_at_the_same_time(load, tmp_path):
     first, second = load(), load()
     first.add_batch(predictions=[[0, 1], [0]], references=[[0, 1], [0, 2]])
     second.add_batch(predictions=[[0]], references=[[2]])
     first.add(prediction=[3], reference=[3])
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # no lock to wait for
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # no lock file
     assert second.compute(**ARGS)["hierarchical_recall"] == 1 / 2
     assert first.compute(**ARGS)["c_micro_precision"] == 3 / 4
 
 
-def test_evaluate_module_refuses_what_its_feature_would_truncate(load):
+def test_evaluate_module_refuses_floats_and_bools_that_would_be_truncated(load):
     metric = load()
     good = [[0]]
     for bad in ([[0.7, 1]], [[True, False]], [np.array([0.2, 0.9])]):
@@ -424,10 +432,12 @@ def test_evaluate_module_refuses_what_its_feature_would_truncate(load):
         metric.compute(predictions=good * 4, references=np.eye(4, dtype=int), **ARGS)
     with pytest.raises(ValueError, match="predictions holds 2 documents and references 1;"):
         metric.compute(predictions=[[0], [1]], references=good, **ARGS)
-    assert metric.compute(predictions=good, references=good, **ARGS)["lca_f1"] == 1.0  # nothing is left of the rest
+    assert (
+        metric.compute(predictions=good, references=good, **ARGS)["lca_f1"] == 1.0
+    )  # the refused calls added nothing
 
 
-def test_evaluate_module_names_missing_arguments(load):
+def test_evaluate_module_reports_missing_arguments(load):
     metric = load()
     with pytest.raises(ValueError, match="no documents"):
         metric.compute(**ARGS)
@@ -438,10 +448,10 @@ def test_evaluate_module_names_missing_arguments(load):
         metric.compute(edges=[])
     with pytest.raises(ValueError, match="references is None; allowed: a sequence"):
         metric.add_batch(predictions=[[1]])
-    assert metric.compute(**ARGS)["hierarchical_f1"] == 1.0  # the batch is still there
+    assert metric.compute(**ARGS)["hierarchical_f1"] == 1.0  # the batch was kept
 
 
-def test_examples_of_the_documentation(offline, tmp_path):
+def test_the_examples_of_the_documentation_are_correct(offline, tmp_path):
     metric = offline.load(str(METRICS / "hierarchical_f1"), cache_dir=str(tmp_path))
     card = (METRICS / "hierarchical_f1" / "README.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
@@ -460,7 +470,7 @@ def test_examples_of_the_documentation(offline, tmp_path):
 # Imports
 
 
-def test_folder_stands_alone():
+def test_the_folder_imports_only_itself_and_allowed_packages():
     allowed = {*sys.stdlib_module_names, "numpy", "datasets", "evaluate"}
     siblings = {"hierarchical_f1.py": {"label_sets", "scores"}, "scores.py": {"label_sets"}}
     files = sorted((METRICS / "hierarchical_f1").rglob("*.py"))
@@ -474,14 +484,14 @@ def test_folder_stands_alone():
                 assert node.level == 1
                 found.add(node.module)
                 if file.name == "hierarchical_f1.py":
-                    assert node.lineno == node.end_lineno  # evaluate reads one line at a time
+                    assert node.lineno == node.end_lineno  # evaluate parses imports line by line
             elif isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in allowed, file
-        # evaluate copies only what the module itself imports, so it has to import all the others do.
+        # evaluate copies only the files that the module imports directly.
         assert found == siblings.get(file.name, set())
 
 
-def test_the_copy_of_the_shared_file_is_current():
+def test_the_copy_of_label_sets_is_up_to_date():
     copy = (METRICS / "hvr" / "label_sets.py").read_text(encoding="utf-8")
     header, original = copy.split("\n", 1)
     assert header == "# Copied from hierarchical_f1/label_sets.py by copy_label_sets.py. Edit the original."

@@ -39,7 +39,7 @@ def make_taxonomy(num_labels, edges):
 
 
 def random_taxonomy(rng, num_labels, max_parents=1):
-    """Random forest (max_parents=1) or DAG, with node ids in no particular order."""
+    """Returns a random forest (max_parents=1) or DAG with shuffled node ids."""
     name = rng.permutation(num_labels)
     edges = []
     for node in range(1, num_labels):
@@ -50,7 +50,7 @@ def random_taxonomy(rng, num_labels, max_parents=1):
 
 
 def random_sets(rng, taxonomy, num_documents):
-    """A mix of empty sets, arbitrary sets, ancestor-closed sets and single nodes."""
+    """Returns a mix of empty sets, random sets, sets with all ancestors and single nodes."""
     sets = []
     for _ in range(num_documents):
         size = int(rng.integers(0, min(4, taxonomy.num_labels) + 1))
@@ -76,7 +76,7 @@ def as_form(sets, num_labels, form):
 FORMS = ["bool", "fortran", "int", "lists", "arrays", "objects"]
 
 
-# Slow twins, written from the definitions
+# Slow references, written from the definitions
 
 
 def slow_complete(members, taxonomy):
@@ -111,7 +111,7 @@ def slow_violation_rates(sets, taxonomy, scores=None):
 
 
 def slow_f1(predicted, expected):
-    """F1 of two sets of (document, label) decisions."""
+    """Computes F1 of two sets of (document, label) pairs."""
     return ratio(2 * len(predicted & expected), len(predicted) + len(expected))
 
 
@@ -161,7 +161,7 @@ def slow_classification_scores(predictions, references, taxonomy):
 
 @pytest.mark.parametrize("max_parents", [1, 3])
 @pytest.mark.parametrize("seed", range(12))
-def test_violation_rates_equal_slow_loop(seed, max_parents):
+def test_violation_rates_match_a_slow_reference(seed, max_parents):
     rng = np.random.default_rng(seed)
     taxonomy = random_taxonomy(rng, int(rng.integers(1, 12)), max_parents)
     sets = random_sets(rng, taxonomy, int(rng.integers(0, 150)))
@@ -170,14 +170,14 @@ def test_violation_rates_equal_slow_loop(seed, max_parents):
     for form in FORMS:
         assert violation_rates(as_form(sets, taxonomy.num_labels, form), taxonomy, scores) == expected, form
     lists = as_form(sets, taxonomy.num_labels, "lists")
-    if sum(map(len, lists)) > 100:  # few labels: every (block, label) has its cell, and nothing is sorted or searched
+    if sum(map(len, lists)) > 100:  # few labels, for which a dense layout without sorting is used
         assert PackedSets(Hierarchy(taxonomy.edges, taxonomy.num_labels), LabelSets(lists, taxonomy.num_labels)).full
     del expected["hvr_score"]
     assert violation_rates(lists, taxonomy) == expected
 
 
 @pytest.mark.parametrize("max_parents", [1, 2])
-def test_few_labels_out_of_many_equal_slow_loop(max_parents):
+def test_metrics_of_few_labels_out_of_many_match_a_slow_reference(max_parents):
     rng = np.random.default_rng(max_parents)
     taxonomy = random_taxonomy(rng, 2500, max_parents)
     sets = random_sets(rng, taxonomy, 70)
@@ -193,11 +193,17 @@ def test_few_labels_out_of_many_equal_slow_loop(max_parents):
         assert scores == pytest.approx(expected, abs=1e-12)
 
 
-def test_violation_rates_by_hand():
+def test_violation_rates_of_a_small_example():
     # 0 -> {2, 3}, 1 -> 3 (3 has two parents), 3 -> 4
     taxonomy = make_taxonomy(5, [(0, 2), (0, 3), (1, 3), (3, 4)])
     assert taxonomy.depths.tolist() == [0, 0, 1, 1, 2]
-    predictions = [[0, 2], [0, 3], [0, 1, 3, 4], [], [2, 4]]  # consistent; 1 missing; consistent; empty; two nodes
+    predictions = [
+        [0, 2],
+        [0, 3],
+        [0, 1, 3, 4],
+        [],
+        [2, 4],
+    ]  # consistent; 1 is missing; consistent; empty; 0 and 3 are missing
     assert violation_rates(predictions, taxonomy) == {
         "hvr": 2 / 5,
         "hvr_node": 3 / 6,
@@ -205,14 +211,14 @@ def test_violation_rates_by_hand():
     }
 
 
-def test_levels_are_the_depths_of_the_taxonomy():
+def test_levels_follow_the_depths_of_the_taxonomy():
     taxonomy = SimpleNamespace(edges=np.array([[0, 1]]), depths=np.array([0, 2]), num_labels=2)
     assert violation_rates([[1]], taxonomy)["hvr_level"] == [0.0, 0.0, 1.0]
 
 
-def test_hvr_is_the_rate_of_hcal_on_full_single_paths():
+def test_hvr_equals_the_definition_of_hcal_on_full_single_paths():
     rng = np.random.default_rng(0)
-    sizes = (3, 6, 12)  # node j of a level hangs below node j // 2 of the level above
+    sizes = (3, 6, 12)  # node j // 2 of the level above is the parent of node j
     first = np.cumsum((0, *sizes))
     edges = [(first[k] + j // 2, first[k + 1] + j) for k in (0, 1) for j in range(sizes[k + 1])]
     taxonomy = make_taxonomy(sum(sizes), edges)
@@ -224,7 +230,7 @@ def test_hvr_is_the_rate_of_hcal_on_full_single_paths():
     assert 0.1 < agrees.mean() < 0.9
 
 
-def test_score_violations_over_many_rows_and_types():
+def test_score_violations_match_numpy_for_all_float_types():
     rng = np.random.default_rng(0)
     taxonomy = random_taxonomy(rng, 300, 2)
     parent, child = taxonomy.edges.T
@@ -238,14 +244,14 @@ def test_score_violations_over_many_rows_and_types():
 
 
 @pytest.mark.parametrize(("excess", "expected"), [(0.0, 0.0), (5e-7, 0.0), (2e-6, 1.0)])
-def test_score_tolerance(excess, expected):
+def test_scores_within_the_tolerance_are_not_violations(excess, expected):
     taxonomy = make_taxonomy(2, [(0, 1)])
     assert violation_rates([[]], taxonomy, [[0.5, 0.5 + excess]])["hvr_score"] == expected
-    # The tolerance itself rounds up in half precision, to this very score.
+    # In half precision, the tolerance would round up to this score.
     assert violation_rates([[]], taxonomy, np.array([[0, 1.01e-6]], dtype=np.float16))["hvr_score"] == 1.0
 
 
-def test_nothing_to_count_gives_zero():
+def test_empty_input_gives_zero_rates():
     tree = make_taxonomy(3, [(0, 1), (0, 2)])
     zero = {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [0.0, 0.0], "hvr_score": 0.0}
     for predictions in ([], np.zeros((0, 3), dtype=bool), np.zeros((0, 3), dtype=int)):
@@ -266,7 +272,7 @@ def test_nothing_to_count_gives_zero():
     assert violation_rates([[], []], make_taxonomy(0, [])) == {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": []}
 
 
-def test_results_are_plain_floats():
+def test_results_are_python_floats():
     tree = make_taxonomy(3, [(0, 1), (0, 2)])
     rates = violation_rates([[1], [0]], tree, np.full((2, 3), 0.5, dtype=np.float32))
     level = rates.pop("hvr_level")
@@ -282,7 +288,7 @@ def test_depths_are_longest_paths(seed):
     assert Hierarchy(taxonomy.edges, 15).depths.tolist() == taxonomy.depths.tolist()
 
 
-def test_million_labels_stay_sparse():
+def test_a_million_labels_need_little_memory():
     num_labels, num_documents = 1_000_000, 2000
     child = np.arange(10, num_labels)
     depths = np.zeros(num_labels, dtype=np.int64)
@@ -324,7 +330,7 @@ def test_million_labels_stay_sparse():
 
 @pytest.mark.parametrize("max_parents", [1, 3])
 @pytest.mark.parametrize("seed", range(12))
-def test_classification_scores_equal_slow_loop(seed, max_parents):
+def test_classification_scores_match_a_slow_reference(seed, max_parents):
     rng = np.random.default_rng(100 + seed)
     taxonomy = random_taxonomy(rng, int(rng.integers(1, 12)), max_parents)
     references = random_sets(rng, taxonomy, int(rng.integers(1, 150)))
@@ -338,7 +344,7 @@ def test_classification_scores_equal_slow_loop(seed, max_parents):
         assert classification_scores(*given, taxonomy) == pytest.approx(expected, abs=1e-12), (first, second)
 
 
-def test_classification_scores_by_hand():
+def test_classification_scores_of_a_small_example():
     taxonomy = make_taxonomy(4, [(0, 2), (0, 3)])  # 0 -> {2, 3}, 1 alone
     predictions = [[0, 2], [2], [0, 3], []]
     references = [[0, 2], [0, 2], [1], []]
@@ -373,7 +379,7 @@ def test_level_without_reference_labels_scores_zero():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_f1_equals_sklearn(seed):
+def test_f1_equals_scikit_learn(seed):
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     taxonomy = random_taxonomy(rng, 20, 2)
@@ -408,7 +414,7 @@ def test_hierarchical_scores_equal_hiclass_on_single_paths():
     predictions[::3] = references[::3]
     num_levels = int(taxonomy.depths.max()) + 1
 
-    def table(sets):  # one column per level, "" where a path has ended
+    def table(sets):  # one column per level, "" after the end of a path
         rows = [sorted(s, key=lambda node: taxonomy.depths[node]) for s in sets]
         return np.array([[*map(str, row), *[""] * (num_levels - len(row))] for row in rows])
 
@@ -451,7 +457,7 @@ TREE = make_taxonomy(3, [(0, 1), (0, 2)])
         (np.array([[0, -1, 1]]), r"predictions is an integer matrix with values -1 to 1; allowed: 0 and 1"),
     ],
 )
-def test_bad_sets_are_named(predictions, message):
+def test_invalid_label_sets_are_refused(predictions, message):
     with pytest.raises(ValueError, match=message):
         violation_rates(predictions, TREE)
     with pytest.raises(ValueError, match=message.replace("predictions", "references")):
@@ -468,7 +474,7 @@ def test_bad_sets_are_named(predictions, message):
         (np.array([[0, 0, 0], [np.inf, 0, 0]]), r"scores\[1, 0\] is inf; allowed: probabilities in \[0, 1\]"),
     ],
 )
-def test_bad_scores_are_named(scores, message):
+def test_invalid_scores_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         violation_rates([[0], [1]], TREE, scores)
 
@@ -489,12 +495,12 @@ def test_bad_scores_are_named(scores, message):
         ({"num_labels": -1}, r"num_labels is -1"),
     ],
 )
-def test_bad_hierarchies_are_named(kwargs, message):
+def test_invalid_hierarchies_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         violation_rates_from_edges([], **{"edges": [[0, 1], [0, 2]], "num_labels": 3, **kwargs})
 
 
-def test_cycle_is_named_without_the_nodes_around_it():
+def test_the_error_for_a_cycle_lists_only_the_nodes_of_the_cycle():
     edges = [(0, 1), (1, 2), (2, 3), (3, 1), (3, 4), (4, 5)]  # 0 above the cycle 1 -> 2 -> 3 -> 1, 4 and 5 below
     with pytest.raises(ValueError, match="cycle") as error:
         violation_rates_from_edges([], edges, 6)
@@ -537,7 +543,7 @@ def load_hvr(evaluate, how, cache_dir):
 
 
 @pytest.mark.parametrize("how", ["class", "path"])
-def test_evaluate_module_equals_function(offline, how, tmp_path):
+def test_evaluate_module_gives_the_rates_of_the_function(offline, how, tmp_path):
     hvr = load_hvr(offline, how, tmp_path)
     assert set(hvr.features) == {"predictions"}
     rng = np.random.default_rng(0)
@@ -556,7 +562,7 @@ def test_evaluate_module_equals_function(offline, how, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["class", "path"])
-def test_evaluate_module_interleaved_instances(offline, how, tmp_path):
+def test_two_instances_of_the_evaluate_module_can_be_used_at_the_same_time(offline, how, tmp_path):
     first, second = (load_hvr(offline, how, tmp_path) for _ in range(2))
     first.add_batch(predictions=[[1], [0]])
     second.add_batch(predictions=[[0, 1]])
@@ -564,14 +570,14 @@ def test_evaluate_module_interleaved_instances(offline, how, tmp_path):
     second.add(prediction=[3])
     first.add(predictions=[2])  # the form in the documentation of evaluate
     locked = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert locked == []  # a cache file would make the second instance wait for the lock of the first
+    assert locked == []  # with a cache file, the second instance would wait for the lock of the first
     assert second.compute(**HVR_ARGS)["hvr"] == 1 / 2
     assert first.compute(**HVR_ARGS)["hvr"] == 2 / 4
     assert second.compute(predictions=[[0]], **HVR_ARGS)["hvr"] == 0.0
 
 
 @pytest.mark.parametrize("how", ["class", "path"])
-def test_evaluate_module_refuses_what_its_feature_would_truncate(offline, how, tmp_path):
+def test_evaluate_module_refuses_floats_and_bools_that_would_be_truncated(offline, how, tmp_path):
     hvr = load_hvr(offline, how, tmp_path)
     for bad in ([[0.7, 1]], [[True, False]], [np.array([0.2, 0.9])]):
         with pytest.raises(ValueError, match=r"predictions\[0\] is .*integer node ids"):
@@ -587,11 +593,11 @@ def test_evaluate_module_refuses_what_its_feature_would_truncate(offline, how, t
             hvr.compute(predictions=bad, **HVR_ARGS)
     with pytest.raises(ValueError, match=r"predictions\[1\] holds node id 4; allowed: 0 to 3"):
         hvr.compute(predictions=[[0], [4]], **HVR_ARGS)
-    assert hvr.compute(predictions=[[1]], **HVR_ARGS)["hvr"] == 1.0  # nothing is left of the refused calls
+    assert hvr.compute(predictions=[[1]], **HVR_ARGS)["hvr"] == 1.0  # the refused calls added nothing
 
 
 @pytest.mark.parametrize("how", ["class", "path"])
-def test_evaluate_module_names_missing_arguments(offline, how, tmp_path):
+def test_evaluate_module_reports_missing_arguments(offline, how, tmp_path):
     hvr = load_hvr(offline, how, tmp_path)
     with pytest.raises(ValueError, match="no predictions"):
         hvr.compute(**HVR_ARGS)
@@ -602,13 +608,13 @@ def test_evaluate_module_names_missing_arguments(offline, how, tmp_path):
         hvr.compute(edges=[])
     with pytest.raises(ValueError, match="predictions is None; allowed: a sequence"):
         hvr.add_batch()
-    assert hvr.compute(**HVR_ARGS)["hvr"] == 1.0  # the batch is still there
+    assert hvr.compute(**HVR_ARGS)["hvr"] == 1.0  # the batch was kept
 
 
 # Imports
 
 
-def test_hvr_folder_stands_alone():
+def test_the_hvr_folder_imports_only_itself_and_allowed_packages():
     allowed = {*sys.stdlib_module_names, "numpy", "datasets", "evaluate"}
     files = sorted((METRICS / "hvr").rglob("*.py"))
     assert [file.name for file in files] == ["__init__.py", "hvr.py", "label_sets.py", "violations.py"]
@@ -622,16 +628,16 @@ def test_hvr_folder_stands_alone():
                 assert node.level == 1, file
                 found.add(node.module)
                 if file.name == "hvr.py":
-                    assert node.lineno == node.end_lineno  # evaluate reads one line at a time
+                    assert node.lineno == node.end_lineno  # evaluate parses imports line by line
             elif isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in allowed, file
-        # evaluate copies only what hvr.py itself imports, so it has to import all the others do.
+        # evaluate copies only the files that hvr.py imports directly.
         assert found == siblings.get(file.name, set())
 
 
 @pytest.mark.slow
 def test_numpy_functions_import_neither_evaluate_nor_torch():
-    # From the folder above, so that what hcal_hf itself imports does not count.
+    # Imported as the top-level package `metrics`, so that hcal_hf/__init__.py does not run.
     code = "import sys, metrics, metrics.hvr.violations; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     env = {**os.environ, "PYTHONPATH": str(METRICS.parent)}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

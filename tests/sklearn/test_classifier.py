@@ -1,3 +1,5 @@
+"""The scikit-learn estimator HcalClassifier: interface, labels, features, texts and tuning."""
+
 import importlib
 import pickle
 import sys
@@ -32,7 +34,7 @@ EXPECTED_FAILURES = {
 }
 
 
-# The others of scikit-learn's checks fit numbers; it skips them for an estimator that reads texts.
+# Checks that need no data. The other checks of scikit-learn fit numbers, so they cannot run on a classifier of texts.
 WITHOUT_DATA = [
     estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
     estimator_checks.check_estimator_cloneable,
@@ -47,12 +49,12 @@ WITHOUT_DATA = [
 
 
 def numeric(**kwargs):
-    """On features, with a fixed strength: nothing is drawn and nothing tried."""
+    """Returns a classifier of features with a fixed C, so that fitting is deterministic and tries no other values."""
     return HcalClassifier(**{"encoder": None, "C": 64.0, "random_state": 0, **kwargs})
 
 
 def make_features(paths, seed=0, noise=0.5):
-    """Features [N, 12] that tell the names on a document's paths."""
+    """Returns features [N, 12] that are noisy sums of one direction per name on the paths of a document."""
     names = sorted({name for doc in paths for path in doc for name in path})
     directions = dict(zip(names, np.random.default_rng(7).normal(size=(len(names), 12))))
     rng = np.random.default_rng(seed)
@@ -61,11 +63,11 @@ def make_features(paths, seed=0, noise=0.5):
 
 
 def single_paths(number=60):
-    """2-d labels with a path that ends early, and two nodes named "other"."""
+    """Returns features and 2-d labels. One path ends early, and two nodes have the name "other"."""
     kinds = [("a", "x"), ("a", "other"), ("b", "other"), ("b", "y"), ("c",)]
     paths = [kinds[i % len(kinds)] for i in range(number)]
     y = np.array([[*path, ""][:2] for path in paths], dtype=object)
-    # The features tell whole paths apart.
+    # One direction per path prefix, so that both nodes named "other" differ.
     return make_features([[tuple(" ".join(path[: k + 1]) for k in range(len(path)))] for path in paths]), y
 
 
@@ -76,7 +78,7 @@ def several_paths(number=60):
 
 
 def padded(docs, most_paths):
-    """The same labels [N, paths, 2]."""
+    """Returns the labels as an array [N, paths, 2] padded with empty names."""
     found = np.full((len(docs), most_paths, 2), "", dtype=object)
     for row, doc in enumerate(docs):
         for column, path in enumerate(doc):
@@ -100,16 +102,16 @@ def text_classifier(encoder_dir, texts):
 
 
 @parametrize_with_checks([numeric()], expected_failed_checks=lambda estimator: EXPECTED_FAILURES)
-def test_it_is_a_scikit_learn_estimator(estimator, check):
+def test_a_feature_classifier_passes_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
 @pytest.mark.parametrize("check", WITHOUT_DATA, ids=lambda check: check.__name__)
-def test_what_scikit_learn_can_check_of_a_classifier_of_texts(check):
+def test_a_text_classifier_passes_the_checks_of_scikit_learn_without_data(check):
     check("HcalClassifier", HcalClassifier("nowhere"))
 
 
-def test_parameters_are_stored_as_given_and_cloned(taxonomy):
+def test_parameters_are_stored_unchanged_and_cloned(taxonomy):
     kwargs = {"taxonomy": taxonomy, "C": 3.0, "model_kwargs": {"pooling": "cls"}, "threshold": [0.5, 0.1]}
     classifier = HcalClassifier("nowhere", **kwargs)
     for found in (classifier, clone(classifier)):
@@ -121,7 +123,7 @@ def test_parameters_are_stored_as_given_and_cloned(taxonomy):
     assert numeric().__sklearn_tags__().input_tags.two_d_array
 
 
-def test_a_grid_search_over_a_pipeline_chooses_and_refits():
+def test_grid_search_over_a_pipeline_chooses_c_and_refits():
     features, y = single_paths()
     steps = make_pipeline(StandardScaler(), numeric(partial_paths=True))
     search = GridSearchCV(steps, {"hcalclassifier__C": [1e-4, 64.0]}, cv=2).fit(features, y)
@@ -134,7 +136,7 @@ def test_a_grid_search_over_a_pipeline_chooses_and_refits():
 
 
 @pytest.mark.parametrize("form", ["lists", "array"])
-def test_documents_with_several_paths_are_cross_validated(form):
+def test_cross_validation_works_with_several_paths_per_document(form):
     features, docs = several_paths()
     if form == "lists":
         with pytest.raises(ValueError, match="legacy multi-label"):
@@ -146,7 +148,7 @@ def test_documents_with_several_paths_are_cross_validated(form):
     assert scores.min() > 0.7
 
 
-def test_scorers_of_one_dimensional_labels_find_their_columns():
+def test_probability_scorers_work_with_one_dimensional_labels():
     features, y = single_paths()
     flat = np.array([" ".join(path).strip() for path in y])
     for scoring in ("neg_log_loss", "roc_auc_ovr", "balanced_accuracy"):
@@ -155,7 +157,7 @@ def test_scorers_of_one_dimensional_labels_find_their_columns():
         assert scores.min() > (-0.7 if scoring == "neg_log_loss" else 0.8)
 
 
-def test_global_generators_are_left_alone():
+def test_fitting_keeps_global_random_states_and_progress_bars():
     features, y = single_paths(20)
     np.random.seed(3)  # noqa: NPY002
     torch.manual_seed(3)
@@ -169,7 +171,7 @@ def test_global_generators_are_left_alone():
     assert not are_progress_bars_disabled()
 
 
-def test_a_seed_repeats_a_fit():
+def test_the_same_seed_gives_the_same_fit():
     features, y = single_paths(20)
     fitted = [numeric(partial_paths=True, C="auto", random_state=s).fit(features, y) for s in (1, 1)]
     assert np.array_equal(*(f.predict_proba(features) for f in fitted))
@@ -187,7 +189,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
 # ---- Labels ----
 
 
-def test_paths_come_back_in_the_format_of_hiclass():
+def test_predicted_paths_have_the_format_of_hiclass():
     features, y = single_paths()
     classifier = numeric(partial_paths=True).fit(features, y)
     found = classifier.predict(features)
@@ -201,7 +203,7 @@ def test_paths_come_back_in_the_format_of_hiclass():
     assert (reference.predict(features) == found).mean() > 0.95
 
 
-def test_probabilities_of_nodes_are_coherent():
+def test_predicted_probabilities_are_consistent_with_the_hierarchy():
     features, y = single_paths()
     classifier = numeric(partial_paths=True).fit(features, y)
     found = classifier.predict_proba(features)
@@ -217,7 +219,7 @@ def test_probabilities_of_nodes_are_coherent():
     ("form", "missing"),
     [(list, None), (np.array, float("nan")), (pd.DataFrame, None), (pd.DataFrame, ""), ("ragged", "")],
 )
-def test_missing_levels_are_written_in_any_way(missing, form):
+def test_all_spellings_of_a_missing_level_give_the_same_model(missing, form):
     features, y = single_paths(20)
     rows = [[name or missing for name in path] for path in y.tolist()]
     if form == "ragged":
@@ -230,7 +232,7 @@ def test_missing_levels_are_written_in_any_way(missing, form):
     assert found.score(features, given) == expected.score(features, y)
 
 
-def test_whole_numbers_come_back_as_numbers():
+def test_integer_labels_are_predicted_as_integers():
     features, y = single_paths()
     codes = {"a": 1, "b": 2, "c": 3, "x": 10, "other": 20, "y": 30, "": 0}
     full = [i for i, path in enumerate(y) if path[1]]
@@ -246,7 +248,7 @@ def test_whole_numbers_come_back_as_numbers():
     assert set(found[:, 1]) == {10, 20, 30, ""}
 
 
-def test_documents_with_several_paths_come_back_as_three_dimensions():
+def test_predictions_of_several_paths_have_three_dimensions():
     features, docs = several_paths()
     classifier = numeric(partial_paths=True).fit(features, docs)
     assert classifier.label_mode_ == "multi_path"
@@ -264,13 +266,13 @@ def test_documents_with_several_paths_come_back_as_three_dimensions():
     assert violation_rates(probabilities > 0.5, classifier.taxonomy_, scores=probabilities)["hvr_score"] == 0.0
 
 
-def test_a_threshold_and_a_decoder_work_after_the_fit():
+def test_threshold_and_decoder_can_be_changed_after_fitting():
     features, docs = several_paths()
     classifier = numeric(partial_paths=True).fit(features, docs)
     assert (classifier.set_params(threshold=1.0).predict(features) == "").all()
     assert classifier.set_params(threshold=0.0).predict(features).shape == (len(docs), 3, 2)  # all three leaves
     expected_f1 = classifier.set_params(threshold=None, decode="expected_f1").predict(features)
-    assert (expected_f1 != "").any(axis=(1, 2)).all()  # also where nothing is probable
+    assert (expected_f1 != "").any(axis=(1, 2)).all()  # at least one label, even if all are improbable
     assert classifier.score(features, docs) > 0.7
     with pytest.raises(ValueError, match="decode must be one of"):
         classifier.set_params(decode="path").predict(features)
@@ -280,14 +282,14 @@ def test_a_threshold_and_a_decoder_work_after_the_fit():
     assert single.set_params(threshold=None, decode="top_down").score(features, y) > 0.9
 
 
-def test_a_path_of_each_document_may_be_fitted_as_any_number():
+def test_single_path_labels_can_be_fitted_with_label_mode_multi_path():
     features, y = single_paths()
     classifier = numeric(partial_paths=True, label_mode="multi_path").fit(features, y)
     assert classifier.predict(features).shape == (len(y), 1, 2)
     assert classifier.score(features, y) > 0.9
 
 
-def test_a_dag_gives_every_path_of_a_node(dag):
+def test_predictions_on_a_dag_list_all_paths_of_a_node(dag):
     docs = [[["a", "x"]], [["b", "y"]], [["c", "z"]]] * 20
     features = make_features(docs, noise=0.1)
     classifier = numeric(taxonomy=dag, partial_paths=True).fit(features, docs)
@@ -299,7 +301,7 @@ def test_a_dag_gives_every_path_of_a_node(dag):
         numeric(taxonomy=dag, label_mode="single_path", partial_paths=True).fit(features, docs)
 
 
-def test_one_dimensional_labels_may_be_nodes_of_a_taxonomy(ragged):
+def test_one_dimensional_labels_can_be_nodes_of_a_taxonomy(ragged):
     labels = np.array(["a11", "a12", "a2", "b1", "b2", "c"] * 14)
     paths = [[tuple(ragged.paths(ragged.index(label))[0])] for label in labels]
     features = make_features(paths)
@@ -310,7 +312,7 @@ def test_one_dimensional_labels_may_be_nodes_of_a_taxonomy(ragged):
     found = classifier.predict(features)
     assert np.array_equal(classifier.classes_[probabilities.argmax(axis=1)], found)
     assert (found == labels).mean() == classifier.score(features, labels) > 0.9
-    # It is the same model as that of the whole paths.
+    # Fitting whole paths gives the same model.
     whole = numeric(taxonomy=ragged).fit(features, [path for (path,) in paths])
     assert [path[-1] for path in (list(filter(None, row)) for row in whole.predict(features))] == found.tolist()
     with pytest.raises(ValueError, match="ends at an inner node"):
@@ -320,7 +322,7 @@ def test_one_dimensional_labels_may_be_nodes_of_a_taxonomy(ragged):
     assert "a" in partial.predict(features)
 
 
-def test_labels_that_were_not_there_to_be_learned_count_as_wrong():
+def test_score_counts_unknown_labels_as_wrong():
     features, y = single_paths(40)
     classifier = numeric(partial_paths=True).fit(features, y)
     changed = y.copy()
@@ -371,13 +373,13 @@ def test_labels_that_cannot_be_read_are_refused(y, message):
         ({"model_kwargs": {"poling": "cls"}}, r"model_kwargs holds \['poling'\], which are not fields of HcalConfig"),
     ],
 )
-def test_parameters_out_of_range_are_refused_by_fit(parameters, message):
+def test_fit_refuses_invalid_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
         numeric(**parameters).fit(np.eye(4), [["a", "x"], ["a", "y"]] * 2)
 
 
 @pytest.mark.parametrize("parameters", [{"threshold": 0.5}, {"label_mode": "multi_path"}])
-def test_one_dimensional_labels_have_no_place_for_none_or_several(parameters):
+def test_threshold_and_multi_path_are_refused_with_one_dimensional_labels(parameters):
     with pytest.raises(ValueError, match=r"y is 1-d|a 1-d y has no place for"):
         numeric(**parameters).fit(np.eye(4), ["a", "b", "a", "b"])
 
@@ -385,7 +387,7 @@ def test_one_dimensional_labels_have_no_place_for_none_or_several(parameters):
 # ---- Features ----
 
 
-def test_sparse_text_and_wide_features_are_refused_with_the_way_out(monkeypatch):
+def test_sparse_text_and_wide_features_are_refused_with_a_suggestion(monkeypatch):
     words = ["stars and atoms", "poems and novels"] * 6
     y = [["science", "physics"], ["arts", "writing"]] * 6
     sparse = TfidfVectorizer().fit_transform(words)
@@ -398,19 +400,19 @@ def test_sparse_text_and_wide_features_are_refused_with_the_way_out(monkeypatch)
     monkeypatch.setattr("hcal_hf.sklearn.feature_model.MAX_FEATURES", 4)
     with pytest.raises(ValueError, match="X has 5 features, more than 4"):
         numeric().fit(sparse.toarray(), y)
-    # A projection to fewer dimensions needs no square matrix.
+    # A smaller projection_dim allows more features.
     assert numeric(model_kwargs={"projection_dim": 3}).fit(sparse.toarray(), y).model_.projection.out_features == 3
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_the_scale_of_all_features_does_not_matter(scale):
+def test_predictions_do_not_depend_on_the_scale_of_the_features(scale):
     features, y = single_paths(20)
     expected = numeric(partial_paths=True).fit(features, y).predict_proba(features)
     found = numeric(partial_paths=True).fit(features * scale, y).predict_proba(features * scale)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_an_intercept_tells_lengths_apart():
+def test_fit_intercept_separates_features_that_differ_only_in_length():
     features = np.array([[1.0, 1.0], [5.0, 5.0]] * 10)
     y = [["near", "by"], ["far", "off"]] * 10
     assert numeric(C=1000.0).fit(features, y).score(features, y) == 1.0
@@ -419,7 +421,7 @@ def test_an_intercept_tells_lengths_apart():
     assert without.score(features, y) == 0.5
 
 
-def test_cosines_on_features_are_trained_in_batches():
+def test_score_function_cosine_is_trained_in_batches():
     features, y = single_paths()
     classifier = numeric(
         score_function="cosine",
@@ -448,7 +450,7 @@ def test_texts_are_classified_with_a_frozen_encoder(text_classifier, texts, enco
 
 
 @pytest.mark.parametrize("form", [tuple, np.array, pd.Series, lambda texts: pd.DataFrame({"text": texts})])
-def test_texts_come_in_any_container(text_classifier, texts, form):
+def test_texts_are_accepted_in_any_container(text_classifier, texts, form):
     words = texts[0][:5]
     assert np.array_equal(text_classifier.predict(form(words)), text_classifier.predict(words))
 
@@ -464,7 +466,7 @@ def test_pickled_and_saved_models_predict_the_same(text_classifier, texts, tmp_p
     assert [labels[-1]["path"] for labels in pipe(words)] == expected.tolist()
 
 
-def test_texts_go_through_a_pipeline_and_a_grid_with_cached_states(encoder_dir, texts, tmp_path, monkeypatch):
+def test_grid_search_over_texts_caches_the_features(encoder_dir, texts, tmp_path, monkeypatch):
     words, y = texts
     steps = make_pipeline(
         FunctionTransformer(np.char.lower),
@@ -472,11 +474,11 @@ def test_texts_go_through_a_pipeline_and_a_grid_with_cached_states(encoder_dir, 
     )
     search = GridSearchCV(steps, {"hcalclassifier__C": [1e-3, 1000.0]}, cv=2).fit(np.char.upper(words), y)
     assert search.best_params_ == {"hcalclassifier__C": 1000.0}
-    # Two training folds, two test folds (each the other's training fold: the same texts) and all documents.
+    # Two folds, which serve as training and test data of each other, and all documents.
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_an_encoder_is_trained_where_it_is_not_frozen(encoder_dir, texts, capfd):
+def test_an_encoder_that_is_not_frozen_is_trained(encoder_dir, texts, capfd):
     words, y = texts
     classifier = HcalClassifier(
         encoder_dir, freeze_encoder=False, num_train_epochs=10, batch_size=7, learning_rate=1e-2, random_state=0,
@@ -522,7 +524,7 @@ def test_tuning_fits_temperature_and_threshold_on_held_out_documents():
     (threshold,) = set(tuned.model_.config.thresholds)
     probabilities = tuned.predict_proba(features)
     np.testing.assert_array_equal(tuned._predict_sets(features), probabilities >= np.float32(threshold))
-    # A threshold that is set replaces the tuned one, and these decoders have none.
+    # A user's threshold replaces the tuned one, and decode="expected_f1" ignores it.
     assert not np.array_equal(tuned.set_params(threshold=0.99)._predict_sets(features), probabilities >= threshold)
     tuned.set_params(threshold=None, decode="expected_f1").predict(features)
 
