@@ -33,7 +33,7 @@ def encoding(options: argparse.Namespace) -> Iterator[Row]:
         leaves = rng.choice(np.flatnonzero(taxonomy.is_leaf), size=1_000_000)
         rows = Dataset.from_dict({"text": ["a"] * len(leaves), "labels": [[taxonomy.labels[i]] for i in leaves]})
         times = [encoding_seconds(rows, labels_of, tokenizer) for labels_of in (None, taxonomy)]
-        what = f"1,000,000 label sets of {labels:,} labels, beside tokens"
+        what = f"1,000,000 label sets of {labels:,} labels, without tokenization"
         yield timed_row(what, times[1] - times[0], target="5 s")
     taxonomy = tree_of_depth(161, 2)
     collator = HcalDataCollator(tokenizer, taxonomy)

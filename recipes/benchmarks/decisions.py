@@ -1,4 +1,4 @@
-"""Measures the decisions that are made from a model's probabilities, and writes the tables of pages/decisions.md.
+"""Measures calibration, thresholds, decoders and risk control, and writes the tables of pages/decisions.md.
 
     python recipes/benchmarks/decisions.py --data_dir DIR --sets clinc150 cei
     python recipes/benchmarks/decisions.py --tables

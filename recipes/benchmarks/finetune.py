@@ -211,7 +211,7 @@ class Runs:
 
 
 def outputs_of(method: str, logits: dict[str, np.ndarray], problem: Problem) -> dict[str, Outputs]:
-    """Returns the outputs of each row that a run makes: a flat classifier makes one row per decision."""
+    """Returns the outputs of each row of a run. A flat classifier has one row per way to decode."""
     taxonomy = problem.taxonomy
     if method == "flat softmax over leaves":
         leaves, closure = np.flatnonzero(taxonomy.is_leaf), closure_of(taxonomy)

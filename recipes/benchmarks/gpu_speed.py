@@ -1,4 +1,4 @@
-"""Measures what only a GPU can show: agreement with the CPU, determinism, synchronisation, speed and memory.
+"""Measures a GPU: agreement with the CPU, determinism, synchronisation, speed and memory.
 
     python recipes/benchmarks/gpu_speed.py gpu.jsonl       about 4 minutes on one H100; --small also runs on a CPU
     python recipes/benchmarks/gpu_page.py gpu.jsonl        stores the rows and writes pages/gpu.md

@@ -79,7 +79,7 @@ class Problem:
 
 
 def label_sets_of(outputs: Outputs, problem: Problem, split: str = "test", bags: int = BAGS) -> LabelSets:
-    """Decides the label sets of a split. Thresholds are tuned on validation, and cross-validated if that is the split."""
+    """Returns the label sets of a split. Thresholds are tuned on validation, with cross-validation for its own sets."""
     if outputs.head is None:
         sets = outputs.values[split]
         return LabelSets(sets, sets, sets, sets)
@@ -111,7 +111,7 @@ class Thresholds:
         self.taxonomy = problem.taxonomy if closed else Taxonomy.from_edges([], roots=problem.taxonomy.labels)
 
     def fit(self, logits: torch.Tensor) -> "Thresholds":
-        """Chooses the way by cross-validation and tunes the thresholds on all validation documents."""
+        """Chooses how to tune by cross-validation, then tunes the thresholds on all validation documents."""
         truth = self.problem.truth["validation"]
         fold = np.random.default_rng(0).permutation(len(truth)) % FOLDS
         best = -1.0

@@ -1,6 +1,6 @@
 """Markdown tables of stored rows, and the pages that hold them.
 
-A page is text written by hand. Each block between `<!-- NAME -->` and `<!-- end -->` is written by a script from
+The text of a page is written manually. Each block between `<!-- NAME -->` and `<!-- end -->` is written by a script from
 stored rows.
 """
 

@@ -1,9 +1,9 @@
 """Builds the data and the encoder of the quickstart locally, without a network.
 
-The texts are docstrings of the standard library and of packages that this project depends on; the label of a text
-is the path of its module: package > subpackage > module. Every source file is parsed with `ast` and none is imported
-or run. The result is a demonstration of hierarchical classification, not a benchmark: it depends on the versions of
-the installed packages, which are written to `sources.json`.
+The texts are docstrings of the standard library and of packages that this project depends on. The label of a text is
+the path of its module: package > subpackage > module. Source files are parsed with `ast`, but not imported or run.
+The result demonstrates hierarchical classification. It is not a benchmark, because it depends on the versions of the
+installed packages, which are written to `sources.json`.
 
     python recipes/quickstart/prepare.py --output_dir outputs/quickstart
 
@@ -50,7 +50,7 @@ MIN_WORDS = 20
 MAX_LEVELS = 3
 MAX_LEAVES_PER_PACKAGE = 15
 MAX_LEAVES_PER_SUBPACKAGE = 3
-# The standard library is many small packages under one root.
+# All packages of the standard library have this root.
 STANDARD_LIBRARY_ALLOWANCE = 2
 # Two texts of a module with at least this Jaccard similarity of their word sets count as variants of each other.
 MAX_SIMILARITY = 0.8
@@ -93,7 +93,7 @@ PACKAGES: tuple[str, ...] = (
     "urllib3",
 )
 
-# Other names by which the documentation of a package calls itself, import aliases included.
+# Other names of a package in its own documentation, including import aliases.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "datasets": ("hf datasets",),
     "huggingface_hub": ("huggingface hub", "hugging face hub", "hf hub"),
@@ -108,8 +108,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "transformers": ("hf transformers",),
 }
 
-# Removed from Python 3.12 or 3.13, or shipped apart by Linux distributions: with them the labels would differ
-# from one supported Python to the next. The rest are tests, demonstrations and jokes.
+# Modules that Python 3.12 or 3.13 lacks or that some Linux distributions package separately. With them, the labels
+# would depend on the Python version. The others are tests, demonstrations and jokes.
 STANDARD_MODULES_LEFT_OUT = frozenset(
     {
         "aifc",
@@ -150,8 +150,8 @@ STANDARD_MODULES_LEFT_OUT = frozenset(
     }
 )
 
-# Tests, copies of other people's packages, former versions of the package itself (pydantic.v1), and numpy.distutils,
-# which is gone from Python 3.12 on.
+# Tests, vendored packages, old versions of the package itself (pydantic.v1), and numpy.distutils, which Python 3.12
+# lacks.
 LEFT_OUT_NAME = re.compile(
     r"^(tests?|testing|conftest|benchmarks?|bench|examples?|vendor|vendored|externals?|extern|third_party)$"
     r"|^test_|^testing_|_tests?$|^v\d+$|^distutils$"
@@ -169,8 +169,8 @@ ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 class SourceFile:
     """A module to read.
 
-    `path` is where it lies, `module` its dotted name in parts (`("sklearn", "linear_model", "_ridge")`), `labels` the
-    label path of its texts, at most `MAX_LEVELS` long.
+    `path` is its file. `module` contains the parts of its dotted name (`("sklearn", "linear_model", "_ridge")`). `labels`
+    is the label path of its texts, with at most `MAX_LEVELS` labels.
     """
 
     path: Path
@@ -241,11 +241,11 @@ class Summary:
 def labels_of(module: tuple[str, ...], root: str | None = None) -> LabelPath | None:
     """Returns the label path of a module, or None if the module is left out.
 
-    `module` is the dotted name in parts, ending in `__init__` for the file of a package itself. `root`, if given, is
-    put in front of it (the standard library has no package of its own). Private packages, and names that `LEFT_OUT_NAME`
-    matches, are left out. A private module in a public package is kept under its name without the underscore: numpy,
-    scipy and scikit-learn define nearly all of their public interface in such files. Modules deeper than `MAX_LEVELS`
-    count to their package at that level.
+    `module` contains the parts of the dotted name. It ends in `__init__` for the file of a package itself. `root` is
+    added in front, if given, because the standard library has no package of its own. Private packages and names that
+    match `LEFT_OUT_NAME` are left out. A private module in a public package is kept under its name without the
+    underscore, because numpy, scipy and scikit-learn define most of their public interface in such files. Modules
+    deeper than `MAX_LEVELS` belong to their package at that level.
     """
     *packages, name = module
     if any(part.startswith("_") or LEFT_OUT_NAME.search(part) for part in packages):
@@ -264,8 +264,8 @@ def find_files(
 ) -> tuple[list[SourceFile], list[str]]:
     """Finds the modules to read, in an order independent of the file system, and lists the packages not found.
 
-    `site_packages` are the folders in which the `packages` are looked for, in this order; `standard_library` is the
-    folder of the standard library, None to leave it out.
+    The `packages` are searched in the folders `site_packages`, in this order. `standard_library` is the folder of the
+    standard library. None leaves it out.
     """
     files: list[SourceFile] = []
     missing: list[str] = []
@@ -320,7 +320,7 @@ def _mask_pattern(module: tuple[str, ...]) -> re.Pattern[str]:
     tail = ""
     for part in reversed(module[1:]):
         tail = rf"(?:\._?{re.escape(part.lstrip('_'))}(?![A-Za-z0-9_]){tail})?"
-    # An underscore bounds a word here, so that names such as torch_dtype are masked as well.
+    # An underscore ends a word here, so that names such as torch_dtype are also masked.
     word = rf"(?:{'|'.join(map(re.escape, names))})(?![A-Za-z0-9]){tail}"
     part_of_class_name = rf"|(?:{'|'.join(map(re.escape, long_names))})(?=(?-i:[A-Z]))" if long_names else ""
     return re.compile(rf"(?<![A-Za-z0-9])(?:{word}{part_of_class_name})", flags=re.IGNORECASE)
@@ -329,9 +329,9 @@ def _mask_pattern(module: tuple[str, ...]) -> re.Pattern[str]:
 def mask_package(text: str, module: tuple[str, ...]) -> str:
     """Replaces the name of the text's own top-level package, which reveals the first label, by `MASK`.
 
-    Case is ignored. Only whole words match, and the first word of a name in CamelCase:
-    `NetworkXError` becomes `[PACKAGE]Error`. If the name begins the dotted name of the text's own module
-    (`sklearn.linear_model.Ridge` in `sklearn.linear_model`), the common part is also replaced, because it reveals the
+    Case is ignored. Whole words match, and so does the first word of a CamelCase name: `NetworkXError` becomes
+    `[PACKAGE]Error`. If the name starts a dotted name that shares more parts with the module of the text
+    (`sklearn.linear_model.Ridge` in `sklearn.linear_model`), the shared parts are replaced too, because they reveal the
     other labels.
     """
     return _mask_pattern(module).sub(MASK, text)
@@ -353,7 +353,7 @@ def read_file(file: SourceFile) -> FileContent:
         source = file.path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
         with warnings.catch_warnings():
-            # Invalid escapes in the packages' strings are not the user's problem.
+            # Hides warnings about invalid escapes in strings of the packages.
             warnings.simplefilter("ignore")
             tree = ast.parse(source.decode(encoding))
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
@@ -394,12 +394,11 @@ def read_files(files: Sequence[SourceFile], summary: Summary, processes: int = 1
 
 
 def remove_duplicates(texts: Iterable[Text], summary: Summary) -> list[Text]:
-    """One of each text; none where copies lie under different labels, since the text then does not tell its label.
+    """Keeps one copy of each text, and no copy of texts that occur under different labels.
 
-    Texts are the same if they have the same words in the same order: case, spacing, digits and punctuation are not
-    looked at. Of the texts under one label path, only those are kept that are not variants of one kept before them
-    (`MAX_SIMILARITY`), as the docstrings of functions that differ in one argument are. Without this, copies would lie
-    on both sides of the split.
+    Texts are equal if they have the same words in the same order. Case, spacing, digits and punctuation are ignored.
+    Within a label path, texts that are very similar to an earlier one (`MAX_SIMILARITY`) are dropped too, such as
+    docstrings of functions that differ in one argument. Otherwise, training and test documents would share texts.
     """
     copies: dict[tuple[str, ...], list[Text]] = defaultdict(list)
     for text in texts:

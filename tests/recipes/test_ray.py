@@ -1,4 +1,4 @@
-"""The Ray recipe, on a Ray of this machine."""
+"""The Ray recipe, on a local Ray cluster."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_workers_label_every_row_in_its_place(tmp_path, tokenizer, taxonomy):
+def test_workers_predict_all_rows_in_order(tmp_path, tokenizer, taxonomy):
     build_model(taxonomy).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "texts").mkdir()
@@ -63,7 +63,7 @@ def test_workers_label_every_row_in_its_place(tmp_path, tokenizer, taxonomy):
     assert "is not empty" in again.stderr
 
 
-def test_files_that_cannot_be_read_are_refused_first(tmp_path):
+def test_unreadable_files_are_refused_before_ray_starts(tmp_path):
     (tmp_path / "a.txt").write_text("stars", encoding="utf-8")
     found = run("model", tmp_path / "a.txt", tmp_path / "out")
     assert found.returncode == 1

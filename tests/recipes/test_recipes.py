@@ -1,4 +1,4 @@
-"""Configurations and launch lines of recipes/: train.py accepts every key and flag."""
+"""The configurations and launch lines of recipes/ are accepted by train.py."""
 
 import io
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FIELD = ("wos", "bgc", "rcv1", "nyt", "aapd", "eurlex57k")
 SETS = ("clinc150", "goemotions", "hwv_part", "cei", *FIELD)
 CONFIGS = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name != "accelerate")
-# What a set's two configurations must agree on, or they would not be about one task.
+# The fields in which both configurations of a data set must agree to be about the same task.
 TASK = ("label_mode", "partial_paths", "leave_out", "seed", "report_to")
 LAUNCH = re.compile(r"accelerate launch (?:--config_file \S+ )?recipes/train\.py (recipes/\S+\.yaml.*)")
 
@@ -32,13 +32,13 @@ def test_every_configuration_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     model, data, args = parse_arguments([str(path), "--use_cpu"])
     assert model.encoder
-    assert (data.data_dir is None) == (path.parent.name in SETS)  # these are given with --data_dir
+    assert (data.data_dir is None) == (path.parent.name in SETS)  # these data sets need --data_dir
     assert data.dataset is None
     assert not Path(args.output_dir).is_absolute()
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_both_configurations_of_a_set_are_about_one_task(name):
+def test_both_configurations_of_a_data_set_are_about_the_same_task(name):
     frozen, finetune = (
         yaml.safe_load((ROOT / "recipes" / name / f"{kind}.yaml").read_text(encoding="utf-8"))
         for kind in ("frozen", "finetune")
@@ -88,7 +88,7 @@ def test_every_launch_line_parses(page, line, monkeypatch):
         assert words[0] == str(page.relative_to(ROOT))
 
 
-def test_every_set_has_its_launch_lines_a_loader_and_a_page():
+def test_every_data_set_has_launch_lines_and_a_loader_or_page():
     found = {param.values[1].split()[0] for param in launch_lines()}
     assert {f"recipes/{name}/{kind}.yaml" for name in SETS for kind in ("frozen", "finetune")} <= found
     own = {name for name in SETS if (ROOT / "recipes" / name / "README.md").exists()}
@@ -96,10 +96,10 @@ def test_every_set_has_its_launch_lines_a_loader_and_a_page():
     text = (ROOT / "recipes" / "loaders" / "README.md").read_text(encoding="utf-8")
     for name in FIELD:
         assert (ROOT / "recipes" / "loaders" / f"{name}.py").exists()
-        assert text.count(f"| `{name}` |") == 3  # what it is, where it is from, what it takes
+        assert text.count(f"| `{name}` |") == 3  # tables of contents, sources and costs
 
 
-def test_documents_with_a_label_are_left_out(tmp_path, caplog):
+def test_leave_out_removes_documents_with_a_label(tmp_path, caplog):
     tables = {
         "train": ([["a", "x"]], [["oos"]], [["a", "x"], ["b", "oos"]], []),
         "test": ([["b"]], [["oos", "deeper"]]),
@@ -126,8 +126,8 @@ def test_documents_with_a_label_are_left_out(tmp_path, caplog):
         ({"labels": ["a", "oos", None]}, {}),
     ],
 )
-def test_labels_to_leave_out_are_read_as_the_labels_are(tmp_path, rows, reading):
+def test_leave_out_works_with_all_forms_of_labels(tmp_path, rows, reading):
     Dataset.from_dict({"text": ["one", "two", "three"], **rows}).to_json(tmp_path / "train.jsonl")
     kept = load_data(TableArguments(data_dir=str(tmp_path), leave_out=["oos"], **reading))
-    missing = rows.get("labels", [""])[-1] is None  # a row without labels stays, for encode_dataset to judge
+    missing = rows.get("labels", [""])[-1] is None  # leave_out keeps rows without labels; encode_dataset handles them
     assert kept["train"]["text"][:] == ["one", *(["three"] if missing else [])]

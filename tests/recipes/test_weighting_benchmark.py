@@ -1,4 +1,4 @@
-"""The experiment on loss weighting. Its figures are in recipes/benchmarks/pages/weighting.md."""
+"""The experiment on loss weighting, with results in recipes/benchmarks/pages/weighting.md."""
 
 import json
 
@@ -16,14 +16,14 @@ def weighting():
     return import_benchmarks("weighting").weighting
 
 
-def test_every_candidate_is_one_the_weighter_takes(weighting):
+def test_all_candidate_arguments_are_accepted_by_the_weighters(weighting):
     for name in weighting.WEIGHTERS:
         for kwargs in weighting.candidates(name, 3):
             weights = build_weighter(name, 3, **kwargs)(torch.tensor([1.0, 2.0, 3.0]))
             assert weights.sum().item() == pytest.approx(1.0)
 
 
-def test_made_up_documents_are_whole_paths_and_half_of_the_noisy_ones_were_moved(weighting):
+def test_synthetic_documents_have_whole_paths_and_half_of_the_noisy_ones_a_random_leaf(weighting):
     taxonomy, clean = weighting.synthetic("large", 0)
     _, noisy = weighting.synthetic("noisy", 0)
     assert tuple(level.stop - level.start for level in taxonomy.levels) == weighting.STRESS_LEVELS
@@ -41,12 +41,12 @@ def test_made_up_documents_are_whole_paths_and_half_of_the_noisy_ones_were_moved
     assert torch.equal(clean["train"][1][:, upper], noisy["train"][1][:, upper])
 
 
-def test_steps_to_converge_is_the_first_point_near_the_last_score(weighting):
+def test_steps_to_converge_is_the_first_step_near_the_last_score(weighting):
     assert weighting.steps_to_converge([(10, 0.5), (20, 0.94), (30, 0.96), (40, 0.9), (50, 1.0)]) == 30
     assert weighting.steps_to_converge([(10, 0.0)]) == 10
 
 
-def test_tables_are_means_over_the_seeds_in_their_places(weighting, tmp_path):
+def test_tables_show_means_over_seeds_within_their_blocks(weighting, tmp_path):
     found = [{"part": "stress", "dataset": "large", "head": "independent", "weighter": "hcal", "seed": seed,
               "chosen": {"own": {"gamma": 0.5}}, "metrics": {"mean": value, "steps": 10}}
              for seed, value in enumerate((1.0, 3.0))]  # fmt: skip
@@ -69,7 +69,7 @@ def test_tables_are_means_over_the_seeds_in_their_places(weighting, tmp_path):
         write_tables()
 
 
-def test_features_are_dealt_out_in_whole_batches(weighting):
+def test_features_are_read_in_whole_batches(weighting):
     states, labels = torch.arange(12.0).view(4, 3), torch.eye(4)
     batch = weighting.Features(states, labels).__getitems__([2, 0])
     np.testing.assert_array_equal(batch["pooled_states"], states[[2, 0]])
