@@ -156,9 +156,8 @@ def test_the_metadata_are_parsed_back_unchanged(nasty_card):
 
 def test_no_name_in_the_card_becomes_markup(nasty_card):
     card, _, taxonomy = nasty_card
-    assert (
-        card.text.count("{{ 7*7 }}") >= 5
-    )  # the template is not evaluated in title, usage, data, licence and training
+    # The template is not evaluated in title, usage, data, licence and training.
+    assert card.text.count("{{ 7*7 }}") >= 5
     links = set()
     for token in tokens_of(card.text):
         assert not token.type.startswith(("html", "image")), token

@@ -114,9 +114,8 @@ def test_compiled_products_and_gradients_are_the_same(monkeypatch):
 def test_the_projection_receives_gradients_in_data_parallel_replicas(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     prototypes, projection, features, _ = make_prototypes(anchored=True)
-    replica = (
-        projection._replicate_for_data_parallel()
-    )  # made as torch.nn.DataParallel does; a replica lists no parameters
+    # A replica as torch.nn.DataParallel makes it, which lists no parameters.
+    replica = projection._replicate_for_data_parallel()
     replica.weight, replica.bias = projection.weight * 1, None
     assert not list(replica.parameters())
     found = [prototypes.products(features, g).square() for g in (replica, projection)]

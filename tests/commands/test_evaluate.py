@@ -214,10 +214,8 @@ def test_save_changes_the_configuration_but_not_the_weights(multi_dir, data_dir,
 @pytest.mark.slow
 def test_the_script_prints_one_json_object(model_dir, data_dir):
     command = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), model_dir, "--data_dir", data_dir, "--use_cpu"]
-    quiet = {
-        **os.environ,
-        "TRANSFORMERS_VERBOSITY": "error",
-    }  # without progress bars, the Trainer prints its logs to stdout
+    # Without progress bars, the Trainer prints its logs to stdout.
+    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         [*command, "--json", "--temperature"], capture_output=True, text=True, timeout=300, cwd=ROOT, env=quiet
     )
@@ -275,9 +273,8 @@ def test_invalid_models_and_data_are_refused(model_dir, multi_dir, data_dir, tmp
     (tmp_path / "validation.jsonl").write_text(rows[0], encoding="utf-8")
     with pytest.raises(ValueError, match="validation split has 1 document: risk needs others"):
         run(model_dir, str(tmp_path), "--temperature", "--risk", 0.1)
-    assert (
-        run(model_dir, str(tmp_path), "--risk", 0.1)["risk"]["empty"] == 1
-    )  # too few documents for this risk, so no labels are predicted
+    # Too few documents for this risk: no labels are predicted.
+    assert run(model_dir, str(tmp_path), "--risk", 0.1)["risk"]["empty"] == 1
     (tmp_path / "test.jsonl").write_text(
         json.dumps({"text": "", "labels": [["arts", "stage", "opera"]]}), encoding="utf-8"
     )

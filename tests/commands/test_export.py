@@ -75,9 +75,8 @@ def exported(tmp_path_factory):
     """Returns {case: (model, folder, report of export_onnx)}."""
     found = {}
     for name, (taxonomy, config) in CASES.items():
-        model = varied_model(
-            taxonomy, layers=int(name in ("path", "lookahead")), **config
-        )  # models without layers are exported quickly
+        # Models without layers are exported quickly.
+        model = varied_model(taxonomy, layers=int(name in ("path", "lookahead")), **config)
         folder = tmp_path_factory.mktemp(name)
         tokenizer = build_tokenizer()
         if name == "lookahead":
@@ -219,9 +218,8 @@ def test_a_saved_model_can_be_exported_over_an_earlier_export(exported, tokenize
 
 def test_an_onnx_model_that_differs_from_torch_is_not_written(exported, tokenizer, tmp_path, monkeypatch):
     model, _, _ = exported["levels"]
-    monkeypatch.setattr(
-        hcal_hf.commands.onnx_export, "_export", lambda *args: None
-    )  # no file is needed, because run_onnx is replaced below
+    # No file is needed, because run_onnx is replaced below.
+    monkeypatch.setattr(hcal_hf.commands.onnx_export, "_export", lambda *args: None)
     expected = hcal_hf.commands.onnx_export._torch_probabilities
     run = lambda path, batches: [expected(model, batch) + 0.002 for batch in batches]  # noqa: E731
     monkeypatch.setattr(hcal_hf.commands.onnx_export, "run_onnx", run)

@@ -174,8 +174,8 @@ def test_scores_of_a_small_example():
             "hierarchical_precision_documents": (2 / 3 + 1 + 1 / 2 + 0) / 4,
             "hierarchical_recall_documents": (2 / 3 + 1 + 1 + 0) / 4,
             "hierarchical_f1_documents": (2 / 3 + 1 + 2 / 3 + 0) / 4,
-            "c_micro_precision": 3
-            / 6,  # 0 and 2 of the first document and 1 of the third; 3 is predicted without its parent
+            # Hits: 0 and 2 of the first document, and 1 of the third. 3 is predicted without its parent.
+            "c_micro_precision": 3 / 6,
             "c_micro_recall": 3 / 6,
             "c_micro_f1": 1 / 2,
             "c_macro_f1": (2 / 3 + 1 + 1 + 0 + 0) / 5,  # labels 0, 1, 2, 3 and 5 occur in the references
@@ -205,12 +205,8 @@ LCA_TREE = make_taxonomy(9, [(0, 1), (0, 2), (1, 3), (1, 4), (3, 5), (3, 6), (7,
         ([5, 2], [6], 1 / 4, 1 / 2),  # {5, 3, 2, 0} and {6, 3}
         ([0, 1, 3, 5], [0, 1, 3, 6], 1 / 2, 1 / 2),  # listing the ancestors does not change the scores
         ([5], [4, 8, 3], 1 / 2, 1 / 6),  # {5, 3}, because 3 is nearest, and {4, 1, 8, 7, root, 3}
-        (
-            [5, 2],
-            [4],
-            1 / 5,
-            1 / 2,
-        ),  # {5, 3, 1, 2, 0} and {4, 1}: 5 and 2 are equally near to 4, and 5 has the deeper common ancestor
+        # {5, 3, 1, 2, 0} and {4, 1}: 5 and 2 are equally near to 4, and 5 has the deeper common ancestor
+        ([5, 2], [4], 1 / 5, 1 / 2),
         ([], [4], 0, 0),
         ([], [], 0, 0),
     ],
@@ -432,9 +428,8 @@ def test_evaluate_module_refuses_floats_and_bools_that_would_be_truncated(load):
         metric.compute(predictions=good * 4, references=np.eye(4, dtype=int), **ARGS)
     with pytest.raises(ValueError, match="predictions holds 2 documents and references 1;"):
         metric.compute(predictions=[[0], [1]], references=good, **ARGS)
-    assert (
-        metric.compute(predictions=good, references=good, **ARGS)["lca_f1"] == 1.0
-    )  # the refused calls added nothing
+    # The refused calls added nothing.
+    assert metric.compute(predictions=good, references=good, **ARGS)["lca_f1"] == 1.0
 
 
 def test_evaluate_module_reports_missing_arguments(load):

@@ -197,13 +197,8 @@ def test_violation_rates_of_a_small_example():
     # 0 -> {2, 3}, 1 -> 3 (3 has two parents), 3 -> 4
     taxonomy = make_taxonomy(5, [(0, 2), (0, 3), (1, 3), (3, 4)])
     assert taxonomy.depths.tolist() == [0, 0, 1, 1, 2]
-    predictions = [
-        [0, 2],
-        [0, 3],
-        [0, 1, 3, 4],
-        [],
-        [2, 4],
-    ]  # consistent; 1 is missing; consistent; empty; 0 and 3 are missing
+    # Consistent; 1 is missing; consistent; empty; 0 and 3 are missing.
+    predictions = [[0, 2], [0, 3], [0, 1, 3, 4], [], [2, 4]]
     assert violation_rates(predictions, taxonomy) == {
         "hvr": 2 / 5,
         "hvr_node": 3 / 6,

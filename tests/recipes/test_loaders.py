@@ -94,9 +94,8 @@ def test_wos_is_converted(wos_dir, tmp_path, modules, tokenizer, capsys):
     by_text = {row["text"]: row["labels"] for row in written}
     assert by_text['low, "3" mood'] == [["Medical", "Depression"]]
     assert by_text["mood 3"] == [["Psychology", "Depression"]]
-    assert by_text["before"] == [
-        ["Civil", "Underwater Windmill"]
-    ]  # only earlier documents of the code count, as in HiAGM
+    # As in HiAGM, an area is corrected to that of earlier documents with the same code only.
+    assert by_text["before"] == [["Civil", "Underwater Windmill"]]
     assert by_text["after"] == [["Civil", "Water Pollution"]]
     printed = capsys.readouterr().out
     assert "1 dropped (no text)" in printed
@@ -279,9 +278,7 @@ def test_rcv1_is_converted(rcv1_dir, tmp_path, modules, tokenizer, capsys):
     assert (len(training), len(rows(out, "validation")), len(test)) == (11, 2, 2)
     texts = [row["text"] for row in training]
     assert "Head & line\ncafé\nstory 2287" in texts
-    assert (
-        "Head & line\nagain" in texts
-    )  # story 2286, which the zip file contains as well and which is found there first
+    assert "Head & line\nagain" in texts  # story 2286, first found in the zip file
     assert len(set(texts)) == len(texts)
     # A topic with two parents has one path through each.
     of_dag = [sorted(row["labels"]) for row in rows(out, "test") if len(row["labels"]) == 2]

@@ -96,9 +96,8 @@ def test_the_search_benchmark_compares_both_ways_on_the_same_documents():
     vectors = search_speed.search_speed.directions(taxonomy, generator)
     below = [node for node in range(60) if len(taxonomy.parents(node))]
     above = [int(taxonomy.parents(node)[0]) for node in below]
-    assert (vectors[below] * vectors[above]).sum(
-        dim=1
-    ).mean() > 0.8  # label vectors are similar to those of their parents
+    # Label vectors are similar to those of their parents.
+    assert (vectors[below] * vectors[above]).sum(dim=1).mean() > 0.8
     model = search_speed.search_speed.model_of(taxonomy)
     model.prototypes.weight.data.copy_(vectors)
     leaves = torch.from_numpy(np.flatnonzero(taxonomy.is_leaf))

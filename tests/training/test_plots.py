@@ -192,6 +192,5 @@ def test_only_figures_made_by_this_library_are_removed(tmp_path, taxonomy):
 def test_a_run_saves_the_weights_figure_only_if_it_trained_in_steps(tmp_path, encoder_dir, data_dir, freeze):  # noqa: F811
     path = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, max_steps=4, logging_steps=1)
     run_training(*parse_arguments([path]))
-    assert (
-        tmp_path / "out" / "weights.png"
-    ).exists() != freeze  # with a frozen encoder, L-BFGS fits the head without steps
+    # With a frozen encoder, L-BFGS fits the head without steps.
+    assert (tmp_path / "out" / "weights.png").exists() != freeze

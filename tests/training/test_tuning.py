@@ -39,9 +39,8 @@ def test_temperature_and_threshold_are_stored_with_the_model(trainer):
     assert tuned["documents"] == 60
     assert config.score_temperature == tuned["temperature"]
     assert np.mean(config.thresholds) == tuned["threshold"]
-    assert (
-        0 <= tuned["before"] <= tuned["after"] <= 1
-    )  # the model has hardly been trained and predicts almost no label at 0.5
+    # The model has hardly been trained and predicts almost no label at 0.5.
+    assert 0 <= tuned["before"] <= tuned["after"] <= 1
 
 
 def test_cross_validation_equals_a_slow_loop(taxonomy):

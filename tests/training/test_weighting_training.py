@@ -231,9 +231,8 @@ def test_rates_are_logged(tmp_path):
 def test_the_remaining_share_of_the_first_loss_is_logged_per_level(tmp_path):
     logs = logs_of(make_and_train(tmp_path, "uniform"))
     for k in range(3):
-        losses = [
-            entry[f"loss_level_{k}"] for entry in logs if f"loss_level_{k}" in entry
-        ]  # not every step has a loss for every level
+        # Not every step has a loss for every level.
+        losses = [entry[f"loss_level_{k}"] for entry in logs if f"loss_level_{k}" in entry]
         shares = [entry[f"remaining_level_{k}"] for entry in logs if f"remaining_level_{k}" in entry]
         assert shares == pytest.approx([loss / losses[0] for loss in losses])
         assert len(set(shares)) > 2
