@@ -1,4 +1,4 @@
-"""The README.md of a model's folder: written where nobody edited it, left alone where somebody did."""
+"""Writes the model card as README.md into the folder of a model, unless a user wrote or edited the file."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from .model_card import Facts, build_card
 logger = logging.get_logger(__name__)
 
 FILE_NAME = "README.md"
-# The last line of a card of ours: which labels, weights and decisions it speaks of, and what it said when it was written.
+# The last line of a generated card: digests of its labels, weights, thresholds and text.
 _MARK = re.compile(
     r"\n<!-- Written by hcal_hf, and left as it is once edited "
     r"\((?P<labels>[0-9a-f]{12}) (?P<weights>[0-9a-f]{12}) (?P<decisions>[0-9a-f]{12}) (?P<text>[0-9a-f]{64})\) -->\s*\Z"
@@ -28,16 +28,16 @@ _DECISIONS = ("thresholds", "score_temperature", "risk_alpha", "risk_threshold")
 
 
 def write_card(card: ModelCard, model: Any, folder: str | os.PathLike, overwrite: bool = False) -> bool:
-    """Writes a card as the README.md of a folder, unless there is one that somebody else wrote or edited.
+    """Writes a card as the README.md of a folder. A file that a user wrote or edited is kept, unless `overwrite` is set.
 
     Returns:
-        whether it was written.
+        whether the card was written.
     """
     path = Path(folder) / FILE_NAME
     if path.exists() and not overwrite and not is_generated(path):
         logger.warning(
-            f"{path} was written or edited by hand and is left as it is. create_model_card(overwrite=True), or deleting "
-            "the file, lets a new card be written."
+            f"{path} was written or edited manually, so it is kept. To replace it by a new card, delete the file or call "
+            "create_model_card(overwrite=True)."
         )
         return False
     text = str(card).replace("\r\n", "\n").rstrip() + "\n"
@@ -48,11 +48,13 @@ def write_card(card: ModelCard, model: Any, folder: str | os.PathLike, overwrite
 
 
 def save_minimal_card(model: Any, folder: str | os.PathLike) -> None:
-    """What `save_pretrained` alone knows of a model, as a README.md. A card that is of this very model, its labels,
-    weights and thresholds, stays; of one that is of it but for the thresholds, the sections on data and training stay.
+    """Writes a card with the facts that `save_pretrained` has, without a trainer.
+
+    A card of the same labels, weights and thresholds is kept. If only the thresholds differ, the new card copies its
+    sections on data and training.
     """
     path = Path(folder) / FILE_NAME
-    if path.exists() and (not is_generated(path) or _told_digests(path) == _digests(model)):
+    if path.exists() and (not is_generated(path) or _stored_digests(path) == _digests(model)):
         return
     carried = carried_sections(path, model)
     facts = Facts(folder_name(folder), carries_code=carries_code(folder), carried=carried)
@@ -60,15 +62,15 @@ def save_minimal_card(model: Any, folder: str | os.PathLike) -> None:
 
 
 def is_generated(path: str | os.PathLike) -> bool:
-    """Whether a file is a card as it was written by [`write_card`], without a change."""
+    """Tells whether a file is a card by [`write_card`] that was not edited."""
     text = _read(path)
-    found = _MARK.search(text)
-    return found is not None and _sha256(text[: found.start()]) == found["text"]
+    mark = _MARK.search(text)
+    return mark is not None and _sha256(text[: mark.start()]) == mark["text"]
 
 
 def carried_sections(path: str | os.PathLike, model: Any) -> dict[str, str]:
-    """The sections on data and training of an unedited card of the same labels and weights; {} where there is none."""
-    if not os.path.isfile(path) or not is_generated(path) or _told_digests(path)[:2] != _digests(model)[:2]:
+    """Reads the sections on data and training of an unedited card with the same labels and weights, or {}."""
+    if not os.path.isfile(path) or not is_generated(path) or _stored_digests(path)[:2] != _digests(model)[:2]:
         return {}
     before, _, results = _read(path).partition("\n## Results\n")
     before, _, training = before.rpartition("\n## Training\n")
@@ -77,8 +79,10 @@ def carried_sections(path: str | os.PathLike, model: Any) -> dict[str, str]:
 
 
 def keep_remote_card(folder: str | os.PathLike, repo_id: str, token: Any = None, revision: str | None = None) -> None:
-    """Before a push: where the repository's README.md was edited there and the folder's was not, the folder takes over the
-    repository's, which the push would overwrite."""
+    """Copies README.md from the Hub to the folder if it was edited on the Hub and not in the folder.
+
+    This is called before a push, which would otherwise overwrite the edited file.
+    """
     path = Path(folder) / FILE_NAME
     if path.exists() and not is_generated(path):
         return
@@ -87,14 +91,16 @@ def keep_remote_card(folder: str | os.PathLike, repo_id: str, token: Any = None,
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return
     if not is_generated(remote):
-        logger.warning(f"The README.md of {repo_id} was edited there: it is kept, and copied to {path}.")
+        logger.warning(f"The README.md of {repo_id} was edited on the Hub. It is kept there and copied to {path}.")
         path.write_text(_read(remote), encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def card_on_hub(model: Any, repo_id: str, token: Any = None, revision: str | None = None) -> Iterator[None]:
-    """Around a `model.push_to_hub`: gives a repository without a README.md the minimal card, in a commit of its own, where
-    transformers would leave its empty template."""
+    """Adds the minimal card to a repository that has no README.md before the `with` block.
+
+    It wraps `model.push_to_hub`, which would leave the empty template of transformers. The card is a commit of its own.
+    """
     api = HfApi(token=token)
     repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
     existed = api.file_exists(repo_id, FILE_NAME, revision=revision)
@@ -115,33 +121,40 @@ def card_on_hub(model: Any, repo_id: str, token: Any = None, revision: str | Non
 
 
 def carries_code(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds the model's code, for those who have no hcal_hf."""
+    """Tells whether a folder contains the code of the model, for users without hcal_hf."""
     return (Path(folder) / "modeling_hcal.py").is_file()
 
 
 def folder_name(folder: str | os.PathLike) -> str:
-    """How a card names its folder: a relative path as it is, of any other only the last part."""
+    """Returns the name of a folder for its card: a relative path unchanged, and only the last part of any other path."""
     path = Path(folder)
     if path.is_absolute() or ".." in path.parts or not path.name:
         return path.resolve().name or "model"
     return path.as_posix()
 
 
-def _told_digests(path: str | os.PathLike) -> tuple[str, ...]:
-    """What a card says that it is of."""
-    found = _MARK.search(_read(path))
-    return () if found is None else (found["labels"], found["weights"], found["decisions"])
+def _stored_digests(path: str | os.PathLike) -> tuple[str, ...]:
+    """Reads the digests of labels, weights and thresholds from a card. () if it has none."""
+    mark = _MARK.search(_read(path))
+    return () if mark is None else (mark["labels"], mark["weights"], mark["decisions"])
 
 
 def _digests(model: Any) -> tuple[str, str, str]:
-    """Of the labels and what is predicted of them, of the head's weights (1,024 rows at most), of the decisions."""
+    """Computes digests of a model.
+
+    Returns:
+        the digests of the labels with the label mode and the head, of the weights of the head (at most 1,024 rows of each
+        matrix), and of the temperature and thresholds.
+    """
     config, taxonomy = model.config, model.taxonomy
     labels = hashlib.sha256("\0".join(taxonomy.labels).encode("utf-8", "surrogatepass"))
     labels.update(taxonomy.edges.tobytes())
     labels.update(f"{config.label_mode} {config.partial_paths} {config.head}".encode())
     weights = hashlib.sha256()
     for weight in (model.prototypes.weight, model.projection.weight):
-        rows = weight.to_local() if hasattr(weight, "to_local") else weight  # of a sharded model, this process's
+        rows = (
+            weight.to_local() if hasattr(weight, "to_local") else weight
+        )  # the part of this process, if it is sharded
         if not rows.is_meta:
             weights.update(rows.detach()[:1024].float().cpu().numpy().tobytes())
     decisions = _sha256(json.dumps([getattr(config, name) for name in _DECISIONS]))

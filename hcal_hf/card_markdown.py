@@ -1,4 +1,4 @@
-"""Markdown of a model card: the template, text that is safe inside it, tables and the tree of labels."""
+"""Writes the Markdown of a model card: the template, escaped text, tables and the tree of labels."""
 
 import re
 import unicodedata
@@ -8,14 +8,17 @@ import numpy as np
 
 from .taxonomy import Taxonomy
 
-# Zero-width joiners belong to words of some scripts and to emoji.
+# Some scripts and emoji need zero-width joiners.
 _JOINERS = "\u200c\u200d"
 _RIGHT_TO_LEFT = ("R", "AL", "AN")
 
 
 def readable(text: str, limit: int | None = None) -> str:
-    """Text on one line: white space as single spaces, characters that do not show (control, direction, surrogates, line
-    ends) as their code points, cut to `limit` characters."""
+    """Writes text on one line of at most `limit` characters.
+
+    White space becomes single spaces. Invisible characters (control, text direction, surrogates, line separators) are shown
+    as their code points, such as \\u202e.
+    """
     line = " ".join("".join(map(_visible, str(text).replace("\t", " ").replace("\n", " ").replace("\r", " "))).split())
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
@@ -28,7 +31,7 @@ def _visible(character: str) -> str:
 
 
 def code(text: str, limit: int | None = 80) -> str:
-    """A code span, in which nothing is read as Markdown, HTML or a link."""
+    """Writes text as a code span, in which nothing is interpreted as Markdown, HTML or a link."""
     line = readable(text, limit) or " "
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") else ""
@@ -36,17 +39,17 @@ def code(text: str, limit: int | None = 80) -> str:
 
 
 def cell(text: str, limit: int | None = 80) -> str:
-    """A code span for a table, whose bars do not end the cell.
+    """Writes text as a code span for a table. Bars in it are escaped, so that they do not end the cell.
 
-    Parsers differ on a backslash before an escaped bar: such a one is shown as a full-width backslash.
+    Parsers differ on a backslash before an escaped bar, so such a backslash is replaced by a full-width one.
     """
     return re.sub(r"\\+(?=\|)", lambda run: "\uff3c" * len(run[0]), code(text, limit)).replace("|", r"\|")
 
 
 def prose(text: str, limit: int | None = 80) -> str:
-    """Text in a sentence or a heading: as it is where it is plain words, else a code span."""
+    """Writes text for a sentence or a heading: unchanged if it consists of plain words, else as a code span."""
     line = readable(text, limit)
-    # A dot before a letter may make a link of it, a number with one at the start of a line a list.
+    # A dot before a letter could be read as a link, and a number with a dot at the start of a line as a list.
     plain = re.fullmatch(r"[A-Za-z0-9]+(?:(?:[ -]|, |\.(?=[0-9]))[A-Za-z0-9]+)*", line)
     return line if plain else code(text, limit)
 
@@ -59,23 +62,30 @@ def isolated(text: str) -> str:
 
 
 def block(lines: Sequence[str], language: str = "text") -> str:
-    """A fenced block of lines, which may hold fences themselves."""
+    """Writes lines as a fenced block. The lines may contain fences."""
     runs = (len(run) for line in lines for run in re.findall("`+", line))
     fence = "`" * max(3, max(runs, default=0) + 1)
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    """A table; the columns from `numbers_from` on are set to the right. Cells must be safe already (`cell`)."""
+    """Writes a table. Columns from `numbers_from` on are right-aligned. Cells must be escaped already (`cell`)."""
     rule = ["---" if i < numbers_from else "--:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def counted(count: int, noun: str) -> str:
+    """Writes a count with its noun, such as "1 label" or "1,200 labels"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def level_table(taxonomy: Taxonomy, counts: np.ndarray | None) -> str:
+    """Writes a table of the levels.
+
+    Args:
+        taxonomy: the hierarchy.
+        counts (`np.ndarray` of shape `[L]`, *optional*): training documents of each label, ancestors included.
+    """
     header = ["level", "labels", "without children"]
     header += ["without a training document"] if counts is not None else []
     rows = []
@@ -91,20 +101,23 @@ def level_table(taxonomy: Taxonomy, counts: np.ndarray | None) -> str:
 
 
 def tree_lines(taxonomy: Taxonomy, roots: int = 4, children: int = 3) -> list[str]:
-    """The first labels of each level as a tree: the first `roots`, below each of them the first `children`, below the
-    first child in turn its first ones, and so on; what is cut is counted."""
-    number = np.bincount(taxonomy.edges[:, 0], minlength=taxonomy.num_labels)
+    """Writes the first labels of each level as lines of a tree.
+
+    The tree contains the first `roots`, and the first `children` of each of them. Below these, it contains the first
+    `children` of each first child only. Other labels are counted.
+    """
+    num_children = np.bincount(taxonomy.edges[:, 0], minlength=taxonomy.num_labels)
     lines: list[str] = []
 
     def add(nodes: Sequence[int], shown: int, indent: str, is_top: bool) -> None:
         for i, node in enumerate(nodes[:shown]):
-            below = int(number[node])
-            opened = bool(below) and (is_top or i == 0)
+            below = int(num_children[node])
+            is_open = bool(below) and (is_top or i == 0)
             name = isolated(readable(taxonomy.names[node], 60))
             lines.append(f"{indent}{name}" + (f" ({below:,} below)" if below else ""))
-            if opened:
-                found = taxonomy.edges[taxonomy.edges[:, 0] == node, 1].tolist()
-                add(found, children, indent + "    ", False)
+            if is_open:
+                nodes_below = taxonomy.edges[taxonomy.edges[:, 0] == node, 1].tolist()
+                add(nodes_below, children, indent + "    ", False)
         if len(nodes) > shown:
             lines.append(f"{indent}… {len(nodes) - shown:,} more")
 
@@ -113,7 +126,7 @@ def tree_lines(taxonomy: Taxonomy, roots: int = 4, children: int = 3) -> list[st
     return lines
 
 
-# A Jinja template. `hcal_hf.model_card.build_card` fills it with Markdown that is already safe.
+# A Jinja template. `hcal_hf.model_card.build_card` fills it with escaped Markdown.
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -128,12 +141,12 @@ With `hcal_hf` installed:
 
 {{ usage }}
 {% if usage_remote %}
-Without it (this runs the code that lies in this repository; read it first, and pin a `revision`):
+Without it (this runs the code in this repository; read it first, and pin a `revision`):
 
 {{ usage_remote }}
 {% endif %}
-The pipeline gives for each text a list of labels, the top level first, each with `label`, `score` (its probability),
-`depth` and `path`. {{ decoding }}
+The pipeline returns a list of labels for each text, the top level first. Each label has the keys `label`, `score` (its
+probability), `depth` and `path`. {{ decoding }}
 
 ## Labels
 
@@ -165,7 +178,7 @@ The pipeline gives for each text a list of labels, the top level first, each wit
 {% endif %}
 {%- endfor %}
 {%- if not results %}
-No results of this model as it is were recorded when this card was written.
+No results of this model were recorded when this card was written.
 {% endif %}
 {%- for picture in pictures %}
 ![{{ picture.alt }}]({{ picture.file }})

@@ -1,4 +1,4 @@
-"""What a repository of a model says about its code, and pushes that are cut off."""
+"""Describes the pipeline of a model repository on the Hub, and explains pushes that were interrupted."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 TASK = "hierarchical-text-classification"
 
-# As `Pipeline.save_pretrained` writes it. Names without a repository mean the one that is being read: one that named
-# where a model came from would have its copies fetch their code there.
+# In the format of `Pipeline.save_pretrained`. A class name without a repository refers to the repository that is read.
+# With a repository in it, copies of a model would load their code from there.
 _OWN_PIPELINE = {
     "impl": "pipeline_hcal.HierarchicalTextClassificationPipeline",
     "pt": ["AutoModelForSequenceClassification"],
@@ -20,11 +20,11 @@ _OWN_PIPELINE = {
 
 
 class CustomPipelines(dict):
-    """The tasks of a configuration's `custom_pipelines`, for `pipeline()`, which finds a model's task by them.
+    """Holds the `custom_pipelines` of a configuration, from which `pipeline()` reads the task of a model.
 
-    `task in pipelines` is what `pipeline()` asks before it runs a repository's code, and demands trust for it: it is only
-    true of tasks that no installed package has registered. Each lookup gives a copy, since `pipeline()` writes into what
-    it finds.
+    `pipeline()` requires `trust_remote_code` and runs the code of the repository if `task in custom_pipelines`. This is
+    only true for tasks that no installed package has registered. Each lookup returns a copy, because `pipeline()` changes
+    the value.
     """
 
     def __init__(self, pipelines: Mapping[str, Any] | None = None):
@@ -40,11 +40,11 @@ class CustomPipelines(dict):
 
 @contextmanager
 def clear_push_errors(repo_id: str) -> Iterator[None]:
-    """Says of a push that broke off what it left behind and what to do.
+    """Explains what an interrupted push left behind and how to continue.
 
     Raises:
-        ConnectionError: where the connection, and not the repository's answer (no access, no such branch, ...), ended
-            the push.
+        ConnectionError: if the connection failed. Responses of the Hub (no access, no such branch, ...) are raised as they
+            are.
     """
     try:
         yield
@@ -58,5 +58,5 @@ def clear_push_errors(repo_id: str) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"The push to {repo_id} was cut off: {problem} ({type(reason).__name__}). A push ends in one commit, so the "
-            "repository shows all of it or nothing. Push again: large files that have arrived are not sent again."
+            "repository has either all of it or nothing. Push again: large files that have arrived are not sent again."
         ) from problem

@@ -1,7 +1,7 @@
 """Builds the model card of a saved model from the facts that the author and the trainer provide.
 
-A card contains only known facts. Label names and other text from outside are written in code spans and blocks, where
-nothing is read as Markdown, HTML or a link. huggingface_hub writes the metadata.
+A card contains only known facts. Label names and other external text are written in code spans and blocks, in which
+nothing is interpreted as Markdown, HTML or a link. huggingface_hub writes the metadata.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from .hub import TASK
 from .taxonomy import Taxonomy
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# The results in the metadata: the metric's name here, and its type and name there.
+# The results in the metadata: the name of the metric in hcal_hf, and its type and name on the Hub.
 INDEXED = (
     ("micro_f1", "f1", "micro-F1"),
     ("macro_f1", "f1", "macro-F1"),
@@ -39,22 +39,22 @@ INDEXED = (
 
 @dataclass
 class Details:
-    """What nobody but the author knows; None: not told.
+    """Facts that only the author can provide. None means not specified.
 
     Args:
-        model_name (`str`): title of the card.
-        language (`str` or `list[str]`): of the texts, as ISO 639 codes.
-        license (`str`): the weights' licence, by the Hub's name for it, such as `apache-2.0`.
+        model_name (`str`): the title of the card.
+        language (`str` or `list[str]`): the language of the texts, as ISO 639 codes.
+        license (`str`): the licence of the weights, by its name on the Hub, such as `apache-2.0`.
         tags (`str` or `list[str]`): more tags of the repository.
-        finetuned_from (`str`): the encoder's name on the Hub; found by itself where the encoder was loaded from there.
-        dataset (`str`): the data's name, in words.
-        dataset_tags (`str`): the data's name on the Hub.
-        dataset_args (`str`): its configuration there.
-        dataset_license (`str`): its licence, in words.
-        dataset_description (`str`): source, splits, what was left out; Markdown, written as given.
-        benchmark_task (`str`): a task of `dataset_tags` as the Hub's benchmark names it; the result then also goes to
-            `.eval_results/`, where the Hub reads those of its registered benchmarks and of nothing else.
-        benchmark_metric (`str`): which metric that benchmark is about.
+        finetuned_from (`str`): the name of the encoder on the Hub. By default, that from which the encoder was loaded.
+        dataset (`str`): the name of the data set in the text.
+        dataset_tags (`str`): the name of the data set on the Hub.
+        dataset_args (`str`): its configuration on the Hub.
+        dataset_license (`str`): the name of its licence in the text.
+        dataset_description (`str`): source, splits and excluded rows. Markdown, which is copied unchanged.
+        benchmark_task (`str`): the task of the benchmark `dataset_tags` on the Hub. The result is then also written to
+            `.eval_results/`, from which the Hub reads results of its registered benchmarks only.
+        benchmark_metric (`str`): the metric of this benchmark.
     """
 
     model_name: str | None = None
@@ -73,46 +73,46 @@ class Details:
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: for a name on the Hub that is none, or a benchmark's task without its data set.
+            ValueError: if a name on the Hub is invalid, or a benchmark has no data set.
         """
         for name in ("finetuned_from", "dataset_tags"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and REPO_ID.fullmatch(value)):
                 raise ValueError(
                     f'{name} must be one name on the Hub, such as "sentence-transformers/all-MiniLM-L6-v2", got {value!r}: '
-                    "leave it out for what is not there."
+                    "leave it out if it is not on the Hub."
                 )
         if self.benchmark_task is not None and self.dataset_tags is None:
-            raise ValueError(f"benchmark_task={self.benchmark_task!r} is a task of a data set: give dataset_tags too.")
+            raise ValueError(f"benchmark_task={self.benchmark_task!r} needs its data set: give dataset_tags too.")
 
     @classmethod
-    def read(cls, given: Mapping[str, Any] | str | None) -> "Details":
-        """Details from a mapping, or from JSON.
+    def read(cls, details: Mapping[str, Any] | str | None) -> "Details":
+        """Reads details from a mapping or from JSON.
 
         Raises:
-            ValueError: for a name that is none of the above (with the closest ones), what is no mapping, or an invalid
-                value.
+            ValueError: if the details are not a mapping, or a name (the message lists the closest ones) or a value is
+                invalid.
         """
-        values = json.loads(given) if isinstance(given, str) else dict(given or {})
+        values = json.loads(details) if isinstance(details, str) else dict(details or {})
         if not isinstance(values, dict):
-            raise ValueError(f"The model card's details must be a mapping, got {values!r}.")
-        known = [f.name for f in fields(cls)]
+            raise ValueError(f"The details of the model card must be a mapping, got {values!r}.")
+        names = [f.name for f in fields(cls)]
         for name in values:
-            if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=3)
-                raise ValueError(f"The model card has no detail {name!r}. Closest: {close or known}.")
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, n=3)
+                raise ValueError(f"The model card has no detail {name!r}. Closest: {close or names}.")
         return cls(**values)
 
 
 @dataclass
 class DataSummary:
-    """One data set of the training.
+    """One data set that was used in training.
 
     Args:
-        role (`str`): what it was for.
-        documents (`int`, *optional*): how many; None for a stream.
-        labelled (`int`, *optional*): how many have labels.
-        counts (`np.ndarray` of shape `[L]`, *optional*): documents of each label, ancestors included.
+        role (`str`): its use, such as "training" or "evaluation".
+        documents (`int`, *optional*): the number of documents. None for a stream.
+        labelled (`int`, *optional*): the number of documents with labels.
+        counts (`np.ndarray` of shape `[L]`, *optional*): the number of documents of each label, ancestors included.
     """
 
     role: str
@@ -126,11 +126,11 @@ class Evaluation:
     """The scores of a model on one data set.
 
     Args:
-        split (`str`): its name.
-        documents (`int`): how many.
-        metrics (`dict[str, float]`): as [`hcal_hf.compute_metrics`] names them.
-        support, node_f1 (`np.ndarray` of shape `[L]`, *optional*): documents and F1 of each label; F1 is NaN for a label
-            that no document has.
+        split (`str`): the name of the data set.
+        documents (`int`): the number of documents.
+        metrics (`dict[str, float]`): values with the names of [`hcal_hf.compute_metrics`].
+        support, node_f1 (`np.ndarray` of shape `[L]`, *optional*): the number of documents and the F1 of each label. F1 is
+            NaN for a label without documents.
     """
 
     split: str
@@ -142,17 +142,17 @@ class Evaluation:
 
 @dataclass
 class Facts:
-    """What a card is made of, besides the model.
+    """The content of a card that does not come from the model itself.
 
     Args:
-        model_id (`str`): how the usage block loads the model: its name on the Hub, or a folder.
-        details ([`Details`]): what the author told.
+        model_id (`str`): the name on the Hub or the folder from which the usage example loads the model.
+        details ([`Details`]): the facts that the author provided.
         data: the data sets of the training.
-        training (`dict[str, str]`, *optional*): settings of the training and their values; None where they are not known.
-        results: scores of the model as it is.
-        pictures (`dict[str, str]`): files in the model's folder and what they show.
-        carries_code (`bool`): whether the model's folder holds its code.
-        carried (`dict[str, str]`): sections of the folder's former card, by title, for what is not known any more.
+        training (`dict[str, str]`, *optional*): the settings of the training and their values. None if they are unknown.
+        results: the scores of the current model.
+        pictures (`dict[str, str]`): the alternative text of each figure, by its file in the folder of the model.
+        carries_code (`bool`): whether the folder of the model contains its code.
+        carried (`dict[str, str]`): sections of the previous card in the folder, by title. They replace unknown facts.
     """
 
     model_id: str
@@ -169,22 +169,22 @@ class Facts:
 
 
 def build_card(model: Any, facts: Facts) -> ModelCard:
-    """The card of an [`HcalForSequenceClassification`].
+    """Builds the card of an [`HcalForSequenceClassification`].
 
     Raises:
-        ImportError: without jinja2 (which comes with torch).
+        ImportError: if jinja2, a dependency of torch, is missing.
     """
     config, taxonomy, details = model.config, model.taxonomy, facts.details
     base, name = details.finetuned_from or encoder_id(config), details.model_name or Path(facts.model_id).name
     counts = next((summary.counts for summary in facts.data if summary.counts is not None), None)
-    told = (
+    data_details = (
         details.dataset,
         details.dataset_tags,
         details.dataset_description,
         details.dataset_license,
         details.language,
     )
-    data = facts.carried.get("Data") if not facts.data and not any(told) else None
+    data = facts.carried.get("Data") if not facts.data and not any(data_details) else None
     training = facts.carried.get("Training") if facts.training is None else None
     return ModelCard.from_template(
         _metadata(name, base, facts),
@@ -209,7 +209,7 @@ def build_card(model: Any, facts: Facts) -> ModelCard:
 
 
 def package_version(distribution: str) -> str:
-    """The installed version of a package, "" if it is not installed."""
+    """Returns the version of an installed package, or "" if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -217,7 +217,7 @@ def package_version(distribution: str) -> str:
 
 
 def encoder_id(config: Any) -> str | None:
-    """The encoder's name on the Hub, if it is one: the cache holds its files then. Never a local folder."""
+    """Returns the name of the encoder on the Hub. None if it is a local folder, or if its files are not in the cache."""
     name = getattr(config.encoder_config, "_name_or_path", None)
     if not name or not REPO_ID.fullmatch(str(name)) or os.path.exists(name):
         return None
@@ -266,24 +266,27 @@ def _metadata(name: str, base: str | None, facts: Facts) -> ModelCardData:
 def _summary(model: Any, base: str | None) -> str:
     config, taxonomy = model.config, model.taxonomy
     if config.label_mode == "single_path":
-        gives = "one path of labels from the top level down"
-        gives += ", which may end above the deepest level" if config.partial_paths else ""
+        prediction = "one path of labels from the top level down"
+        prediction += ", which may end above the deepest level" if config.partial_paths else ""
     else:
-        gives = "any number of labels, also none, each with all its ancestors"
-    coherent = (
+        prediction = "any number of labels, also none, each with all its ancestors"
+    coherence = (
         "The levels are predicted independently; decoding makes them agree."
         if config.head == "independent"
         else "No label is more probable than its parents."
     )
-    on = f"[{base}](https://huggingface.co/{base})" if base else f"a {prose(config.encoder_config.model_type)} encoder"
+    encoder = f"the encoder [{base}](https://huggingface.co/{base})"
+    if not base:
+        encoder = f"a {prose(config.encoder_config.model_type)} encoder"
     return (
-        f"A hierarchical text classifier: {counted(taxonomy.num_labels, 'label')} on "
-        f"{counted(len(taxonomy.levels), 'level')}, on {on}, made with `hcal_hf`. It gives each text {gives}. {coherent}"
+        f"A hierarchical text classifier with {counted(taxonomy.num_labels, 'label')} on "
+        f"{counted(len(taxonomy.levels), 'level')}. It was made with `hcal_hf` from {encoder}. It predicts "
+        f"{prediction} for each text. {coherence}"
     )
 
 
 def _usage(model_id: str, remote: bool) -> str:
-    # A string of Python in one line of ASCII, whatever the folder's name.
+    # A Python string on one line of ASCII, for any folder name.
     name = f'"{model_id}"' if re.fullmatch(r"[\w./ -]+", model_id, re.ASCII) else ascii(model_id)
     lines = [] if remote else ["import hcal_hf  # registers the task"]
     lines += [
@@ -298,20 +301,20 @@ def _usage(model_id: str, remote: bool) -> str:
 
 def _decoding(config: Any) -> str:
     return (
-        f'`decode="{default_method(config.label_mode)}"` is the default here; whatever the decoder, `"raw"` excepted, the '
-        "labels agree with the hierarchy."
+        f'`decode="{default_method(config.label_mode)}"` is the default of this model. With every decoder except `"raw"`, '
+        "the predicted labels agree with the hierarchy."
     )
 
 
 def _taxonomy(taxonomy: Taxonomy) -> str:
     if taxonomy.is_forest:
         return (
-            f"The {counted(taxonomy.num_labels, 'label')} form a forest: each has one parent, those of level 0 none."
+            f"The {counted(taxonomy.num_labels, 'label')} form a forest: each has one parent, except those of level 0."
         )
     several = int((np.bincount(taxonomy.edges[:, 1]) > 1).sum())
     return (
-        f"The {counted(taxonomy.num_labels, 'label')} form a directed acyclic graph: {several:,} of them stand below "
-        "several parents. A label's level is its longest path from a top label."
+        f"The {counted(taxonomy.num_labels, 'label')} form a directed acyclic graph: {several:,} of them have several "
+        "parents. The level of a label is the length of the longest path from a top label."
     )
 
 
@@ -333,13 +336,13 @@ def _data(facts: Facts) -> str:
             known = summary.counts is not None and summary.documents
             row += [f"{summary.counts.sum() / summary.documents:.2f}" if known else "unknown"]  # type: ignore[union-attr]
             rows.append(row)
-        parts.append(table(["data", "documents", "with labels", "labels a document, with ancestors"], rows))
+        parts.append(table(["data", "documents", "with labels", "labels per document, with ancestors"], rows))
     if not parts:
-        parts.append("Not known to what wrote this card.")
-    told = prose(details.dataset_license) if details.dataset_license else "not told"
+        parts.append("The data were not known when this card was written.")
+    licence = prose(details.dataset_license) if details.dataset_license else "not specified"
     languages = [details.language] if isinstance(details.language, str) else details.language
-    language = ", ".join(map(prose, languages)) if languages else "not told"
-    parts.append(f"Language of the texts: {language}. Licence of the data: {told}.")
+    language = ", ".join(map(prose, languages)) if languages else "not specified"
+    parts.append(f"Language of the texts: {language}. Licence of the data: {licence}.")
     return "\n\n".join(parts)
 
 
@@ -353,18 +356,18 @@ def _training(model: Any, training: Mapping[str, str] | None, base: str | None) 
         "label mode": config.label_mode + (", partial paths" if config.partial_paths else ", full paths"),
         "objective": config.objective
         + (f", contrast {config.contrast} ({config.contrast_alpha:g})" if config.contrast else ""),
-        "prototypes": f"{taxonomy_size(model)}, anchors: {config.prototype_anchor or 'none'}, "
+        "prototypes": f"{_prototype_shape(model)}, anchors: {config.prototype_anchor or 'none'}, "
         f"perturbation {config.perturbation:g}",
     }
     text = table(["model", "value"], [[name, cell(value, 200)] for name, value in rows.items()], numbers_from=2)
     if training is None:
-        return f"{text}\n\nHow it was trained is not known to what wrote this card."
+        return f"{text}\n\nThe settings of the training were not known when this card was written."
     settings = [[name, cell(value, 200)] for name, value in training.items()]
     return f"{text}\n\n{table(['training', 'value'], settings, numbers_from=2)}"
 
 
-def taxonomy_size(model: Any) -> str:
-    """The shape of the prototypes, as text."""
+def _prototype_shape(model: Any) -> str:
+    """Writes the shape of the prototypes, such as "120 x 384"."""
     return " x ".join(f"{size:,}" for size in model.prototypes.weight.shape)
 
 
@@ -386,34 +389,34 @@ def _result(evaluation: Evaluation, taxonomy: Taxonomy) -> dict[str, str]:
     header = ["decision", "micro-F1", "macro-F1", "exact match", "HVR", "HVR of labels"]
     notes = [
         "HVR: documents whose predicted labels lack a parent (of labels: predicted labels that lack one)"
-        + ("; decoded, it is 0 by construction" if metrics.get("hvr") == 0 else "")
-        + ". Macro-F1 is over the labels that occur in this data set."
+        + ("; decoding makes it 0 by construction" if metrics.get("hvr") == 0 else "")
+        + ". Macro-F1 is the mean over the labels that occur in this data set."
     ]
-    one = {
+    titles = {
         "hierarchical_f1": "Hierarchical F1",
         "leaf_accuracy": "leaf accuracy",
         "hvr_argmax": "HVR of the best label of each level on its own",
         "ece": "expected calibration error",
     }
-    found = [f"{title} {percent(name)}" for name, title in one.items() if name in metrics]
-    ours = "micro_f1" in metrics
-    if found:
-        notes.insert(0, ", ".join(found) + ".")
-    if not ours:
-        shown = [f"{code(name)} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
-        notes = [", ".join(shown) + "."]
+    single_scores = [f"{title} {percent(name)}" for name, title in titles.items() if name in metrics]
+    has_our_metrics = "micro_f1" in metrics  # else a user replaced compute_metrics
+    if single_scores:
+        notes.insert(0, ", ".join(single_scores) + ".")
+    if not has_our_metrics:
+        values = [f"{code(name)} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
+        notes = [", ".join(values) + "."]
     return {
         "title": f"{prose(evaluation.split)}: {counted(evaluation.documents, 'document')}"
-        + (", in percent" if ours else ""),
-        "levels": table(["level", "labels", "accuracy", "micro-F1", "macro-F1"], levels, 0) if ours else "",
-        "decisions": table(header, decisions) if ours else "",
+        + (", in percent" if has_our_metrics else ""),
+        "levels": table(["level", "labels", "accuracy", "micro-F1", "macro-F1"], levels, 0) if has_our_metrics else "",
+        "decisions": table(header, decisions) if has_our_metrics else "",
         "notes": "\n\n".join(notes),
         "nodes": _top_nodes(evaluation, taxonomy),
     }
 
 
 def _top_nodes(evaluation: Evaluation, taxonomy: Taxonomy, most: int = 20) -> str:
-    """The top labels with their scores; those with the most documents, if there are many."""
+    """Writes a table of the top-level labels with their scores: the `most` labels with the most documents."""
     if evaluation.node_f1 is None or evaluation.support is None:
         return ""
     top = taxonomy.levels[0]
@@ -424,7 +427,7 @@ def _top_nodes(evaluation: Evaluation, taxonomy: Taxonomy, most: int = 20) -> st
         for i in order
     ]
     left = top.stop - top.start - len(rows)
-    more = f"\n\nThe {most} top labels with the most documents; {left:,} more are not shown." if left else ""
+    more = f"\n\nThese are the {most} top labels with the most documents; {left:,} more are not shown." if left else ""
     return table(["top label", "documents", "F1, decoded"], rows) + more
 
 
@@ -434,9 +437,9 @@ def _decisions(config: Any, taxonomy: Taxonomy) -> str:
         parts.append(f"Calibrated temperature of the scores: {config.score_temperature:.4g}.")
     if config.risk_threshold is not None:
         parts.append(
-            f'`decode="risk"`: labels from a probability of {config.risk_threshold:.4g} on, calibrated so that the '
-            f"expected share of wrong labels in an answer is at most {config.risk_alpha:g} on documents like those it was "
-            "calibrated on."
+            f'`decode="risk"` predicts labels with a probability of at least {config.risk_threshold:.4g}. This threshold '
+            f"was calibrated so that the expected share of wrong labels in a predicted set is at most {config.risk_alpha:g}"
+            " for documents like those of the calibration."
         )
     return " ".join(parts)
 
@@ -444,39 +447,37 @@ def _decisions(config: Any, taxonomy: Taxonomy) -> str:
 def _thresholds(config: Any, taxonomy: Taxonomy) -> str:
     if config.thresholds is None:
         if config.label_mode == "single_path":
-            return "Thresholds: none, the path goes on to its end."
+            return "Thresholds: none, so paths are not shortened."
         return "Thresholds: none tuned, 0.5 for every label."
     values = np.asarray(config.thresholds, dtype=np.float64)
     if (values == values[0]).all():
         return f"Threshold, tuned: {values[0]:.4g} for every label."
     if all((values[level] == values[level.start]).all() for level in taxonomy.levels):
         each = ", ".join(f"{values[level.start]:.4g}" for level in taxonomy.levels)
-        return f"Thresholds, tuned, one a level from the top down: {each}."
+        return f"Thresholds, tuned, one per level from the top down: {each}."
     return (
-        f"Thresholds, tuned, one a label: from {values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g} "
+        f"Thresholds, tuned, one per label: from {values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g} "
         "(in `config.json`)."
     )
 
 
 def _limits(model: Any, counts: np.ndarray | None) -> str:
     config, taxonomy = model.config, model.taxonomy
-    items = [f"It knows the {counted(taxonomy.num_labels, 'label')} above and no others."]
+    items = [f"It can only predict the {counted(taxonomy.num_labels, 'label')} above."]
     if config.label_mode == "single_path" and config.thresholds is None:
         items.append(
-            "It answers every text with a path, also one that fits no label: give a `threshold` to let it stop."
+            "It predicts a path for every text, even if no label fits. With a `threshold`, it can be shorter or empty."
         )
     if counts is not None and (unseen := int((counts == 0).sum())):
-        items.append(
-            f"{counted(unseen, 'label')} had no training document: what it says about them rests on "
-            + ("the labels' words alone." if config.prototype_anchor else "nothing but their place in the hierarchy.")
-        )
+        basis = "the text of the labels" if config.prototype_anchor else "their place in the hierarchy"
+        items.append(f"{counted(unseen, 'label')} had no training document. Their predictions depend only on {basis}.")
     if model.max_tokens:
-        items.append(f"It reads {model.max_tokens:,} tokens of a text at most; its tokenizer may cut earlier.")
+        items.append(f"It reads at most {model.max_tokens:,} tokens of a text. Its tokenizer may truncate earlier.")
     if config.score_temperature == 1:
         items.append("Its probabilities were not calibrated on held-out documents.")
     items.append(
-        "Labels that agree with the hierarchy may still be wrong. Results hold for texts like those it was tested on; "
-        "biases of the data and of the encoder are in it too and were not studied for this card."
+        "Labels that agree with the hierarchy may still be wrong. The results apply to texts like those of the evaluation. "
+        "The model has the biases of its data and its encoder, which were not studied for this card."
     )
     return "\n".join(f"- {item}" for item in items)
 
@@ -485,7 +486,7 @@ def _licence(details: Details, base: str | None) -> str:
     own = (
         f"Licence of the weights: {prose(details.license)}."
         if details.license
-        else "Licence of the weights: not told."
+        else "Licence of the weights: not specified."
     )
     rest = f" The encoder comes from {base}, under its own licence." if base else ""
     return f"{own}{rest} `hcal_hf` is under Apache-2.0."

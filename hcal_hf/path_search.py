@@ -1,4 +1,4 @@
-"""The most probable paths of very large hierarchies, without the scores of all labels."""
+"""Finds the most probable paths in a very large hierarchy, without computing the scores of all labels."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +10,18 @@ from .decoding import end_probabilities
 from .log_space import segment_logsumexp
 from .prototypes import CHUNK
 
-# The heads that give a node's probability without looking below it.
+# Heads that compute the probability of a node without the scores of its descendants.
 SEARCHABLE = ("conditional_softmax", "conditional_sigmoid")
 
 
 class BestPaths(NamedTuple):
-    """The most probable end nodes of B documents, best first.
+    """The most probable end nodes of B documents, the most probable first.
 
     Attributes:
-        nodes (`torch.Tensor` of shape `[B, k]`, int64): node indices; -1 where a document has fewer.
-        log_probs (`torch.Tensor` of shape `[B, k]`): log P of each; -inf where there is none.
-        exact (`torch.Tensor` of shape `[B]`, bool): whether nothing that the search passed over could be among them.
+        nodes (`torch.Tensor` of shape `[B, k]`, int64): node indices. -1 if a document has fewer than k end nodes.
+        log_probs (`torch.Tensor` of shape `[B, k]`): log P of each end node. -inf if there is none.
+        exact (`torch.Tensor` of shape `[B]`, bool): whether these are certainly the best, because no node that the search
+            skipped could lead to a better one.
     """
 
     nodes: torch.Tensor
@@ -29,26 +30,30 @@ class BestPaths(NamedTuple):
 
 
 def is_searchable(model: Any) -> bool:
-    """Whether [`PathSearch`] takes a model: a forest, and a head of `SEARCHABLE`."""
+    """Tells whether [`PathSearch`] supports a model: its hierarchy is a forest and its head is one of `SEARCHABLE`."""
     return model.config.head in SEARCHABLE and model.taxonomy.is_forest
 
 
 class PathSearch:
-    """Beam search for the most probable end nodes of a trained model: from the roots down, the children of the `width` most
-    probable nodes of each level are scored, and no others. No node is more probable than its parent: what lies below a node
-    less probable than the k-th end found so far is not looked at, and where nothing better than that end was passed over,
-    the answer is exact ([`BestPaths.exact`]).
+    """Finds the most probable end nodes of a trained model by beam search.
 
-    End nodes are the leaves, and with `partial_paths` in single_path also the inner nodes where a path may end, by the
-    probability of ending there. It takes the prototypes as they are now: make a new one after training goes on.
+    The search goes from the roots down. On each level, it scores only the children of the `width` most probable nodes. No
+    node is more probable than its parent, so the search skips the descendants of a node that is less probable than the k-th
+    best end node so far. The result is exact if no node that `width` excluded is more probable than the k-th end node
+    ([`BestPaths.exact`]).
+
+    End nodes are the leaves. With `partial_paths` and single_path, inner nodes are end nodes too, with the probability that
+    the path ends there.
+
+    The prototypes are read when the object is created. Create a new one after further training.
 
     Args:
-        model ([`HcalForSequenceClassification`]): of a forest, with the head `conditional_softmax` or
-            `conditional_sigmoid`. The others' probability of a node depends on everything below it.
-        width (`int`): nodes of a level whose children are scored, for each document.
+        model ([`HcalForSequenceClassification`]): a model of a forest, with the head `conditional_softmax` or
+            `conditional_sigmoid`. With other heads, the probability of a node depends on all its descendants.
+        width (`int`): the number of nodes per level and document of which the children are scored.
 
     Raises:
-        ValueError: for another head, a DAG, or a width below 1.
+        ValueError: if the model has another head or a DAG, or `width` is less than 1.
     """
 
     @torch.no_grad()
@@ -56,9 +61,9 @@ class PathSearch:
         config, taxonomy, head, prototypes = model.config, model.taxonomy, model.head, model.prototypes
         if not is_searchable(model):
             raise ValueError(
-                f"The search goes down a forest with a head of {', '.join(SEARCHABLE)}; this model has the head "
-                f"{config.head!r}{'' if taxonomy.is_forest else ' and labels with several parents'}. Its probabilities "
-                "need all labels: use model(...).logits."
+                f"PathSearch needs a forest and a head of {', '.join(SEARCHABLE)}, but this model has the head "
+                f"{config.head!r}{'' if taxonomy.is_forest else ' and labels with several parents'}. Compute the scores of "
+                "all labels instead: model(...).logits."
             )
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}.")
@@ -69,7 +74,7 @@ class PathSearch:
         self.scale = self.vectors.new_ones(taxonomy.num_labels)
         if not prototypes.is_linear:
             self.scale /= torch.linalg.vector_norm(self.vectors, dim=-1).clamp(min=1e-12)
-        # Heads make scores label by label: what they do to 0 and to 1 says what they do.
+        # A score of a head is an affine function of the product with the prototype. Its values at 0 and 1 determine it.
         zeros = torch.zeros_like(self.scale)
         self.offset = head.scores((zeros if prototypes.bias is None else zeros + prototypes.bias)[None])[0]
         factor = head.scores(torch.ones_like(zeros)[None])[0] - head.scores(zeros[None])[0]
@@ -83,18 +88,18 @@ class PathSearch:
         self.children = torch.from_numpy(taxonomy.edges[by_parent, 1]).to(device)
         self.sizes = torch.from_numpy(sizes).to(device)
         self.starts = self.sizes.cumsum(0) - self.sizes
-        self.rank = (self.sizes > 0).cumsum(0) - 1  # of each inner node among the inner nodes
+        self.rank = (self.sizes > 0).cumsum(0) - 1  # the index of each inner node among the inner nodes
 
     @torch.no_grad()
     def __call__(self, features: torch.Tensor, k: int = 5) -> BestPaths:
-        """The k most probable end nodes of documents.
+        """Finds the k most probable end nodes of B documents.
 
         Args:
             features (`torch.Tensor` of shape `[B, d]`): `model(..., return_logits=False).features`.
-            k (`int`): how many.
+            k (`int`): the number of end nodes per document.
 
         Raises:
-            ValueError: for k below 1.
+            ValueError: if k is less than 1.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
@@ -104,7 +109,7 @@ class PathSearch:
             self.vectors.new_full((documents, k), -torch.inf),
             torch.ones(documents, dtype=torch.bool, device=features.device),
         )
-        passed_over = best.log_probs.new_full((documents,), -torch.inf)
+        skipped = best.log_probs.new_full((documents,), -torch.inf)  # the largest log P of a node that width excludes
         roots = torch.arange(self.num_roots, device=features.device)
         scores = features.to(self.vectors) @ self.vectors[roots].T * self.scale[roots] + self.offset[roots]
         log_probs = F.logsigmoid(scores) if self.is_sigmoid else F.log_softmax(scores, dim=1)
@@ -112,66 +117,69 @@ class PathSearch:
         while nodes.shape[1]:
             is_inner = (nodes >= 0) & (self.sizes[nodes.clamp(min=0)] > 0)
             best = _merged(best, nodes, log_probs.masked_fill(is_inner, -torch.inf))
-            # What is not above the k-th end has nothing above it below.
-            open_ones = log_probs.masked_fill(~is_inner | (log_probs <= best.log_probs[:, -1:]), -torch.inf)
-            if open_ones.shape[1] > self.width:
-                values, columns = open_ones.topk(self.width + 1, dim=1)
-                passed_over = torch.maximum(passed_over, values[:, -1])
-                open_ones, nodes = values[:, :-1], nodes.gather(1, columns[:, :-1])
-            best, nodes, log_probs = self._below(features, nodes, open_ones, best)
-        return best._replace(exact=passed_over <= best.log_probs[:, -1])
+            # No descendant of a node is more probable than the node.
+            candidates = log_probs.masked_fill(~is_inner | (log_probs <= best.log_probs[:, -1:]), -torch.inf)
+            if candidates.shape[1] > self.width:
+                values, columns = candidates.topk(self.width + 1, dim=1)
+                skipped = torch.maximum(skipped, values[:, -1])
+                candidates, nodes = values[:, :-1], nodes.gather(1, columns[:, :-1])
+            best, nodes, log_probs = self._expand(features, nodes, candidates, best)
+        return best._replace(exact=skipped <= best.log_probs[:, -1])
 
-    def _below(
+    def _expand(
         self, features: torch.Tensor, nodes: torch.Tensor, log_probs: torch.Tensor, best: BestPaths
     ) -> tuple[BestPaths, torch.Tensor, torch.Tensor]:
-        """The children [B, m] (-1: none) of nodes [B, w] with their log-probabilities, of those nodes whose own are above
-        -inf; and the best ends with those that stop at one of the nodes."""
+        """Scores the children of nodes [B, w] with `log_probs` [B, w]. Nodes with -inf are left out.
+
+        Returns:
+            `best` with the paths that end at one of the nodes, the children [B, m] padded with -1, and their log P [B, m].
+        """
         documents, columns = (log_probs > -torch.inf).nonzero(as_tuple=True)
-        above = nodes[documents, columns]
-        sizes = self.sizes[above]
-        family = torch.arange(len(above), device=above.device).repeat_interleave(sizes)
-        first = sizes.cumsum(0) - sizes
-        children = self.children[torch.arange(len(family), device=above.device) + (self.starts[above] - first)[family]]
+        parents = nodes[documents, columns]
+        sizes = self.sizes[parents]
+        family = torch.arange(len(parents), device=parents.device).repeat_interleave(sizes)
+        offset = (self.starts[parents] - sizes.cumsum(0) + sizes)[family]
+        children = self.children[torch.arange(len(family), device=parents.device) + offset]
         document = documents[family]
         scores = self._scores(features, document, children)
         if self.is_sigmoid:
             conditional = F.logsigmoid(scores)
         else:
-            sums = segment_logsumexp(scores[:, None], family, len(above))[:, 0]
+            sums = segment_logsumexp(scores[:, None], family, len(parents))[:, 0]
             if self.stop is not None:
-                stops = self.stop[self.rank[above]].to(sums)
+                stops = self.stop[self.rank[parents]].to(sums)
                 sums = torch.logaddexp(sums, stops)
                 ends = torch.full_like(log_probs, -torch.inf)
                 ends[documents, columns] = log_probs[documents, columns] + stops - sums
                 best = _merged(best, nodes, ends)
             conditional = scores - sums[family]
         count = torch.bincount(document, minlength=len(nodes))
-        position = torch.arange(len(document), device=above.device) - (count.cumsum(0) - count)[document]
+        position = torch.arange(len(document), device=parents.device) - (count.cumsum(0) - count)[document]
         shape = (len(nodes), int(count.max()) if len(count) else 0)
-        found, values = nodes.new_full(shape, -1), log_probs.new_full(shape, -torch.inf)
-        found[document, position] = children
+        padded, values = nodes.new_full(shape, -1), log_probs.new_full(shape, -torch.inf)
+        padded[document, position] = children
         values[document, position] = log_probs[documents, columns][family] + conditional
-        return best, found, values
+        return best, padded, values
 
     def _scores(self, features: torch.Tensor, document: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
-        """The score [C] of each (document, node) cell."""
+        """Computes the score of each of C (document, node) pairs."""
         size = max(1, CHUNK // self.vectors.shape[1])
         products = [
-            torch.linalg.vecdot(features[some].to(self.vectors), self.vectors[part])
-            for some, part in zip(document.split(size), nodes.split(size))
+            torch.linalg.vecdot(features[document_chunk].to(self.vectors), self.vectors[node_chunk])
+            for document_chunk, node_chunk in zip(document.split(size), nodes.split(size))
         ]
         return torch.cat(products) * self.scale[nodes] + self.offset[nodes]
 
 
 def best_of_all(logits: torch.Tensor, model: Any, k: int) -> BestPaths:
-    """The k most probable end nodes from the logits [B, L] of a coherent head.
+    """Finds the k most probable end nodes from the logits [B, L] of a coherent head.
 
     Raises:
-        ValueError: for k below 1, and for the `independent` head, which gives paths no probability.
+        ValueError: if k is less than 1, or the head is `independent`, which gives paths no probability.
     """
     config, taxonomy = model.config, model.taxonomy
     if config.head == "independent":
-        raise ValueError("The head 'independent' gives paths no probability: use a coherent one.")
+        raise ValueError("The head 'independent' gives paths no probability. Use a coherent head.")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     may_stop = config.partial_paths and config.label_mode == "single_path"
@@ -187,7 +195,7 @@ def best_of_all(logits: torch.Tensor, model: Any, k: int) -> BestPaths:
 
 
 def _merged(best: BestPaths, nodes: torch.Tensor, log_probs: torch.Tensor) -> BestPaths:
-    """The best of those so far and of new ends [B, m], those of -inf being none."""
+    """Returns the best of the end nodes so far and of new end nodes [B, m]. A log P of -inf means no end node."""
     values, columns = torch.cat([best.log_probs, log_probs], dim=1).topk(best.nodes.shape[1], dim=1)
-    found = torch.cat([best.nodes, nodes], dim=1).gather(1, columns)
-    return best._replace(nodes=found.masked_fill(values == -torch.inf, -1), log_probs=values)
+    end_nodes = torch.cat([best.nodes, nodes], dim=1).gather(1, columns)
+    return best._replace(nodes=end_nodes.masked_fill(values == -torch.inf, -1), log_probs=values)

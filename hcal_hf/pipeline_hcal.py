@@ -1,4 +1,4 @@
-"""Inference: texts in, labels with scores and paths out."""
+"""Predicts labels with scores and paths from texts, as a pipeline of transformers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +13,10 @@ from .decoding import UNTHRESHOLDED, Decision, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
 
-# Tokenizers that name no longest text say so by a number beyond this.
+# A larger `model_max_length` means that the tokenizer does not store the limit.
 NO_LIMIT = 10**9
 
-# A label of a DAG can have very many paths.
+# The maximum number of paths per label, because a label of a DAG can have very many.
 MAX_PATHS = 100
 
 _ARGUMENTS = ("threshold", "top_k", "num_paths", "max_depth", "decode", "truncation", "max_length", "padding")
@@ -26,29 +26,34 @@ class HierarchicalTextClassificationPipeline(Pipeline):
     """
     Hierarchical text classification with an HCAL model: `pipeline("hierarchical-text-classification", model=...)`.
 
-    For each text it returns a list of `{"label", "score", "depth", "path"}`, from the roots down: the label, its
-    probability, its depth (0 = top level) and the names on the way to it. In a DAG, a label with several paths has
-    them (the first 100) under `"paths"`. A model with `config.label_names` adds the label's name as `"name"`.
+    Returns a list of dictionaries for each text, one per predicted label, from the roots down. Their keys are:
+
+    - `"label"`: the label.
+    - `"score"`: its probability.
+    - `"depth"`: its depth, 0 for the top level.
+    - `"path"`: the names from the root to the label.
+    - `"paths"`: the first 100 paths, if the label of a DAG has more than one.
+    - `"name"`: the name of the label, if the model has `config.label_names`.
 
     Arguments, for the pipeline or for a call:
-        decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"`, `"expected_f1"` or `"risk"`): how the label set is
-            decided ([`hcal_hf.decoding.decode`]); default `path` for single_path, `closure` for multi_path models. `risk`
+        decode (`"raw"`, `"closure"`, `"prune"`, `"path"`, `"top_down"`, `"expected_f1"` or `"risk"`): the decoder
+            ([`hcal_hf.decoding.decode`]). The default is `path` for single_path and `closure` for multi_path models. `risk`
             needs a calibrated model ([`HcalTrainer.calibrate_risk`]).
-        threshold (`float`, or a sequence of L numbers): lowest probability of a predicted label, for all or for each
-            (before `closure` adds ancestors); default `config.thresholds`, where they are tuned, else 0.5 for multi_path
-            and none for single_path. `expected_f1` and `risk` have none.
-        top_k (`int`): instead of deciding, list the k most probable labels of each level (those of at least `threshold`,
-            if given; tuned thresholds are not used).
-        num_paths (`int`): instead of deciding, list the ends of the k most probable whole paths, the best first, with the
-            probability that the path ends there. Heads `conditional_softmax` and `conditional_sigmoid` find them by beam
-            search ([`PathSearch`]), without the scores of all labels.
-        max_depth (`int`): leave out labels deeper than this.
-        truncation (default `True`), max_length, padding: for the tokenizer.
+        threshold (`float`, or a sequence of L numbers): the lowest probability of a predicted label, one for all labels or
+            one per label. `closure` adds ancestors below it. The default is `config.thresholds` if they are tuned, else 0.5
+            for multi_path and none for single_path. `expected_f1` and `risk` use none.
+        top_k (`int`): return the k most probable labels of each level, without a decoder. With a `threshold`, only those
+            that reach it are returned. Tuned thresholds are not used.
+        num_paths (`int`): return the end nodes of the k most probable paths, the most probable first, without a decoder.
+            The score is the probability that the path ends there. For the heads `conditional_softmax` and
+            `conditional_sigmoid`, beam search ([`PathSearch`]) finds them without the scores of all labels.
+        max_depth (`int`): leave out labels with a larger depth.
+        truncation (default `True`), max_length, padding: arguments of the tokenizer.
 
     Raises:
-        TypeError: for an unknown argument.
-        ValueError: for a value out of range, more than one of `top_k`, `num_paths` and `decode`, `num_paths` with the head
-            `independent`, or `risk` without calibration.
+        TypeError: if an argument is unknown.
+        ValueError: if a value is out of range, more than one of `top_k`, `num_paths` and `decode` is given, `num_paths` is
+            given with the head `independent`, or `risk` is given without calibration.
     """
 
     _load_tokenizer = True
@@ -58,7 +63,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # A model that comes straight from training would still perturb its prototypes and drop out.
+        # A model in training mode would perturb its prototypes and apply dropout.
         self.model.eval()
         self._search: PathSearch | None = None
 
@@ -80,22 +85,29 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         max_depth: int | None = None,
     ) -> None:
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k must be a whole number of at least 1 (labels a level), got {top_k!r}.")
+            raise ValueError(f"top_k must be a whole number of at least 1 (labels per level), got {top_k!r}.")
         if top_k is not None and decode is not None:
-            raise ValueError("top_k lists the most probable labels of each level, decode decides on a set: give one.")
+            raise ValueError(
+                "top_k returns the most probable labels of each level and decode selects a label set: give only one."
+            )
         if num_paths is not None:
             if not isinstance(num_paths, int) or num_paths < 1:
                 raise ValueError(f"num_paths must be a whole number of at least 1, got {num_paths!r}.")
             others = {"top_k": top_k, "decode": decode, "threshold": threshold, "max_depth": max_depth}
-            if given := [name for name, value in others.items() if value is not None]:
-                raise ValueError(f"num_paths lists the most probable whole paths: leave {', '.join(given)} out.")
+            if not_allowed := [name for name, value in others.items() if value is not None]:
+                raise ValueError(
+                    f"num_paths returns the most probable paths, without a decoder: leave {', '.join(not_allowed)} out."
+                )
             if self.model.config.head == "independent":
-                raise ValueError("num_paths needs a coherent head: 'independent' gives paths no probability.")
+                raise ValueError(
+                    "num_paths needs a coherent head, but the head 'independent' gives paths no probability. Leave "
+                    "num_paths out, or train a model with another head."
+                )
         if max_depth is not None and (not isinstance(max_depth, int) or max_depth < 0):
             raise ValueError(
                 f"max_depth must be a whole number of at least 0 (0 = top level only), got {max_depth!r}."
             )
-        # The decoder knows its own values: let it speak before any text has been through the model.
+        # Validates the decoder options before the model reads a text.
         self._decide(torch.zeros(1, self.model.config.num_labels), decode=decode, threshold=threshold)
 
     def preprocess(self, inputs: Any, truncation: Any = True, **kwargs: Any) -> dict[str, GenericTensor]:
@@ -103,11 +115,11 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
         texts = {"text": inputs} if isinstance(inputs, str) else inputs
         if truncation and kwargs.get("max_length") is None and self.tokenizer.model_max_length > NO_LIMIT:
-            kwargs["max_length"] = self.model.max_tokens  # what the tokenizer does not know
+            kwargs["max_length"] = self.model.max_tokens  # this tokenizer does not store the limit
             truncation = truncation if kwargs["max_length"] else False
         tokens = self.tokenizer(**texts, return_tensors="pt", truncation=truncation, **kwargs)
         if not tokens["input_ids"].numel():
-            raise ValueError(f"The text has no tokens: {inputs!r}.")
+            raise ValueError(f"The text has no tokens: {inputs!r}. Give a text with words.")
         return tokens
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], num_paths: int | None = None) -> dict[str, torch.Tensor]:
@@ -134,7 +146,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if threshold is None:
             return decision.decode(logits, self.model.taxonomy)
         if decode in UNTHRESHOLDED:
-            raise ValueError(f'decode="{decode}" chooses its own size of the set: leave threshold out.')
+            raise ValueError(f'decode="{decode}" uses no threshold: leave threshold out.')
         return replace(decision, thresholds=threshold).decode(logits, self.model.taxonomy)
 
     def postprocess(
@@ -147,7 +159,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         if "nodes" in model_outputs:
             ends = zip(model_outputs["nodes"][0].tolist(), model_outputs["log_probs"][0].exp().tolist())
-            return [self._described(node, score) for node, score in ends if node >= 0]
+            return [self._describe(node, score) for node, score in ends if node >= 0]
         logits = model_outputs["logits"]
         taxonomy = self.model.taxonomy
         scores = torch.sigmoid(logits[0])
@@ -160,10 +172,10 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             for level in taxonomy.levels:
                 best = scores[level].topk(min(top_k, level.stop - level.start)).indices + level.start
                 nodes += [node for node in best.tolist() if passes[node]]
-        deepest = len(taxonomy.levels) if max_depth is None else max_depth
-        return [self._described(node, scores[node].item()) for node in nodes if taxonomy.depths[node] <= deepest]
+        max_depth = len(taxonomy.levels) if max_depth is None else max_depth
+        return [self._describe(node, scores[node].item()) for node in nodes if taxonomy.depths[node] <= max_depth]
 
-    def _described(self, node: int, score: float) -> dict[str, Any]:
+    def _describe(self, node: int, score: float) -> dict[str, Any]:
         taxonomy = self.model.taxonomy
         paths = taxonomy.paths(node, limit=MAX_PATHS)
         depth = int(taxonomy.depths[node])

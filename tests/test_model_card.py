@@ -195,8 +195,8 @@ def card_text(taxonomy, facts=None, **config):
 def test_the_card_says_which_facts_are_unknown(taxonomy):
     text = card_text(taxonomy)
     for sentence in (
-        "How it was trained is not known", "Licence of the weights: not told.", "No results of this model as it is",
-        "Language of the texts: not told.", "Not known to what wrote this card.", "13 labels on 3 levels", "a bert encoder",
+        "The settings of the training were not known", "Licence of the weights: not specified.", "No results of this model",
+        "Language of the texts: not specified.", "The data were not known", "13 labels on 3 levels", "a bert encoder",
     ):  # fmt: skip
         assert sentence in text
     assert "trust_remote_code" not in text
@@ -215,7 +215,7 @@ def test_the_card_counts_labels_and_shortens_large_taxonomies(taxonomy, dag, rag
     lines = tree_lines(wide)
     assert lines[:5] == ["  r0 (6 below)", "      c0.0", "      c0.1", "      c0.2", "      … 3 more"]
     assert lines[-1] == "  … 1,196 more"
-    assert "2 of them stand below several parents" in card_text(dag, label_mode="multi_path")
+    assert "2 of them have several parents" in card_text(dag, label_mode="multi_path")
     rows = tables_of(card_text(ragged))[0]
     header = ["first labels", "level", "labels", "without children"]
     levels = [["a, b, c", "0", "3", "1"], ["a1, a2, b1, …", "1", "4", "3"], ["a11, a12", "2", "2", "2"]]
@@ -225,13 +225,13 @@ def test_the_card_counts_labels_and_shortens_large_taxonomies(taxonomy, dag, rag
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "Thresholds: none, the path goes on to its end."),
+        ({}, "Thresholds: none, so paths are not shortened."),
         ({"label_mode": "multi_path"}, "Thresholds: none tuned, 0.5 for every label."),
         ({"thresholds": [0.25] * 13}, "Threshold, tuned: 0.25 for every label."),
-        ({"thresholds": [0.1] * 2 + [0.2] * 4 + [0.3] * 7}, "one a level from the top down: 0.1, 0.2, 0.3."),
-        ({"thresholds": [0.1] * 12 + [0.9]}, "one a label: from 0.1 to 0.9, median 0.1"),
+        ({"thresholds": [0.1] * 2 + [0.2] * 4 + [0.3] * 7}, "one per level from the top down: 0.1, 0.2, 0.3."),
+        ({"thresholds": [0.1] * 12 + [0.9]}, "one per label: from 0.1 to 0.9, median 0.1"),
         ({"score_temperature": 1.5}, "Calibrated temperature of the scores: 1.5."),
-        ({"risk_alpha": 0.1, "risk_threshold": 0.7}, "a probability of 0.7 on"),
+        ({"risk_alpha": 0.1, "risk_threshold": 0.7}, "a probability of at least 0.7"),
         ({"head": "independent"}, "The levels are predicted independently; decoding makes them agree."),
         ({"label_mode": "multi_path"}, "any number of labels, also none"),
     ],
@@ -294,7 +294,7 @@ def test_an_edited_card_is_not_overwritten_unless_asked(taxonomy, tmp_path, monk
         said.clear()
         assert not write_card(card, model, tmp_path)
         assert path.read_bytes() == edited
-        assert "edited by hand" in said[0]
+        assert "edited manually" in said[0]
         assert "overwrite=True" in said[0]
     assert write_card(card, model, tmp_path, overwrite=True)
     assert path.read_bytes() == written
@@ -407,7 +407,7 @@ def test_the_card_contains_only_results_of_the_current_model(make_trainer, tmp_p
         return [result.dataset_split for result in results if result.metric_name == "micro-F1"]
 
     assert splits() == []
-    assert "How it was trained is not known" in path.read_text(encoding="utf-8")
+    assert "The settings of the training were not known" in path.read_text(encoding="utf-8")
     trainer.evaluate(metric_key_prefix="before")
     assert splits() == ["before"]
     trainer.train()

@@ -122,7 +122,7 @@ def test_labels_with_several_parents_have_all_their_paths(make_pipe, dag):
     [
         ({"return_all_scores": True}, TypeError, "no argument 'return_all_scores'; it takes threshold, top_k"),
         ({"top_k": 0}, ValueError, "at least 1"),
-        ({"top_k": 2, "decode": "raw"}, ValueError, "give one"),
+        ({"top_k": 2, "decode": "raw"}, ValueError, "give only one"),
         ({"max_depth": -1}, ValueError, "at least 0"),
         ({"threshold": 7}, ValueError, "between 0 and 1"),
         ({"decode": "beam"}, ValueError, "one of raw, closure, prune, path, top_down, expected_f1"),
