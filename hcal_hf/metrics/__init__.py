@@ -31,7 +31,7 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
         scores: float [N, L] probabilities, or None.
 
     Raises:
-        ValueError: for wrong shapes, types, ids or scores.
+        ValueError: if a shape, a type, an id or a score is invalid.
     """
     return violation_rates_from_edges(predictions, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, scores)
 
@@ -49,7 +49,7 @@ def hierarchical_scores(
             two parents.
 
     Raises:
-        ValueError: if the numbers of documents differ, for wrong shapes, types or ids, or for `lca=True` on a DAG.
+        ValueError: if the numbers of documents differ, a shape, a type or an id is invalid, or `lca=True` on a DAG.
     """
     return hierarchical_scores_from_edges(
         predictions, references, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, lca

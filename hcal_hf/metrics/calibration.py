@@ -57,7 +57,14 @@ def expected_calibration_error(
 
 
 def brier_score(probabilities: Any, outcomes: Any) -> float:
-    """Computes the mean of (probability - outcome)^2, from 0 (best) to 1. Arguments and errors are as above."""
+    """Computes the mean of (probability - outcome)^2, from 0 (best) to 1.
+
+    Args:
+        probabilities, outcomes: see `expected_calibration_error`.
+
+    Raises:
+        ValueError: if shapes differ, or a probability is NaN or outside 0 to 1.
+    """
     _, gaps = _checked(probabilities, outcomes)
     return float(np.square(gaps).mean()) if gaps.size else 0.0
 
@@ -77,7 +84,7 @@ def calibration_scores(probabilities: Any, references: Any, bins: int = 15) -> d
         `ece` (bins of equal mass), `ece_equal_width` and `brier`; 0.0 without documents.
 
     Raises:
-        ValueError: for wrong shapes, types or ids, or if a probability is NaN or outside 0 to 1.
+        ValueError: if a shape, a type or an id is invalid, or a probability is NaN or outside 0 to 1.
     """
     p = np.asarray(probabilities)
     if p.ndim != 2:

@@ -39,9 +39,9 @@ def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyL
         taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
 
     Returns:
-        `micro_precision`, `micro_recall`, `micro_f1`: pooled over all (document, label) decisions.
+        `micro_precision`, `micro_recall`, `micro_f1`: pooled over all (document, label) pairs.
         `macro_f1`: mean F1 over the labels that occur in the references.
-        `macro_f1_all`: mean F1 over all L labels, absent ones counting 0.
+        `macro_f1_all`: mean F1 over all L labels. Labels that are neither predicted nor referenced count 0.
         `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`: pooled over documents, on the sets
             completed with all ancestors (Kiritchenko et al., "Learning and Evaluation in the Presence of Class
             Hierarchies", 2006). Top-level labels count: there is no artificial root to leave out.
@@ -50,10 +50,11 @@ def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyL
             are equal.
         `accuracy_level_{k}` for each depth k: among the documents with a reference label at depth k, the share with
             exactly these predicted labels at depth k. 0.0 if there is no such document.
-        `micro_f1_level_{k}`, `macro_f1_level_{k}` for each depth k: as above, over the labels of depth k.
+        `micro_f1_level_{k}`, `macro_f1_level_{k}` for each depth k: micro-F1 and macro-F1 over the labels of depth k.
 
     Raises:
-        ValueError: if the numbers of documents differ, or for wrong shapes, types or ids (see `LabelSets`, `Hierarchy`).
+        ValueError: if the numbers of documents differ, or a shape, a type or an id is invalid (see `LabelSets`,
+            `Hierarchy`).
     """
     hierarchy = Hierarchy(taxonomy.edges, taxonomy.num_labels, taxonomy.depths)
     predicted, expected = paired_sets(predictions, references, hierarchy)

@@ -286,7 +286,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         else:
             distinct_paths = sorted({path for paths in labels.documents for path in paths})
             if not distinct_paths and self.taxonomy is None:
-                raise ValueError("y holds no label at all: there is nothing to learn.")
+                raise ValueError("y has no labels, so nothing can be learned: give at least one path.")
             self.taxonomy_ = Taxonomy.from_paths(distinct_paths) if self.taxonomy is None else self.taxonomy
             self.classes_ = np.array(self.taxonomy_.labels)
             nodes = encode_paths(labels.documents, self.taxonomy_)

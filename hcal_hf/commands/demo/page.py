@@ -52,7 +52,7 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
         title (`str`): the heading.
 
     Raises:
-        ImportError: without gradio.
+        ImportError: if gradio is not installed.
         TypeError: if `model` or `examples` has another type.
         ValueError: if the model is not an HCAL model.
     """
@@ -146,7 +146,7 @@ def launch(
     """Builds the page ([`build_page`]) and serves it until it is interrupted.
 
     Args:
-        model, examples: as in [`build_page`].
+        model, examples: see [`build_page`].
         host (`str`): the address to listen on; `"0.0.0.0"` for all addresses of the machine.
         port (`int`, *optional*): the port. By default the first free port from 7860.
         share (`bool`): create a public link through the servers of gradio.
@@ -156,7 +156,7 @@ def launch(
         the result of `gradio.Blocks.launch`.
 
     Raises:
-        ImportError: without gradio.
+        ImportError: if gradio is not installed.
         OSError: if the port is taken.
     """
     options = {"show_error": True, "footer_links": ["gradio", "settings"], **kwargs}
@@ -403,14 +403,14 @@ def export_space(
     files). For a model on the Hub, only the name is written. `hf upload NAME DIRECTORY --repo-type space` pushes it.
 
     Args:
-        model, examples, title: as in [`build_page`].
+        model, examples, title: see [`build_page`].
         directory: a folder without any of these files. It is created if necessary.
 
     Returns:
         the folder.
 
     Raises:
-        ImportError: without gradio.
+        ImportError: if gradio is not installed.
         FileExistsError: if one of the files exists. Nothing is written then.
         TypeError, ValueError: as in [`build_page`].
     """

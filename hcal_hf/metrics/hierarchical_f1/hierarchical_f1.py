@@ -1,4 +1,4 @@
-"""Hierarchical precision, recall and F1, as an `evaluate` module."""
+"""Computes hierarchical precision, recall and F1, as an `evaluate` module."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ class HierarchicalF1(evaluate.Metric):
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """Computes the scores of all added documents. Needs `edges` and `num_labels`."""
-        # The base class empties its buffer, so a missing argument must be found first.
+        # The base class empties its buffer, so missing arguments must be detected before it is called.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:
             raise ValueError(
                 f"HierarchicalF1 needs {' and '.join(missing)}: compute(predictions=[[0, 1], ...], "
                 "references=[[0], ...], edges=[[0, 1], ...], num_labels=2), with one [parent, child] pair per edge "
-                "([] where there is none)."
+                "([] without edges)."
             )
         if predictions is None and references is None and self.writer is None:
             raise ValueError(

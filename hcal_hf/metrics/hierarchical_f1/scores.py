@@ -53,28 +53,28 @@ def hierarchical_scores_from_edges(
             two parents.
 
     Returns:
-        `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`: sum |A(Y) & A(Z)| over sum |A(Z)|, over
-            sum |A(Y)|, and F1, with sums over documents (Kiritchenko, Matwin, Nock and Famili, "Learning and
-            Evaluation in the Presence of Class Hierarchies: Application to Text Categorization", 2006).
+        `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`: sum |A(Y) & A(Z)| / sum |A(Z)|,
+            sum |A(Y) & A(Z)| / sum |A(Y)|, and their F1, with sums over documents (Kiritchenko, Matwin, Nock and Famili,
+            "Learning and Evaluation in the Presence of Class Hierarchies: Application to Text Categorization", 2006).
         `hierarchical_precision_documents`, `hierarchical_recall_documents`, `hierarchical_f1_documents`: the same
             three ratios for each document, each averaged over all documents (so the last one is a mean of F1 scores).
         `c_micro_precision`, `c_micro_recall`, `c_micro_f1`: constrained scores, pooled over all (document, label)
-            decisions. A predicted label is correct only if it and all its ancestors are in both Y and Z; the
-            denominators are the plain sum |Z| and sum |Y|. Nothing is completed, so a predicted or referenced label
-            that lacks an ancestor in its own set can never be correct. As C-MicroF1 in Yu et al., "Constrained
-            Sequence-to-Tree Generation for Hierarchical Text Classification", SIGIR 2022, and in Ji et al.,
-            "Hierarchical Verbalizer for Few-Shot Hierarchical Text Classification", ACL 2023.
+            pairs. A predicted label is correct only if it and all its ancestors are in both Y and Z. The denominators
+            are sum |Z| and sum |Y|. The sets are not completed, so a label that lacks an ancestor in its own set is never
+            correct. This is C-MicroF1 in Yu et al., "Constrained Sequence-to-Tree Generation for Hierarchical Text
+            Classification", SIGIR 2022, and in Ji et al., "Hierarchical Verbalizer for Few-Shot Hierarchical Text
+            Classification", ACL 2023.
         `c_macro_f1`: mean of the constrained F1 per label over the labels that occur in the references.
-        `c_macro_f1_all`: the same over all L labels, absent ones counting 0: C-MacroF1 in the published code of Ji
-            et al.
+        `c_macro_f1_all`: the same over all L labels. Labels that are neither predicted nor referenced count 0. This is
+            C-MacroF1 in the published code of Ji et al.
         `lca_precision`, `lca_recall`, `lca_f1`: |Y* & Z*| / |Z*|, |Y* & Z*| / |Y*| and F1 for each document, each
-            averaged over all documents, where Y* and Z* extend the sets only up to lowest common ancestors. After
+            averaged over all documents. Y* and Z* extend the sets only up to lowest common ancestors. They follow
             Kosmopoulos et al., "Evaluation measures for hierarchical classification: a unified view and novel
-            approaches", DMKD 29, 2015; see `lca_counts` for what exactly is computed.
+            approaches", DMKD 29, 2015. `lca_counts` defines them exactly.
 
     Raises:
-        ValueError: if the numbers of documents differ, for wrong shapes, types or ids (see `LabelSets`, `Hierarchy`), or
-            for `lca=True` if a label has two parents.
+        ValueError: if the numbers of documents differ, a shape, a type or an id is invalid (see `LabelSets`, `Hierarchy`),
+            or `lca=True` and a label has two parents.
     """
     hierarchy = Hierarchy(edges, num_labels, depths)
     with_several_parents = np.flatnonzero(hierarchy.num_parents > 1)

@@ -1,4 +1,4 @@
-"""HVR, the share of documents whose predicted label set violates the label hierarchy, as an `evaluate` module."""
+"""Computes HVR, the share of documents with label sets that violate the hierarchy, as an `evaluate` module."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .label_sets import flatten_ids
 from .violations import violation_rates_from_edges
 
 _DESCRIPTION = """
-Hierarchical violation rate (HVR): the share of documents whose predicted label set holds at least one label without
-one of its parents in the label hierarchy (a forest or a DAG). Needs no references. 0.0 is a fully consistent
-prediction, 1.0 a violation in each document.
+Hierarchical violation rate (HVR): the share of documents with a predicted label set that contains a label but not all of
+its parents in the label hierarchy (a forest or a DAG). Needs no references. 0.0 means that all predictions are consistent,
+and 1.0 that each document has a violation.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -77,12 +77,12 @@ class HVR(evaluate.Metric):
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """Computes the violation rates of all added documents. Needs `edges` and `num_labels`."""
-        # The base class empties its buffer, so a missing argument must be found first.
+        # The base class empties its buffer, so missing arguments must be detected before it is called.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:
             raise ValueError(
                 f"HVR needs {' and '.join(missing)}: compute(predictions=[[0, 1], ...], edges=[[0, 1], ...], "
-                "num_labels=2), with one [parent, child] pair per edge ([] where there is none)."
+                "num_labels=2), with one [parent, child] pair per edge ([] without edges)."
             )
         if predictions is None and self.writer is None:
             raise ValueError("HVR has no predictions: pass predictions=[[0, 1], ...], or call add_batch first.")

@@ -184,7 +184,8 @@ class LabelSets:
         name: the name of the argument in errors.
 
     Raises:
-        ValueError: for floats, a wrong shape, integers other than 0 and 1 in a matrix, or ids outside 0..L-1.
+        ValueError: if `sets` contains floats, has a wrong shape, or contains ids outside 0..L-1, or if a matrix contains
+            integers other than 0 and 1.
     """
 
     def __init__(self, sets: Any, num_labels: int, name: str = "predictions") -> None:

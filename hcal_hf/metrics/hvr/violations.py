@@ -1,8 +1,8 @@
-"""Hierarchy violation rates of predicted label sets, in numpy alone.
+"""Computes hierarchy violation rates of predicted label sets. Needs only numpy.
 
-A prediction is a set of nodes of a forest or DAG for each document; it violates the hierarchy where it holds a node
-but not all parents of that node. The name "hierarchical violation rate" (HVR) is that of HCAL (Jiang et al., CIKM
-2025, arXiv 2508.13452) and is used for several quantities: each is returned under its own name and denominator.
+A predicted set of nodes of a forest or DAG violates the hierarchy if it contains a node but not all parents of that node.
+The name "hierarchical violation rate" (HVR) is from HCAL (Jiang et al., CIKM 2025, arXiv 2508.13452). It is used for
+several quantities, so each one has its own name and denominator here.
 """
 
 from __future__ import annotations
