@@ -266,7 +266,7 @@ def _best_mean_f1(values: np.ndarray, positive: np.ndarray) -> float:
     values = np.take_along_axis(values, order, axis=1)
     f1 = 2.0 * np.take_along_axis(positive, order, axis=1).cumsum(axis=1)
     f1 /= np.arange(1, values.shape[1] + 1) + positive.sum(axis=1, keepdims=True)
-    if len(values) == 1:  # exact, so that equal F1 stay equal
+    if len(values) == 1:  # already sorted
         values, total = values[0], f1[0]
     else:
         changes, values = np.diff(f1, axis=1, prepend=0).ravel(), values.ravel()

@@ -1,6 +1,7 @@
 """Compares tuned thresholds with slow loops over documents and candidate thresholds."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -70,6 +71,26 @@ def test_the_threshold_of_each_group_has_the_best_macro_f1(make, granularity, se
             part = p[:, group], targets[:, group]
             best = max(slow_score(*part, [t] * size, "macro_f1") for t in candidates(p[:, group]))
             assert slow_score(*part, [math.exp(log_t)] * size, "macro_f1") == pytest.approx(best, abs=1e-12)
+
+
+def test_the_highest_of_equally_good_thresholds_is_used():
+    """Compares exact fractions, because rounding errors could make one of two equal F1 scores larger."""
+    rng = np.random.default_rng(0)
+    p, targets = np.ceil(rng.random((12, 400)) * 12) / 12, rng.random((12, 400)) < 0.4
+    targets[0] = True
+    logs = _best_logs(np.log(p).T.copy(), targets.T.copy(), [slice(i, i + 1) for i in range(400)], "macro_f1")
+    num_ties = 0
+    for label, log_t in enumerate(logs):
+        values = sorted(set(p[:, label]), reverse=True)
+        scores = []
+        for t in values:
+            passes = p[:, label] >= t
+            hits = int((passes & targets[:, label]).sum())
+            scores.append(Fraction(2 * hits, int(passes.sum() + targets[:, label].sum())))
+        num_ties += scores.count(max(scores)) > 1
+        value, below = [*values, values[-1] / 2][scores.index(max(scores)) :][:2]
+        assert log_t == pytest.approx((math.log(value) + math.log(below)) / 2)
+    assert num_ties > 20, "the test needs labels with equally good thresholds"
 
 
 @pytest.mark.parametrize("grid", [None, 4])
