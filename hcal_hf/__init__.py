@@ -46,6 +46,7 @@ _LAZY = {
     "Regime": "training.regime",
     "TableArguments": "commands.run_arguments",
     "WEIGHTERS": "training.weighting",
+    "adapt": "training.adapt",
     "best_of_all": "path_search",
     "build_page": "commands.demo.page",
     "build_taxonomy": "data.taxonomy_builder",
@@ -59,6 +60,7 @@ _LAZY = {
     "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
     "describe_answers": "training.risk",
+    "diff_taxonomies": "data.taxonomy_diff",
     "document_scores": "training.calibration",
     "encode_dataset": "data.encoding",
     "encode_splits": "commands.run_data",
@@ -70,13 +72,16 @@ _LAZY = {
     "hierarchical_scores": "metrics",
     "load_data": "commands.run_data",
     "load_model": "commands.saved_model",
+    "make_zero_shot": "commands.zero_shot_run",
     "negative_log_likelihood": "training.calibration",
     "open_session": "commands.onnx_export",
     "pooled_features": "training.features",
     "predict_file": "commands.prediction_file",
     "quantize_int8": "commands.onnx_export",
     "read_label_names": "data.label_names",
+    "read_named_taxonomy": "data.taxonomy_formats",
     "read_table": "data.tables",
+    "read_taxonomy": "data.taxonomy_formats",
     "run_training": "commands.training_run",
     "solve": "training.solver",
     "split_rows": "data.split",
@@ -86,6 +91,7 @@ _LAZY = {
     "tune_model": "training.tuning",
     "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
+    "write_taxonomy": "data.taxonomy_writer",
 }
 __all__ = [
     "HEADS",
@@ -111,6 +117,7 @@ __all__ = [
     "Regime",
     "TableArguments",
     "Taxonomy",
+    "adapt",
     "best_of_all",
     "build_page",
     "build_taxonomy",
@@ -124,6 +131,7 @@ __all__ = [
     "convert_predictions",
     "decode",
     "describe_answers",
+    "diff_taxonomies",
     "document_scores",
     "encode_dataset",
     "encode_splits",
@@ -135,13 +143,16 @@ __all__ = [
     "hierarchical_scores",
     "load_data",
     "load_model",
+    "make_zero_shot",
     "negative_log_likelihood",
     "open_session",
     "pooled_features",
     "predict_file",
     "quantize_int8",
     "read_label_names",
+    "read_named_taxonomy",
     "read_table",
+    "read_taxonomy",
     "run_training",
     "solve",
     "split_rows",
@@ -151,6 +162,7 @@ __all__ = [
     "tune_model",
     "tune_thresholds",
     "violation_rates",
+    "write_taxonomy",
 ]
 # The estimator needs scikit-learn, which is no dependency: without it `from hcal_hf import *` leaves the name out.
 if not is_sklearn_available():
@@ -182,6 +194,7 @@ if TYPE_CHECKING:
     from .commands.saved_model import load_model
     from .commands.table_run import train_table
     from .commands.training_run import run_training
+    from .commands.zero_shot_run import make_zero_shot
     from .data.collator import HcalDataCollator
     from .data.encoding import encode_dataset
     from .data.label_names import read_label_names
@@ -189,11 +202,15 @@ if TYPE_CHECKING:
     from .data.split import split_rows
     from .data.tables import read_table
     from .data.taxonomy_builder import build_taxonomy
+    from .data.taxonomy_diff import diff_taxonomies
+    from .data.taxonomy_formats import read_named_taxonomy, read_taxonomy
+    from .data.taxonomy_writer import write_taxonomy
     from .decoding import decode
     from .heads import HEADS
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
     from .path_search import BestPaths, PathSearch, best_of_all
     from .sklearn.classifier import HcalClassifier
+    from .training.adapt import adapt
     from .training.arguments import HcalTrainingArguments
     from .training.calibration import (
         calibration_metrics,

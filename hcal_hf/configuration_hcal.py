@@ -112,6 +112,8 @@ class HcalConfig(PreTrainedConfig):
             encoders).
         projection_dim (`int`, *optional*):
             Size d of features and prototypes. Defaults to the hidden size of the encoder (HCAL: 256).
+        projection_bias (`bool`, defaults to `False`):
+            Whether the projection adds a learned bias, which can centre the pooled states ([`hcal_hf.adapt`]).
         score_function (`"cosine"` or `"linear"`, defaults to `"cosine"`):
             `cosine`: unit prototypes, score = cosine / tau (softmax heads) or a * cosine + b with learned a and b (sigmoid
             heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias per label
@@ -189,6 +191,7 @@ class HcalConfig(PreTrainedConfig):
     objective: Literal["document", "aggregate"] = "document"
     pooling: Literal["mean", "cls", "last"] = "mean"
     projection_dim: int | None = None
+    projection_bias: bool = False
     score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 
 from .prototypes import LabelPrototypes
 from .targets import Targets
 from .taxonomy import Taxonomy
+from .zero_shot import build_zero_shot
 
 logger = logging.get_logger(__name__)
 
@@ -104,6 +106,8 @@ class HcalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             # Orthogonal rows keep the cosines between pooled states, or between their projections if d is smaller.
             init.orthogonal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 
@@ -157,7 +161,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             self.encoder.pooler = None  # unused, and DDP fails on parameters without gradient
         hidden_size = _hidden_size(config.encoder_config)
         size = hidden_size if config.projection_dim is None else config.projection_dim
-        self.projection = nn.Linear(hidden_size, size, bias=False)
+        self.projection = nn.Linear(hidden_size, size, bias=config.projection_bias)
         self.prototypes = LabelPrototypes(
             self.taxonomy.num_labels,
             size,
@@ -223,6 +227,30 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
         elif descriptions:
             raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')
         return hcal
+
+    @classmethod
+    def zero_shot(
+        cls,
+        encoder: str | os.PathLike,
+        taxonomy: Taxonomy,
+        descriptions: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> "HcalForSequenceClassification":
+        """Builds a model that predicts without any training: documents are compared with the texts of the labels.
+
+        The score of a path is the cosine of the document with the text of the path's end node. The probability of an inner
+        node is the sum over the leaves below it, because names of inner nodes mislead. [`hcal_hf.adapt`] improves the model
+        with unlabelled texts. It can be saved, trained and extended by `add_labels` like any other model.
+
+        Args:
+            encoder, taxonomy: as in [`from_encoder`].
+            descriptions (`dict[str, str]`, *optional*): the texts of labels. By default, each label's name is its text.
+            kwargs: as in [`from_encoder`]. `label_mode` is single_path for a forest and multi_path for a DAG by default.
+
+        Raises:
+            TypeError, ValueError: as in [`from_encoder`].
+        """
+        return build_zero_shot(cls, encoder, taxonomy, descriptions, **kwargs)
 
     def embed_labels(self, tokenizer: Any, batch_size: int = 64) -> None:
         """Computes the anchors of the prototypes from `config.label_texts` with the current encoder.

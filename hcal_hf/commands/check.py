@@ -3,16 +3,21 @@
 import argparse
 from typing import Any
 
+from . import taxonomy_files
 from .command_line import OK, PROBLEM, UsageError, add_command, at_least_0
 
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command."""
     group = commands.add_parser(
-        "taxonomy", help="Check a hierarchy and labels before training.", description="Check a hierarchy."
+        "taxonomy",
+        help="Check, convert and compare hierarchies.",
+        description="Check a hierarchy or labels, convert a hierarchy, or compare two of them.",
     )
+    subcommands = group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    taxonomy_files.add_parsers(subcommands)
     parser = add_command(
-        group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True),
+        subcommands,
         "check",
         "Find problems of a hierarchy or of the labels of a table, and say how to fix them.",
         run,

@@ -147,7 +147,7 @@ class DataArguments(TableArguments):
             setattr(self, name, value)
 
     taxonomy: str | None = field(
-        default=None, metadata={"help": "JSON file of the hierarchy. Default: the paths in all splits."}
+        default=None, metadata={"help": "File of the hierarchy, in any format. Default: the paths in all splits."}
     )
     # TrainingArguments has another field `label_names`, so the option --label-names sets this one (`parse_arguments`).
     label_names_file: str | None = field(

@@ -10,6 +10,7 @@ from .document_check import DocumentCheck, row_name
 from .hierarchy_check import check_edges, check_paths, try_to_build
 from .labels import LabelReader
 from .tables import TableFile
+from .taxonomy_formats import read_taxonomy
 from .validation_report import ValidationReport
 
 
@@ -71,7 +72,7 @@ def check_file(
         text = ["text"] if "text" in columns else []
     texts = [text] if isinstance(text, str) else list(text)
     table.check_columns(texts)
-    required = None if taxonomy is None else Taxonomy.from_json(taxonomy)
+    required = None if taxonomy is None else read_taxonomy(taxonomy)
     reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter)
     return DocumentCheck(table, reader, texts, required, identity, min_documents).run()
 
