@@ -32,6 +32,7 @@ _LAZY = {
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
     "DataArguments": "commands.run_arguments",
+    "Decision": "decoding",
     "EvaluationArguments": "commands.evaluation_run",
     "HEADS": "heads",
     "HcalClassifier": "sklearn.classifier",
@@ -99,6 +100,7 @@ __all__ = [
     "BadRowsError",
     "BestPaths",
     "DataArguments",
+    "Decision",
     "EvaluationArguments",
     "HcalClassifier",
     "HcalConfig",
@@ -205,7 +207,7 @@ if TYPE_CHECKING:
     from .data.taxonomy_diff import diff_taxonomies
     from .data.taxonomy_formats import read_named_taxonomy, read_taxonomy
     from .data.taxonomy_writer import write_taxonomy
-    from .decoding import decode
+    from .decoding import Decision, decode
     from .heads import HEADS
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
     from .path_search import BestPaths, PathSearch, best_of_all

@@ -16,8 +16,9 @@ from .hub import CustomPipelines
 from .taxonomy import Taxonomy
 
 # The format of config.json and weights that this library writes. Formats up to this one can be read.
-# A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only.
-FORMAT_VERSION = 1
+# A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only. Format 2 adds
+# `projection_bias`, without which a model would answer differently.
+FORMAT_VERSION = 2
 
 # Fields that are removed from an encoder's configuration. A nested dictionary from a repository could otherwise enable
 # code or kernels that the user who loads the model never agreed to.

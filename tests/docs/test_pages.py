@@ -74,6 +74,10 @@ def folder(tmp_path_factory, encoder_dir, tokenizer):
         (folder / name).write_text(table, encoding="utf-8")
     area = table.splitlines()[1].split(",")[1]
     (folder / "names.csv").write_text(f"code,name\n{area},Name of {area}\n", encoding="utf-8")
+    rows = [line.split(",")[1:] for line in table.splitlines()[1:] if '"' not in line]
+    lines = dict.fromkeys(" > ".join(filter(None, row)) for row in rows)
+    for name, extra in (("taxonomy.txt", ""), ("new_taxonomy.txt", "Toys > Games\n")):
+        (folder / name).write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
     (folder / "data").mkdir()
     for split in ("train", "validation", "test"):
         (folder / "data" / f"{split}.csv").write_text(table, encoding="utf-8")
@@ -109,6 +113,8 @@ def test_code_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
             assert words[:1] == ["hcal"], f"{name_of(page)}: {line!r} is not run and carries no reason"
             if "--from" in words:
                 words += ["--use_cpu", "--time-budget", "60", "--num-train-epochs", "1"]
+            elif words[1] == "zero-shot":
+                words += ["--encoder", encoder_dir]
             elif words[1] == "train":
                 shutil.rmtree("outputs/tickets", ignore_errors=True)
                 words += ["--encoder", encoder_dir, "--use_cpu"] + (
