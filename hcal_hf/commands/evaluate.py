@@ -83,6 +83,14 @@ def add_parser(commands: Any) -> None:
         "--batch-size", type=at_least_1, default=32, metavar="N", help="Documents per batch. Default: 32."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed for halving the validation split. Default: 0.")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="Write a report with plots to this HTML file. Default: report.html in the folder that --output-dir or --save "
+        "names, else none.",
+    )
+    parser.add_argument("--no-report", action="store_true", help="Write no report.")
+    parser.add_argument("--no-texts", action="store_true", help="Leave all texts out of the report.")
     parser.add_argument("--cpu", action="store_true", help="Use no accelerator.")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from transformers import HfArgumentParser, PrinterCallback
 
 from ..card_file import save_minimal_card
 from ..configuration_hcal import HcalConfig
-from ..decoding import METHODS, Decision, decode
+from ..decoding import METHODS, Decision, decode, default_method
 from ..modeling_hcal import HcalForSequenceClassification
+from ..report.predictions import collect_predictions
+from ..report.report import write_report
+from ..report.summary import RunFacts
 from ..training.arguments import HcalTrainingArguments
 from ..training.calibration import calibration_metrics
 from ..training.evaluation import score_decision, target_matrix
@@ -25,6 +29,7 @@ from ..training.trainer import HcalTrainer
 from .results_table import results_table
 from .run_arguments import SPLITS, TableArguments
 from .run_data import encode_splits, load_data
+from .run_report import REPORT_FILE, RunRows, temperature_rows, threshold_rows, without_prefix
 from .saved_model import load_model
 
 
@@ -53,6 +58,15 @@ class EvaluationArguments:
     json: bool = field(default=False, metadata={"help": "Print one JSON object instead of tables."})
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
     seed: int = field(default=0, metadata={"help": "Seed for halving the validation split."})
+    report: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write a report with plots to this file (.html). Default: report.html in the folder that output_dir or "
+            "save names, else none."
+        },
+    )
+    no_report: bool = field(default=False, metadata={"help": "Write no report."})
+    no_texts: bool = field(default=False, metadata={"help": "Leave all texts out of the report."})
     use_cpu: bool = field(default=False, metadata={"help": "Use no accelerator."})
 
     def check(self, model: str) -> None:
@@ -84,8 +98,17 @@ class EvaluationArguments:
             raise ValueError("Give save (the model's own folder) or output_dir (another folder), not both.")
         if self.save and not os.path.isdir(model):
             raise ValueError(f"save writes into the model's own folder, but {model} is not a folder: give output_dir.")
+        if self.report and self.no_report:
+            raise ValueError(f"Give report ({self.report}) or no_report, not both.")
         if self.output_dir and Path(self.output_dir).resolve() == Path(model).resolve():
             raise ValueError(f"output_dir is the model's own folder, {model}: give save instead.")
+
+    def report_path(self, model: str) -> Path | None:
+        """Returns the file of the report, or None if there shall be none."""
+        folder = self.output_dir or (model if self.save else None)
+        if self.no_report or not (self.report or folder):
+            return None
+        return Path(self.report or os.path.join(str(folder), REPORT_FILE))
 
     @property
     def fits(self) -> bool:
@@ -117,7 +140,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     Returns:
         `model`, `split`, `documents` (the number of documents of each step), `metrics` of the split (with the names of the
         Trainer, calibration, and `answers_...` if the model has a calibrated risk), and the results of fitting
-        `temperature`, `thresholds` and `risk`, if requested.
+        `temperature`, `thresholds` and `risk`, if requested. `report` is the file of the report, if one was written.
 
     Raises:
         ValueError: if the model is not an HCAL model, data is missing, a value is out of range, or arguments conflict.
@@ -147,11 +170,22 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
         trainer.remove_callback(PrinterCallback)  # this function prints the results itself
         report = {"model": model_name, "split": args.split, **_fit(trainer, args, encoded.get("validation"))}
         report["documents"][args.split] = len(encoded[args.split])
-        report["metrics"] = trainer.evaluate(encoded[args.split], metric_key_prefix=args.split)
+        path = args.report_path(model_name)
+        with collect_predictions(trainer, args.decode) if path else nullcontext() as collector:
+            report["metrics"] = trainer.evaluate(encoded[args.split], metric_key_prefix=args.split)
         is_main = trainer.is_world_process_zero()
     if is_main:
         print(json.dumps(report, indent=2) if args.json else _as_text(report, args, model))
         _save(model, tokenizer, model_name, args, report)
+        if path is not None and collector is not None:
+            rows = RunRows(raw, encoded, model.taxonomy, tables, config)
+            facts = _facts(model_name, args, tables, report, rows, config)
+            texts = None if args.no_texts else rows.texts(args.split)
+            report["report"] = str(write_report(path, facts, collector.result(), model.taxonomy, texts))
+            if not args.json:
+                print(f"\nThe report is in {path}.")
+        elif not args.json and not args.no_report:
+            print("\nFor a report with plots: --report FILE.html")
     return report
 
 
@@ -184,7 +218,8 @@ def _fit(trainer: HcalTrainer, args: EvaluationArguments, validation: Dataset | 
         half = len(validation) // 2
         fitting, risk_only = (validation.select(np.sort(part)) for part in (order[:half], order[half:]))
     if args.temperature:
-        report["temperature"] = trainer.calibrate_temperature(fitting)
+        before = trainer.unwrapped_model.config.score_temperature
+        report["temperature"] = {"temperature_before": before, **trainer.calibrate_temperature(fitting)}
         report["documents"]["temperature"] = len(fitting)
     if args.tune:
         report["thresholds"] = trainer.tune_thresholds(fitting, args.granularity or "global", args.tune)
@@ -246,6 +281,38 @@ def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSe
             "predicted label."
         )
     return "\n".join(lines)
+
+
+def _facts(
+    model_name: str,
+    args: EvaluationArguments,
+    tables: TableArguments,
+    report: dict[str, Any],
+    rows: RunRows,
+    config: HcalConfig,
+) -> RunFacts:
+    """Collects what the evaluation knows for its report."""
+    data = str(tables.data_dir or tables.dataset)
+    tuning, settings = [], [("decoder", args.decode or f"{default_method(config.label_mode)} (default)")]
+    if fitted := report.get("temperature"):
+        tuning += temperature_rows(fitted)
+    if fitted := report.get("thresholds"):
+        tuning += threshold_rows(fitted, str(args.tune), f"thresholds: {args.granularity or 'global'}")
+    if fitted := report.get("risk"):
+        settings.append(("risk", f"{fitted['alpha']:g}: labels from a probability of {fitted['threshold']:.3f}"))
+    if tables.leave_out:
+        settings.append(("left out before", f"rows with {', '.join(tables.leave_out)}"))
+    return RunFacts(
+        title=f"Evaluation of {Path(model_name).name or model_name} on {Path(data).name or data}",
+        model=model_name,
+        data=data,
+        split=args.split,
+        metrics=without_prefix(report["metrics"], args.split),
+        config=config,
+        rows=rows.splits,
+        tuning=tuning,
+        settings=settings,
+    )
 
 
 def _save(

@@ -171,6 +171,8 @@ class DataArguments(TableArguments):
     )
     split_seed: int = field(default=0, metadata={"help": "Seed for splitting one file."})
     show_predictions: int = field(default=5, metadata={"help": "Number of test documents with printed predictions."})
+    no_report: bool = field(default=False, metadata={"help": "Do not write report.html into the output folder."})
+    no_texts: bool = field(default=False, metadata={"help": "Leave all texts out of the report."})
     card: dict | str | None = field(
         default=None,
         metadata={

@@ -65,13 +65,23 @@ def train_table(
     }
     model_args, data_args, args = parse_arguments(list(overrides), defaults)
     table = read_table(path)
-    if model_args.start_from:
-        decided = _continue(table, path, model_args, data_args, args, given, time_budget)
-    else:
-        decided = _start(table, path, model_args, data_args, args, given, time_budget)
+    notes = _Notes()
+    decide = _continue if model_args.start_from else _start
+    decided = decide(table, path, model_args, data_args, args, given, time_budget, notes)
     settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
     _prepare_folder(args, settings, overwrite)
-    return run_training(model_args, data_args, args)
+    return run_training(model_args, data_args, args, notes.lines)
+
+
+class _Notes:
+    """Prints the decisions of a run, and keeps them for its report."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        print(line)
+        self.lines.append(line)
 
 
 def _start(
@@ -82,22 +92,23 @@ def _start(
     args: HcalTrainingArguments,
     given: set[str],
     time_budget: float,
+    notes: _Notes,
 ) -> list[str]:
     """Decides how a new model is built and trained. Returns the names of the settings."""
     _check_columns(path, table.column_names, data_args)
     reader = LabelReader(**_reader_options(data_args), class_names=class_names(table, data_args.labels))
-    _infer_mode(table, reader, _taxonomy(table, data_args), model_args, given)
+    _infer_mode(table, reader, _taxonomy(table, data_args), model_args, given, notes)
     texts = _sample_texts(table, data_args)
     if "encoder" not in given:
         model_args.encoder = default_encoder()
-        print(f"Encoder: {DEFAULT_ENCODER}.")
+        notes.say(f"Encoder: {DEFAULT_ENCODER}.")
         warn_if_not_english(texts)
     decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
     if "freeze_encoder" not in given and model_args.preset is None:
         tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
         lengths = _token_lengths(texts, tokenizer, len(table), data_args.max_length)
         regime = choose_regime(model_args.encoder, tokenizer, lengths, time_budget, args.device)
-        print(f"Regime: {regime.name}. {regime.reason}")
+        notes.say(f"Regime: {regime.name}. {regime.reason}")
         model_args.freeze_encoder = regime.name == "frozen"
         decided += _apply(regime, args, given)
     return decided
@@ -111,6 +122,7 @@ def _continue(
     args: HcalTrainingArguments,
     given: set[str],
     time_budget: float,
+    notes: _Notes,
 ) -> list[str]:
     """Decides how a saved model goes on. Returns the names of the settings.
 
@@ -133,7 +145,7 @@ def _continue(
     # Scores are linear in models that were trained with a frozen encoder.
     model_args.freeze_encoder = model.config.score_function == "linear"
     if model_args.freeze_encoder:
-        print("Regime: frozen, as the model was trained.")
+        notes.say("Regime: frozen, as the model was trained.")
         return decided + _apply(Regime("frozen", FROZEN, ""), args, given)
     lengths = _token_lengths(_sample_texts(table, data_args), tokenizer, len(table), data_args.max_length)
     regime = choose_regime(model.encoder, tokenizer, lengths, time_budget, args.device)
@@ -142,7 +154,7 @@ def _continue(
             f"{model_args.start_from} was fine-tuned, and going on takes longer than allowed. {regime.reason} Give more "
             "minutes by --time-budget."
         )
-    print(f"Regime: {regime.name}. {regime.reason}")
+    notes.say(f"Regime: {regime.name}. {regime.reason}")
     return decided + _apply(regime, args, given)
 
 
@@ -198,7 +210,12 @@ def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
 
 
 def _infer_mode(
-    table: Any, reader: LabelReader, taxonomy: Taxonomy, model_args: ModelArguments, given: set[str]
+    table: Any,
+    reader: LabelReader,
+    taxonomy: Taxonomy,
+    model_args: ModelArguments,
+    given: set[str],
+    notes: _Notes,
 ) -> None:
     """Sets label_mode and partial_paths as the rows need them, unless they are given, and prints the reason."""
     encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
@@ -212,11 +229,11 @@ def _infer_mode(
     if "label_mode" not in given and model_args.preset is None:
         model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
         reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
-        print(f"label_mode: {model_args.label_mode} ({reason}).")
+        notes.say(f"label_mode: {model_args.label_mode} ({reason}).")
     if "partial_paths" not in given and model_args.preset is None:
         model_args.partial_paths = bool(len(partial))
         reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
-        print(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
+        notes.say(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
 
 
 def _first_rows(rows: np.ndarray, what: str) -> str:

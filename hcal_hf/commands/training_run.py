@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..configuration_hcal import display_names
+from ..configuration_hcal import HcalConfig, display_names
 from ..data.label_names import read_label_names
 from ..data.texts import join_texts
 from ..model_card import Details
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
+from ..report.predictions import collect_predictions
+from ..report.report import write_report
+from ..report.summary import RunFacts
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
@@ -28,17 +33,23 @@ from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
 from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows
+from .run_report import REPORT_FILE, RunRows, count_labels, training_tuning, without_prefix
 
 logger = logging.get_logger(__name__)
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments
+    model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments, notes: Sequence[str] = ()
 ) -> dict[str, float]:
     """Trains a model, evaluates and saves it, and prints a few predictions.
 
     Writes to `args.output_dir` the model with its tokenizer, the checkpoints, `test_results.json`, the trainer's state and
-    the model card with its pictures ([`HcalTrainer.create_model_card`]). Pushes them if `push_to_hub` is set.
+    the model card with its pictures ([`HcalTrainer.create_model_card`]). Pushes them if `push_to_hub` is set. Writes
+    `report.html` last, which is not pushed, because it can hold texts.
+
+    Args:
+        model_args, data_args, args: the arguments of the run.
+        notes: decisions that led to these arguments, one sentence each, for the report.
 
     Returns:
         the metrics of the test split, or of the validation split without a test split, or {} without both.
@@ -124,7 +135,8 @@ def run_training(
     held_out = next((name for name in ("test", "validation") if name in table), None)
     if held_out is None:
         return {}
-    metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
+    with nullcontext() if data_args.no_report else collect_predictions(trainer) as collector:
+        metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Results in the model card")
     else:
@@ -139,13 +151,51 @@ def run_training(
         pipe = pipeline(TASK, model=saved_or_trained, tokenizer=tokenizer, device=args.device if sharded else None)
         print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
         folder = args.output_dir
+        report = ""
+        if collector is not None:
+            rows = RunRows(raw, encoded, taxonomy, data_args, model.config)
+            facts = _facts(
+                model_args, data_args, args, trainer._training_settings(), rows, model.config, metrics, held_out
+            )
+            facts.notes, facts.tuning = list(notes), training_tuning(trainer.tuned, args.tune)
+            facts.train_documents = count_labels(encoded["train"], taxonomy)
+            texts = None if data_args.no_texts else rows.texts(held_out)
+            report = f", its report in {write_report(Path(str(folder), REPORT_FILE), facts, collector.result(), taxonomy, texts)}"
         print(
-            f"\nThe model is in {folder}. What to do next:\n"
+            f"\nThe model is in {folder}{report}. What to do next:\n"
             f"  hcal predict {folder} FILE --out predictions.parquet\n"
             f"  hcal evaluate {folder} LABELLED_FILE\n"
             f"  hcal demo {folder}"
         )
     return metrics
+
+
+def _facts(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HcalTrainingArguments,
+    training_settings: dict[str, str],
+    rows: RunRows,
+    config: HcalConfig,
+    metrics: dict[str, float],
+    split: str,
+) -> RunFacts:
+    """Collects what a training knows for its report."""
+    data = str(data_args.data_dir or data_args.dataset)
+    settings = [("encoder", model_args.encoder or f"that of {model_args.start_from}"), *training_settings.items()]
+    if data_args.leave_out:
+        settings.append(("left out before", f"rows with {', '.join(data_args.leave_out)}"))
+    return RunFacts(
+        title=f"Training on {Path(data).name or data}",
+        model=str(args.output_dir),
+        data=data,
+        split=split,
+        metrics=without_prefix(metrics, split),
+        config=config,
+        rows=rows.splits,
+        settings=settings,
+        is_training=True,
+    )
 
 
 def _report_tuning(tuned: dict[str, float], metric: str) -> None:

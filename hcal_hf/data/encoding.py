@@ -153,6 +153,23 @@ class RowEncoder:
         return Features({**columns, **row_report})
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        texts, problems, rows, completed, unlabelled = self.read(batch)
+        clean = ["" if problem else text for text, problem in zip(texts, problems)]
+        tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
+        # Only fast tokenizers keep the tokens that were cut off.
+        truncated = [bool(e.overflowing) for e in tokens.encodings] if tokens.encodings else [False] * len(texts)
+        row_report = {_PROBLEM: problems, _COMPLETED: completed, _TRUNCATED: truncated, _UNLABELLED: unlabelled}
+        columns = {**tokens, **row_report}
+        return {**columns, "labels": rows} if self.reader else columns
+
+    def read(
+        self, batch: dict[str, list]
+    ) -> tuple[list[Any], list[str | None], list[list[int]], np.ndarray, list[bool]]:
+        """Reads texts and labels of a batch, without tokenising.
+
+        Returns:
+            the text and the problem of each row, and the labels as from [`encode_labels`], empty without label columns.
+        """
         texts = list(map(join_texts, zip(*(batch[name] for name in self.texts))))
         unreadable = batch.get(UNREADABLE, [None] * len(texts))
         problems: list[str | None] = [reason or text_problem(text) for reason, text in zip(unreadable, texts)]
@@ -163,13 +180,7 @@ class RowEncoder:
             rows, completed, unlabelled = self.encode_labels(
                 [batch[name] for name in self.reader.column_list], problems
             )
-        clean = ["" if problem else text for text, problem in zip(texts, problems)]
-        tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
-        # Only fast tokenizers keep the tokens that were cut off.
-        truncated = [bool(e.overflowing) for e in tokens.encodings] if tokens.encodings else [False] * len(texts)
-        row_report = {_PROBLEM: problems, _COMPLETED: completed, _TRUNCATED: truncated, _UNLABELLED: unlabelled}
-        columns = {**tokens, **row_report}
-        return {**columns, "labels": rows} if self.reader else columns
+        return texts, problems, rows, completed, unlabelled
 
     def encode_labels(
         self, columns: list[list], problems: list[str | None]

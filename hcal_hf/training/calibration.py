@@ -177,13 +177,7 @@ def calibration_metrics(
     metrics = calibration_scores(log_probs.exp().numpy(), positive)
     if label_mode != "single_path":
         return metrics
-    decision = Decision(label_mode, partial_paths, head)
-    paths = decision.best_path(log_probs, taxonomy)
-    # Nodes are sorted by depth, so the last node of a path is its end.
-    ends = paths.shape[1] - 1 - paths.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
-    values = end_probabilities(log_probs, taxonomy, partial_paths and decision.is_coherent)
-    confidence = values.gather(1, ends)[:, 0].clamp(0, 1).numpy()
-    is_correct = (paths.numpy() == positive).all(axis=1)
+    confidence, is_correct = path_confidence(log_probs, positive, taxonomy, Decision(label_mode, partial_paths, head))
     return {
         **metrics,
         "end_ece": expected_calibration_error(confidence, is_correct),
@@ -192,10 +186,32 @@ def calibration_metrics(
     }
 
 
+def path_confidence(
+    log_probs: torch.Tensor, positive: np.ndarray, taxonomy: Taxonomy, decision: Decision
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the probability of each document's most probable path, and whether it is the true one.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `[N, L]`): log-probabilities of the labels.
+        positive (bool, same shape): the true labels, with all ancestors.
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        decision ([`Decision`]): of a single_path model. Its thresholds play no part.
+
+    Returns:
+        the probabilities [N] of ending at the last node of the path, and whether the path is right, bool [N].
+    """
+    paths = decision.best_path(log_probs, taxonomy)
+    # Nodes are sorted by depth, so the last node of a path is its end.
+    ends = paths.shape[1] - 1 - paths.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    values = end_probabilities(log_probs, taxonomy, decision.partial_paths and decision.is_coherent)
+    return values.gather(1, ends)[:, 0].clamp(0, 1).numpy(), (paths.numpy() == positive).all(axis=1)
+
+
 __all__ = [
     "calibration_metrics",
     "document_scores",
     "fit_temperature",
     "negative_log_likelihood",
+    "path_confidence",
     "tempered_logits",
 ]

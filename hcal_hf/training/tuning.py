@@ -30,8 +30,9 @@ def tune_model(trainer: Any, dataset: Any = None, metric: str = "micro_f1") -> d
         metric (`"micro_f1"` or `"macro_f1"`): the metric that the threshold maximises.
 
     Returns:
-        `documents`, `temperature` and, for multi_path models, `threshold`, `before` and `after`. {} if there are fewer than
-        20 documents, in which case nothing is changed.
+        `documents`, `temperature_before` and `temperature`, on these documents `nll_before` and `nll_after`, `ece_...` and
+        for single_path models `end_ece_...` ([`HcalTrainer.calibrate_temperature`]), and for multi_path models
+        `threshold`, `before` and `after`. {} if there are fewer than 20 documents, in which case nothing is changed.
 
     Raises:
         ValueError: for another metric, or training documents.
@@ -46,8 +47,11 @@ def tune_model(trainer: Any, dataset: Any = None, metric: str = "micro_f1") -> d
         )
         return {}
     tuned: dict[str, float] = {"documents": len(dataset)}
-    tuned["temperature"] = trainer.calibrate_temperature(dataset)["temperature"]
     model = trainer.unwrapped_model
+    tuned["temperature_before"] = model.config.score_temperature
+    fitted = trainer.calibrate_temperature(dataset)
+    names = [f"{name}_{when}" for name in ("nll", "ece", "end_ece") for when in ("before", "after")]
+    tuned |= {name: fitted[name] for name in ("temperature", *names) if name in fitted}
     if model.config.label_mode == "multi_path":
         logits, targets = trainer._predict_field(dataset, "tune_model", "logits")
         tuned["before"], tuned["after"] = cross_validate(logits, targets, model, metric)

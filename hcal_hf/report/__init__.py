@@ -1,0 +1,1 @@
+"""Writes the report of a training or an evaluation: one HTML file that needs no network."""
