@@ -1,7 +1,7 @@
 """Hierarchical text classification for transformers: HCAL, and heads that agree with the hierarchy.
 
 The root of the package holds what a saved model carries to the Hub. Everything else lives in a wing and is imported at
-its first use: `metrics`, `data`, `training`, `sklearn` and `commands`.
+its first use: `metrics`, `data`, `training`, `sklearn`, `report` and `commands`.
 """
 
 import importlib
@@ -43,8 +43,11 @@ _LAZY = {
     "ModelArguments": "commands.run_arguments",
     "PathSearch": "path_search",
     "PredictionArguments": "commands.predictor",
+    "Predictions": "report.predictions",
     "Predictor": "commands.predictor",
     "Regime": "training.regime",
+    "RunFacts": "report.summary",
+    "SplitRows": "report.summary",
     "TableArguments": "commands.run_arguments",
     "WEIGHTERS": "training.weighting",
     "adapt": "training.adapt",
@@ -57,6 +60,7 @@ _LAZY = {
     "calibration_scores": "metrics",
     "choose_regime": "training.regime",
     "classification_scores": "metrics",
+    "collect_predictions": "report.predictions",
     "compute_metrics": "training.evaluation",
     "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
@@ -92,6 +96,7 @@ _LAZY = {
     "tune_model": "training.tuning",
     "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
+    "write_report": "report.report",
     "write_taxonomy": "data.taxonomy_writer",
 }
 __all__ = [
@@ -115,8 +120,11 @@ __all__ = [
     "ModelArguments",
     "PathSearch",
     "PredictionArguments",
+    "Predictions",
     "Predictor",
     "Regime",
+    "RunFacts",
+    "SplitRows",
     "TableArguments",
     "Taxonomy",
     "adapt",
@@ -129,6 +137,7 @@ __all__ = [
     "calibration_scores",
     "choose_regime",
     "classification_scores",
+    "collect_predictions",
     "compute_metrics",
     "convert_predictions",
     "decode",
@@ -164,6 +173,7 @@ __all__ = [
     "tune_model",
     "tune_thresholds",
     "violation_rates",
+    "write_report",
     "write_taxonomy",
 ]
 # The estimator needs scikit-learn, which is no dependency: without it `from hcal_hf import *` leaves the name out.
@@ -211,6 +221,9 @@ if TYPE_CHECKING:
     from .heads import HEADS
     from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
     from .path_search import BestPaths, PathSearch, best_of_all
+    from .report.predictions import Predictions, collect_predictions
+    from .report.report import write_report
+    from .report.summary import RunFacts, SplitRows
     from .sklearn.classifier import HcalClassifier
     from .training.adapt import adapt
     from .training.arguments import HcalTrainingArguments

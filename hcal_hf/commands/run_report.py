@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from ..data.labels import LabelReader
 from ..data.left_out import find_left_out
 from ..data.rows import class_names
 from ..data.texts import join_texts
-from ..report.summary import SplitRows
+from ..report.summary import RunFacts, SplitRows
 from ..taxonomy import Taxonomy
-from .run_arguments import TableArguments
+from ..training.trainer import HcalTrainer
+from .run_arguments import DataArguments, ModelArguments, TableArguments
 
 REPORT_FILE = "report.html"
 _METHODS = {"micro_f1": "micro-F1", "macro_f1": "macro-F1"}
@@ -70,6 +72,34 @@ def _encoder(table: Dataset, taxonomy: Taxonomy, tables: TableArguments, config:
     return RowEncoder(taxonomy, None, options["text"], reader, config.label_mode, config.partial_paths, None)
 
 
+def training_facts(
+    trainer: HcalTrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    rows: RunRows,
+    metrics: dict[str, float],
+    split: str,
+) -> RunFacts:
+    """Collects what a training knows for its report."""
+    data = str(data_args.data_dir or data_args.dataset)
+    encoder = model_args.encoder or f"that of {model_args.start_from}"
+    settings = [("encoder", encoder), *trainer._training_settings().items()]
+    if data_args.leave_out:
+        settings.append(("left out before", f"rows with {', '.join(data_args.leave_out)}"))
+    return RunFacts(
+        title=f"Training on {Path(data).name or data}",
+        model=str(trainer.args.output_dir),
+        data=data,
+        split=split,
+        metrics=without_prefix(metrics, split),
+        config=trainer.unwrapped_model.config,
+        rows=rows.splits,
+        tuning=training_tuning(trainer.tuned, trainer.args.tune),
+        settings=settings,
+        is_training=True,
+    )
+
+
 def without_prefix(metrics: dict[str, float], split: str) -> dict[str, float]:
     """Removes the prefix of the split from the names of metrics."""
     return {name.removeprefix(f"{split}_"): value for name, value in metrics.items()}
@@ -79,7 +109,7 @@ def temperature_rows(fitted: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Describes a fitted temperature as rows (value, before, after)."""
     rows = [("temperature", f"{fitted['temperature_before']:.3g}", f"{fitted['temperature']:.3g}")]
     for name, title in (
-        ("nll", "−log P of a document's labels"),
+        ("nll", "-log P of a document's labels"),
         ("end_ece", "calibration error of the paths"),
         ("ece", "calibration error of all labels"),
     ):

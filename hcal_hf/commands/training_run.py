@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..configuration_hcal import HcalConfig, display_names
+from ..configuration_hcal import display_names
 from ..data.label_names import read_label_names
 from ..data.texts import join_texts
 from ..model_card import Details
@@ -23,7 +23,6 @@ from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
 from ..report.predictions import collect_predictions
 from ..report.report import write_report
-from ..report.summary import RunFacts
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
@@ -33,7 +32,7 @@ from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
 from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows
-from .run_report import REPORT_FILE, RunRows, count_labels, training_tuning, without_prefix
+from .run_report import REPORT_FILE, RunRows, count_labels, training_facts
 
 logger = logging.get_logger(__name__)
 
@@ -154,13 +153,11 @@ def run_training(
         report = ""
         if collector is not None:
             rows = RunRows(raw, encoded, taxonomy, data_args, model.config)
-            facts = _facts(
-                model_args, data_args, args, trainer._training_settings(), rows, model.config, metrics, held_out
-            )
-            facts.notes, facts.tuning = list(notes), training_tuning(trainer.tuned, args.tune)
-            facts.train_documents = count_labels(encoded["train"], taxonomy)
+            facts = training_facts(trainer, model_args, data_args, rows, metrics, held_out)
+            facts.notes, facts.train_documents = list(notes), count_labels(encoded["train"], taxonomy)
             texts = None if data_args.no_texts else rows.texts(held_out)
-            report = f", its report in {write_report(Path(str(folder), REPORT_FILE), facts, collector.result(), taxonomy, texts)}"
+            report_file = Path(str(folder), REPORT_FILE)
+            report = f", and its report is {write_report(report_file, facts, collector.result(), taxonomy, texts)}"
         print(
             f"\nThe model is in {folder}{report}. What to do next:\n"
             f"  hcal predict {folder} FILE --out predictions.parquet\n"
@@ -168,34 +165,6 @@ def run_training(
             f"  hcal demo {folder}"
         )
     return metrics
-
-
-def _facts(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HcalTrainingArguments,
-    training_settings: dict[str, str],
-    rows: RunRows,
-    config: HcalConfig,
-    metrics: dict[str, float],
-    split: str,
-) -> RunFacts:
-    """Collects what a training knows for its report."""
-    data = str(data_args.data_dir or data_args.dataset)
-    settings = [("encoder", model_args.encoder or f"that of {model_args.start_from}"), *training_settings.items()]
-    if data_args.leave_out:
-        settings.append(("left out before", f"rows with {', '.join(data_args.leave_out)}"))
-    return RunFacts(
-        title=f"Training on {Path(data).name or data}",
-        model=str(args.output_dir),
-        data=data,
-        split=split,
-        metrics=without_prefix(metrics, split),
-        config=config,
-        rows=rows.splits,
-        settings=settings,
-        is_training=True,
-    )
 
 
 def _report_tuning(tuned: dict[str, float], metric: str) -> None:

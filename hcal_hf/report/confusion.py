@@ -29,11 +29,13 @@ class Confusion:
     examples: list[int]
 
 
-def find_confusions(predictions: Predictions, taxonomy: Taxonomy, most: int = 20, examples: int = 3) -> list[Confusion]:
+def find_confusions(
+    predictions: Predictions, taxonomy: Taxonomy, most: int = 20, examples: int = 3
+) -> list[Confusion]:
     """Finds the pairs that are confused most often.
 
     A document confuses A with B if it has A and not B, if B is predicted and A is not, and if both are top-level labels or
-    have a parent in common that is predicted correctly. So each document counts where its predicted path leaves the true one.
+    have a parent in common that is predicted correctly. So a document counts where its predicted path leaves the true one.
     Pairs of a single document are left out if there are others.
 
     Args:

@@ -74,7 +74,6 @@ def tree_figure() -> "Figure":
     figure = go.Figure(
         go.Treemap(
             branchvalues="remainder",
-            maxdepth=3,
             sort=True,
             marker={
                 "colorscale": F1_COLORS,
@@ -92,14 +91,15 @@ def tree_figure() -> "Figure":
                 },
             },
             tiling={"pad": 2},
-            pathbar={"thickness": 26},
+            pathbar={"visible": False},
+            root={"color": "rgba(127,127,127,0.25)"},
             texttemplate="%{label}<br>%{customdata[0]}",
             hovertemplate="<b>%{label}</b><br>documents: %{customdata[1]:,}<br>F1: %{customdata[0]}<extra></extra>",
         )
     )
     figure = _plain(figure)
     # Texts that do not fit are hidden, because plotly would make them too small to read.
-    figure.update_layout(margin={"l": 0, "r": 0, "t": 4, "b": 56}, uniformtext={"minsize": 11, "mode": "hide"})
+    figure.update_layout(margin={"l": 0, "r": 0, "t": 4, "b": 56}, uniformtext={"minsize": 10, "mode": "hide"})
     return figure
 
 
@@ -152,9 +152,7 @@ def coverage_figure(coverage: Coverage) -> "Figure":
             + ": %{y:.1%}<extra></extra>",
         )
     axis = {"range": [0, 1.03], "tickformat": ".0%"}
-    figure.update_layout(
-        xaxis={**axis, "title": {"text": "share of the documents that are answered"}}, yaxis=axis
-    )
+    figure.update_layout(xaxis={**axis, "title": {"text": "share of documents answered"}}, yaxis=axis)
     return _plain(figure)
 
 

@@ -18,7 +18,7 @@ from .summary import FEWEST_FOR_WORST, Coverage, RunFacts, Summary
 
 FOLDER = Path(__file__).parent
 # Bytes of the tree of labels. With plotly.js, 4.8 MB, the file stays below 8 MB.
-TREE_BYTES = 2_000_000
+TREE_BYTES = 2_500_000
 # Bytes of the numbers of one label in the tree.
 _NUMBERS = 34
 _COVERAGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -37,7 +37,11 @@ def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: An
         an HTML page that needs no other file. Without plotly it has no plots.
     """
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     plotly, script = plotly_script(), (FOLDER / "script.js").read_text(encoding="utf-8")
@@ -92,7 +96,11 @@ def tree_data(summary: Summary, limit: int = TREE_BYTES) -> dict[str, list]:
     position = np.full(len(labels.parents) + 1, -1)
     position[order] = np.arange(len(order))
     counts = {name: getattr(labels, name)[order].tolist() for name in ("documents", "predicted", "hits", "ends")}
-    return {"names": [summary.names[node] for node in order], "parents": position[labels.parents[order]].tolist(), **counts}
+    return {
+        "names": [summary.names[node] for node in order],
+        "parents": position[labels.parents[order]].tolist(),
+        **counts,
+    }
 
 
 def _hash(script: str) -> str:

@@ -5,6 +5,8 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const ROOT = "root";
   const FIRST_ROWS = 25;
+  // plotly makes several elements for each box, so only the largest boxes of two levels are drawn at a time.
+  const MOST_BOXES = 700;
   const below = new Map([[-1, []]]);
   tree.parents.forEach((parent, node) => {
     if (!below.has(parent)) below.set(parent, []);
@@ -13,10 +15,14 @@
   for (const nodes of below.values()) nodes.sort((a, b) => tree.documents[b] - tree.documents[a] || a - b);
   const number = new Intl.NumberFormat("en");
   const percent = (value) => (100 * value).toFixed(1);
+  // The number of documents below each label. Every label comes after its parent.
+  const areas = [...tree.ends];
+  for (let node = areas.length - 1; node >= 0; node--) if (tree.parents[node] >= 0) areas[tree.parents[node]] += areas[node];
   const f1 = (node) => 2 * tree.hits[node] / Math.max(tree.documents[node] + tree.predicted[node], 1);
 
   // ---- Plots ----
 
+  let opened = -1;
   const plots = [...document.querySelectorAll(".figure")];
 
   function theme(name) {
@@ -35,31 +41,53 @@
   function draw(place) {
     const name = place.dataset.figure;
     const figure = data.figures[name];
-    if (name === "tree") fillTree(figure.data[0]);
+    if (name === "tree") fillTree(figure.data[0], opened);
     const config = {responsive: true, displaylogo: false, displayModeBar: false};
     return Plotly.newPlot(place, figure.data, figure.layout, config).then(() => Plotly.relayout(place, theme(name)));
   }
 
-  function fillTree(trace) {
-    trace.ids = [ROOT, ...tree.names.map((_, node) => String(node))];
-    // plotly reads a few tags in its texts as HTML.
-    trace.labels = ["all labels", ...tree.names].map((name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;"));
-    trace.parents = ["", ...tree.parents.map((parent) => parent < 0 ? ROOT : String(parent))];
-    trace.values = [0, ...tree.ends];
-    trace.marker.colors = [null, ...tree.names.map((_, node) => tree.documents[node] ? f1(node) : null)];
-    const details = tree.names.map((_, node) => [`${percent(f1(node))} %`, tree.documents[node]]);
-    trace.customdata = [["", data.documents], ...details];
+  function boxes(node) {
+    const children = (below.get(node) ?? []).filter((child) => areas[child]).slice(0, MOST_BOXES);
+    const next = children.flatMap((child) => below.get(child) ?? []).filter((child) => areas[child]);
+    next.sort((a, b) => areas[b] - areas[a]);
+    return [...children, ...next.slice(0, MOST_BOXES - children.length)];
   }
 
-  if (window.Plotly) {
-    for (const place of plots) draw(place).then(() => {
-      if (place.dataset.figure !== "tree") return;
-      place.on("plotly_treemapclick", (event) => {
-        const id = event.nextLevel ?? event.points[0].id;
-        show(!id || id === ROOT ? -1 : Number(id));
-      });
-    });
-    dark.addEventListener("change", () => plots.forEach((place) => Plotly.relayout(place, theme(place.dataset.figure))));
+  function fillTree(trace, node) {
+    const drawn = boxes(node);
+    // A box has room for what its drawn boxes leave.
+    const rest = new Map(drawn.map((child) => [child, areas[child]]));
+    for (const child of drawn) {
+      const parent = tree.parents[child];
+      if (parent !== node) rest.set(parent, rest.get(parent) - areas[child]);
+    }
+    const inside = drawn.filter((child) => tree.parents[child] === node).reduce((sum, child) => sum + areas[child], 0);
+    const name = node < 0 ? "all labels" : tree.names[node];
+    const own = node < 0 ? 0 : areas[node] - inside;
+    trace.ids = [ROOT, ...drawn.map(String)];
+    // plotly reads a few tags in its texts as HTML.
+    const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    trace.labels = [name, ...drawn.map((child) => tree.names[child])].map(plain);
+    trace.parents = ["", ...drawn.map((child) => tree.parents[child] === node ? ROOT : String(tree.parents[child]))];
+    trace.values = [own, ...drawn.map((child) => rest.get(child))];
+    const score = (child) => tree.documents[child] ? f1(child) : null;
+    trace.marker.colors = [node < 0 ? null : score(node), ...drawn.map(score)];
+    const details = (child) => [`${percent(f1(child))} %`, tree.documents[child]];
+    trace.customdata = [node < 0 ? ["–", data.documents] : details(node), ...drawn.map(details)];
+  }
+
+  function redrawTree(place) {
+    const figure = data.figures.tree;
+    fillTree(figure.data[0], opened);
+    Plotly.react(place, figure.data, figure.layout).then(() => Plotly.relayout(place, theme("tree")));
+  }
+
+  function onClick(event) {
+    const id = event.points[0].id;
+    const node = id === ROOT ? (opened < 0 ? -1 : tree.parents[opened]) : Number(id);
+    // The plot may not be redrawn while it handles the click.
+    setTimeout(() => open(node));
+    return false;
   }
 
   // ---- Table of the tree, also for the keyboard ----
@@ -68,12 +96,11 @@
   const children = document.getElementById("children");
   const caption = document.getElementById("explorer-caption");
   const more = document.getElementById("more");
-  let opened = -1;
 
   function open(node) {
     show(node);
     const place = plots.find((plot) => plot.dataset.figure === "tree");
-    if (window.Plotly && place) Plotly.restyle(place, {level: node < 0 ? ROOT : String(node)});
+    if (window.Plotly && place) redrawTree(place);
   }
 
   function link(text, node) {
@@ -135,4 +162,12 @@
   more.addEventListener("click", () => show(opened, true));
   document.getElementById("explorer").hidden = false;
   show(-1);
+
+  if (window.Plotly) {
+    for (const place of plots) {
+      const drawn = draw(place);
+      if (place.dataset.figure === "tree") drawn.then(() => place.on("plotly_treemapclick", onClick));
+    }
+    dark.addEventListener("change", () => plots.forEach((place) => Plotly.relayout(place, theme(place.dataset.figure))));
+  }
 })();
