@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
+    "Comparison": "report.comparison",
     "DataArguments": "commands.run_arguments",
     "Decision": "decoding",
     "EvaluationArguments": "commands.evaluation_run",
@@ -52,6 +53,7 @@ _LAZY = {
     "WEIGHTERS": "training.weighting",
     "adapt": "training.adapt",
     "best_of_all": "path_search",
+    "bootstrap_interval": "metrics",
     "build_page": "commands.demo.page",
     "build_taxonomy": "data.taxonomy_builder",
     "build_weighter": "training.weighting",
@@ -61,12 +63,15 @@ _LAZY = {
     "choose_regime": "training.regime",
     "classification_scores": "metrics",
     "collect_predictions": "report.predictions",
+    "compare_models": "commands.comparison_run",
+    "compare_predictions": "report.comparison",
     "compute_metrics": "training.evaluation",
     "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
     "describe_answers": "training.risk",
     "diff_taxonomies": "data.taxonomy_diff",
     "document_scores": "training.calibration",
+    "draw_documents": "metrics",
     "encode_dataset": "data.encoding",
     "encode_splits": "commands.run_data",
     "evaluate_model": "commands.evaluation_run",
@@ -104,6 +109,7 @@ __all__ = [
     "WEIGHTERS",
     "BadRowsError",
     "BestPaths",
+    "Comparison",
     "DataArguments",
     "Decision",
     "EvaluationArguments",
@@ -129,6 +135,7 @@ __all__ = [
     "Taxonomy",
     "adapt",
     "best_of_all",
+    "bootstrap_interval",
     "build_page",
     "build_taxonomy",
     "build_weighter",
@@ -138,12 +145,15 @@ __all__ = [
     "choose_regime",
     "classification_scores",
     "collect_predictions",
+    "compare_models",
+    "compare_predictions",
     "compute_metrics",
     "convert_predictions",
     "decode",
     "describe_answers",
     "diff_taxonomies",
     "document_scores",
+    "draw_documents",
     "encode_dataset",
     "encode_splits",
     "evaluate_model",
@@ -195,6 +205,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .commands.comparison_run import compare_models
     from .commands.demo.page import build_page
     from .commands.evaluation_run import EvaluationArguments, evaluate_model
     from .commands.onnx_export import export_onnx, open_session, quantize_int8
@@ -219,8 +230,16 @@ if TYPE_CHECKING:
     from .data.taxonomy_writer import write_taxonomy
     from .decoding import Decision, decode
     from .heads import HEADS
-    from .metrics import calibration_scores, classification_scores, hierarchical_scores, violation_rates
+    from .metrics import (
+        bootstrap_interval,
+        calibration_scores,
+        classification_scores,
+        draw_documents,
+        hierarchical_scores,
+        violation_rates,
+    )
     from .path_search import BestPaths, PathSearch, best_of_all
+    from .report.comparison import Comparison, compare_predictions
     from .report.predictions import Predictions, collect_predictions
     from .report.report import write_report
     from .report.summary import RunFacts, SplitRows

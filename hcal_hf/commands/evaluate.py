@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from .command_line import DECODERS, OK, add_command, at_least_1
+from .command_line import DECODERS, OK, UsageError, add_command, at_least_1
 
 
 def add_parser(commands: Any) -> None:
@@ -12,12 +12,16 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "Measure a saved model on labelled documents.",
+        "Measure a saved model on labelled documents, or compare two.",
         run,
         description="Measure a saved model on labelled documents. On request, first fit temperature, thresholds and "
-        "risk level on the validation split.",
+        "risk level on the validation split. Two models are compared on the same documents: the difference of each metric "
+        "with its 95 % interval and p by the paired bootstrap, and the documents on which they differ.",
+        usage="%(prog)s [options] MODEL [MODEL] DATA",
     )
-    parser.add_argument("model", metavar="MODEL", help="Folder of a saved model, or its name on the Hub.")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="Folder of a saved model, or its name on the Hub. Two are compared."
+    )
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -82,7 +86,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--batch-size", type=at_least_1, default=32, metavar="N", help="Documents per batch. Default: 32."
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed for halving the validation split. Default: 0.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed for halving the validation split, and for the bootstrap. Default: 0."
+    )
+    parser.add_argument(
+        "--resamples",
+        type=at_least_1,
+        default=10_000,
+        metavar="N",
+        help="Bootstrap resamples of the documents for the comparison of two models. Default: 10000.",
+    )
     parser.add_argument(
         "--report",
         metavar="FILE",
@@ -96,6 +109,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     """Runs the command. Returns its result, its text and the exit code."""
+    if len(args.models) > 2:
+        raise UsageError(f"compare two models at a time, got {len(args.models)}: {', '.join(args.models)}.")
     from .evaluation_run import EvaluationArguments, evaluate_model
     from .run_arguments import TableArguments
 
@@ -107,4 +122,9 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     source = "data_dir" if os.path.exists(args.data) else "dataset"
     names = ("text", "labels", "separator", "delimiter", "empty_means_none", "leave_out", "max_length", "on_bad_row")
     tables = TableArguments(**{source: args.data}, **{name: getattr(args, name) for name in names})
-    return evaluate_model(args.model, evaluation_args, tables), "", OK
+    if len(args.models) == 1:
+        return evaluate_model(args.models[0], evaluation_args, tables), "", OK
+    from .comparison_run import compare_models
+
+    first, second = args.models
+    return compare_models(first, second, evaluation_args, tables, args.resamples), "", OK

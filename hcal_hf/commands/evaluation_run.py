@@ -148,7 +148,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     args.check(model_name)
     model, tokenizer = load_model(model_name)
     config = model.config
-    _check_decoder(args, config)
+    check_decoder(args, config)
     tables = tables.with_defaults(config.table_options)
     raw = load_data(tables, ["validation", args.split] if args.fits else [args.split])
     encoded = encode_splits(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)
@@ -156,18 +156,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
         if not len(rows):
             raise ValueError(f"The split {split} of {tables.data_dir or tables.dataset} has no documents.")
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {
-            "report_to": "none",
-            "per_device_eval_batch_size": args.batch_size,
-            "use_cpu": args.use_cpu,
-        }
-        trainer = HcalTrainer(
-            model,
-            HcalTrainingArguments(folder, **settings),
-            processing_class=tokenizer,
-            compute_metrics=lambda predictions: _metrics(predictions, model, args.decode),
-        )
-        trainer.remove_callback(PrinterCallback)  # this function prints the results itself
+        trainer = build_trainer(model, tokenizer, args, folder)
         report = {"model": model_name, "split": args.split, **_fit(trainer, args, encoded.get("validation"))}
         report["documents"][args.split] = len(encoded[args.split])
         path = args.report_path(model_name)
@@ -179,7 +168,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
         _save(model, tokenizer, model_name, args, report)
         if path is not None and collector is not None:
             rows = RunRows(raw, encoded, model.taxonomy, tables, config)
-            facts = _facts(model_name, args, tables, report, rows, config)
+            facts = evaluation_facts(model_name, args, tables, report, rows, config)
             texts = None if args.no_texts else rows.texts(args.split)
             report["report"] = str(write_report(path, facts, collector.result(), model.taxonomy, texts))
             if not args.json:
@@ -189,7 +178,26 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     return report
 
 
-def _check_decoder(args: EvaluationArguments, config: HcalConfig) -> None:
+def build_trainer(
+    model: HcalForSequenceClassification, tokenizer: Any, args: EvaluationArguments, folder: str
+) -> HcalTrainer:
+    """Builds a trainer that evaluates a model and prints nothing."""
+    settings: dict[str, Any] = {
+        "report_to": "none",
+        "per_device_eval_batch_size": args.batch_size,
+        "use_cpu": args.use_cpu,
+    }
+    trainer = HcalTrainer(
+        model,
+        HcalTrainingArguments(folder, **settings),
+        processing_class=tokenizer,
+        compute_metrics=lambda predictions: _metrics(predictions, model, args.decode),
+    )
+    trainer.remove_callback(PrinterCallback)  # the commands print the results themselves
+    return trainer
+
+
+def check_decoder(args: EvaluationArguments, config: HcalConfig) -> None:
     """Validates the decoder options before the first batch."""
     if args.decode == "risk" and config.risk_threshold is None and args.risk is None:
         raise ValueError("decode='risk' needs a calibrated model: give risk=0.1 (a share of wrong labels) as well.")
@@ -283,7 +291,7 @@ def _as_text(report: dict[str, Any], args: EvaluationArguments, model: HcalForSe
     return "\n".join(lines)
 
 
-def _facts(
+def evaluation_facts(
     model_name: str,
     args: EvaluationArguments,
     tables: TableArguments,

@@ -48,6 +48,11 @@ class RunRows:
                 problems = [f"row {row + 1}: {problem}" for row, problem in left_out.bad.items()]
             self.splits.append(SplitRows(name, used, unlabelled, problems))
 
+    def numbers(self, split: str) -> np.ndarray:
+        """Returns the number of each encoded row in the table that was read, from 1."""
+        kept = self.kept.get(split)
+        return 1 + (np.arange(len(self.raw[split])) if kept is None else kept)
+
     def texts(self, split: str) -> Callable[[Sequence[int]], list[str]]:
         """Returns a function from positions in an encoded split to texts."""
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bootstrap import bootstrap_interval, draw_documents
 from .calibration import brier_score, calibration_scores, expected_calibration_error
 from .classification import TaxonomyLike, classification_scores
 from .hierarchical_f1.scores import hierarchical_scores_from_edges
 from .hvr.violations import violation_rates_from_edges
 
 __all__ = [
+    "bootstrap_interval",
     "brier_score",
     "calibration_scores",
     "classification_scores",
+    "draw_documents",
     "expected_calibration_error",
     "hierarchical_scores",
     "violation_rates",

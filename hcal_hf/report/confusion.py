@@ -11,6 +11,8 @@ from .predictions import LabelPairs, Predictions, contains
 
 # Confused pairs that are counted at a time.
 _PAIRS_PER_CHUNK = 2_000_000
+# With so many pairs of several documents, pairs of a single document are left out.
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def find_confusions(
 
     A document confuses A with B if it has A and not B, if B is predicted and A is not, and if both are top-level labels or
     have a parent in common that is predicted correctly. So a document counts where its predicted path leaves the true one.
-    Pairs of a single document are left out if there are others.
+    Pairs of a single document are left out if there are enough others.
 
     Args:
         predictions: the predictions.
@@ -54,7 +56,7 @@ def find_confusions(
         weights = np.concatenate([counts, np.ones(len(keys), dtype=np.int64)])
         counts = np.bincount(owners, weights, len(pairs)).astype(np.int64)
     best = np.argsort(-counts, kind="stable")[:most]
-    if len(best) and counts[best[0]] > 1:
+    if (counts[best] > 1).sum() >= _FEWEST:
         best = best[counts[best] > 1]
     found: dict[int, list[int]] = {int(key): [] for key in pairs[best]}
     for documents, keys in _occurrences(missed, added, number) if examples else ():

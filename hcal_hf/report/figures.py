@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .comparison import Comparison
 from .predictions import BINS
 from .summary import Coverage, Summary
 
@@ -27,7 +28,7 @@ def plotly_script() -> str | None:
     return str(get_plotlyjs())
 
 
-def draw(summary: Summary, metrics: Any, num_levels: int) -> dict[str, Any]:
+def draw(summary: Summary, metrics: Any, num_levels: int, comparison: Comparison | None = None) -> dict[str, Any]:
     """Draws all plots. Needs plotly.
 
     Returns:
@@ -38,6 +39,8 @@ def draw(summary: Summary, metrics: Any, num_levels: int) -> dict[str, Any]:
         figures["calibration"] = calibration_figure(summary.bins)
     if summary.coverage.shares:
         figures["coverage"] = coverage_figure(summary.coverage)
+    if comparison is not None:
+        figures["comparison"] = comparison_figure(comparison)
     return {name: json.loads(figure.to_json()) for name, figure in figures.items()}
 
 
@@ -92,7 +95,6 @@ def tree_figure() -> "Figure":
             },
             tiling={"pad": 2},
             pathbar={"visible": False},
-            root={"color": "rgba(127,127,127,0.25)"},
             texttemplate="%{label}<br>%{customdata[0]}",
             hovertemplate="<b>%{label}</b><br>documents: %{customdata[1]:,}<br>F1: %{customdata[0]}<extra></extra>",
         )
@@ -154,6 +156,33 @@ def coverage_figure(coverage: Coverage) -> "Figure":
     axis = {"range": [0, 1.03], "tickformat": ".0%"}
     figure.update_layout(xaxis={**axis, "title": {"text": "share of documents answered"}}, yaxis=axis)
     return _plain(figure)
+
+
+def comparison_figure(comparison: Comparison) -> "Figure":
+    """Draws the difference of each metric with its 95 % interval."""
+    import plotly.graph_objects as go
+
+    metrics = comparison.metrics[::-1]  # the first one at the top
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[metric.difference for metric in metrics],
+        y=[metric.title for metric in metrics],
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [metric.high - metric.difference for metric in metrics],
+            "arrayminus": [metric.difference - metric.low for metric in metrics],
+            "color": _BLUE,
+        },
+        mode="markers",
+        marker={"size": 9, "color": _BLUE},
+        hovertemplate="%{y}: %{x:+.1%}<extra></extra>",
+    )
+    figure.add_vline(x=0, line={"dash": "dash", "color": _GREY})
+    figure = _plain(figure)
+    return figure.update_layout(
+        xaxis={"tickformat": "+.1%", "title": {"text": "B - A"}}, yaxis={"automargin": True, "type": "category"}
+    )
 
 
 def _plain(figure: "Figure") -> "Figure":

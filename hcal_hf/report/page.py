@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ..card_markdown import readable
 from ..model_card import package_version
 from ..taxonomy import Taxonomy
+from .comparison import Comparison
 from .figures import INSTALL, draw, plotly_script
 from .predictions import BINS
 from .summary import FEWEST_FOR_WORST, Coverage, RunFacts, Summary
@@ -24,7 +25,7 @@ _NUMBERS = 34
 _COVERAGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: Any = None) -> str:
+def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: Comparison | None = None) -> str:
     """Renders the report of a run.
 
     Args:
@@ -45,7 +46,7 @@ def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: An
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     plotly, script = plotly_script(), (FOLDER / "script.js").read_text(encoding="utf-8")
-    figures = draw(summary, facts.metrics, len(taxonomy.levels)) if plotly else {}
+    figures = draw(summary, facts.metrics, len(taxonomy.levels), comparison) if plotly else {}
     tree = tree_data(summary)
     has_texts = any(pair.texts for pair in summary.confusions) or bool(comparison and comparison.has_texts)
     return environment.get_template("template.html").render(
@@ -59,7 +60,7 @@ def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: An
         levels=_levels(facts, summary, taxonomy),
         hvr_sentence=_hvr_sentence(facts),
         tree_note=_tree_note(summary, len(tree["names"]), taxonomy),
-        calibration_sentence=_calibration_sentence(facts),
+        calibration_sentence=_calibration_sentence(facts, summary.bins),
         bins=_bins(summary.bins),
         coverage=_coverage(summary.coverage),
         fewest=FEWEST_FOR_WORST,
@@ -108,7 +109,7 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _sections(comparison: Any) -> list[tuple[str, str]]:
+def _sections(comparison: Comparison | None) -> list[tuple[str, str]]:
     compared = [("comparison", "Comparison")] if comparison else []
     return [
         ("run", "Run"), *compared, ("scores", "Scores"), ("tree", "Tree"), ("confused", "Confused labels"),
@@ -189,12 +190,17 @@ def _tree_note(summary: Summary, shown: int, taxonomy: Taxonomy) -> str:
     return " ".join(notes)
 
 
-def _calibration_sentence(facts: RunFacts) -> str:
+def _calibration_sentence(facts: RunFacts, bins: np.ndarray) -> str:
     single = facts.config.label_mode == "single_path"
     what = "the most probable path of each document" if single else "each label of each document"
     name = "end_ece" if single else "ece"
-    error = f" The expected calibration error is {100 * facts.metrics[name]:.2f} %." if name in facts.metrics else ""
-    return f"The diagram compares the probability of {what} with the share that is true.{error}"
+    error, how = facts.metrics.get(name), ""
+    if error is None:
+        error, how = np.abs(bins[1] - bins[2]).sum() / max(bins[0].sum(), 1), f", in {BINS} bins of equal width"
+    return (
+        f"The diagram compares the probability of {what} with the share that is true. The expected calibration error is "
+        f"{100 * error:.2f} %{how}."
+    )
 
 
 def _bins(bins: np.ndarray) -> list[dict[str, Any]]:

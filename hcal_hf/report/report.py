@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..taxonomy import Taxonomy
+from .comparison import Comparison
 from .page import render
 from .predictions import Predictions
 from .summary import RunFacts, summarize
@@ -16,6 +17,7 @@ def write_report(
     predictions: Predictions,
     taxonomy: Taxonomy | None = None,
     texts: Callable[[Sequence[int]], Sequence[str]] | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Writes the report of an evaluation: one HTML file that needs no network.
 
@@ -28,12 +30,13 @@ def write_report(
         taxonomy ([`Taxonomy`], *optional*): the hierarchy, that of the configuration by default.
         texts: returns the texts of documents, by their position in the evaluated data set. By default the report has no
             texts.
+        comparison ([`Comparison`], *optional*): the comparison with a second model ([`compare_predictions`]).
 
     Returns:
         the path.
     """
     taxonomy = facts.config.to_taxonomy() if taxonomy is None else taxonomy
-    page = render(facts, summarize(facts, predictions, taxonomy, texts), taxonomy)
+    page = render(facts, summarize(facts, predictions, taxonomy, texts), taxonomy, comparison)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")

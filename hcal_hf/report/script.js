@@ -71,9 +71,13 @@
     trace.parents = ["", ...drawn.map((child) => tree.parents[child] === node ? ROOT : String(tree.parents[child]))];
     trace.values = [own, ...drawn.map((child) => rest.get(child))];
     const score = (child) => tree.documents[child] ? f1(child) : null;
-    trace.marker.colors = [node < 0 ? null : score(node), ...drawn.map(score)];
+    // All labels together have the micro-F1 of the top level.
+    const sum = (counts) => (below.get(-1) ?? []).reduce((total, child) => total + counts[child], 0);
+    const overall = 2 * sum(tree.hits) / Math.max(sum(tree.documents) + sum(tree.predicted), 1);
+    trace.marker.colors = [node < 0 ? overall : score(node), ...drawn.map(score)];
     const details = (child) => [`${percent(f1(child))} %`, tree.documents[child]];
-    trace.customdata = [node < 0 ? ["–", data.documents] : details(node), ...drawn.map(details)];
+    const top = [`${percent(overall)} % (micro-F1 of level 0)`, data.documents];
+    trace.customdata = [node < 0 ? top : details(node), ...drawn.map(details)];
   }
 
   function redrawTree(place) {

@@ -8,8 +8,10 @@ import torch
 
 from hcal_hf import (
     Taxonomy,
+    bootstrap_interval,
     classification_scores,
     decode,
+    draw_documents,
     tune_for_decoding,
     tune_thresholds,
     violation_rates,
@@ -188,8 +190,7 @@ def resampled_scores(
 ) -> dict[str, np.ndarray]:
     """Returns scores [RESAMPLES] in percent on documents drawn with replacement, the same draws for every method."""
     n = len(truth)
-    random = np.random.default_rng(seed)
-    counts = np.stack([np.bincount(random.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)])
+    counts = next(draw_documents(n, RESAMPLES, seed))
     weights = counts.astype(np.float32)
     hits, size = (label_sets.micro & truth).sum(axis=1), label_sets.micro.sum(axis=1) + truth.sum(axis=1)
     values = {"micro_f1": 2 * (weights @ hits) / (weights @ size)}
@@ -220,6 +221,5 @@ def end_nodes(sets: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
 def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
     """Computes the 95 % interval and the two-sided p of a difference of means over seeds, by the paired bootstrap."""
     gains = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
-    low, high = np.percentile(gains, [2.5, 97.5])
-    p = min(2 * min((gains <= 0).mean(), (gains >= 0).mean()), 1.0)
-    return {"low": round(float(low), 2), "high": round(float(high), 2), "p": round(max(float(p), 1 / RESAMPLES), 4)}
+    found = bootstrap_interval(gains)
+    return {"low": round(found["low"], 2), "high": round(found["high"], 2), "p": round(found["p"], 4)}

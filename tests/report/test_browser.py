@@ -1,4 +1,4 @@
-"""The report in a browser: nothing is loaded or run that is not its own, and it works by keyboard and on a narrow screen."""
+"""The report in a browser: it loads and runs nothing else, and works by keyboard and on a narrow screen."""
 
 import re
 import shutil
@@ -9,7 +9,12 @@ from hcal_hf import Taxonomy
 from tests.commands.test_demo import BROWSERS
 from tests.report.test_page import EVIL, EVIL_TAXONOMY, written
 
-PATHS = [*EVIL_TAXONOMY, ["a long name of a label at the top", "a " * 30 + "label", "end"], ["b", "c", "d"], ["b", "c", "e"]]
+PATHS = [
+    *EVIL_TAXONOMY,
+    ["a long name of a label at the top", "a " * 30 + "label", "end"],
+    ["b", "c", "d"],
+    ["b", "c", "e"],
+]
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,9 @@ def test_markup_in_labels_texts_and_names_is_shown_and_not_run(tmp_path, monkeyp
 
 
 def test_texts_are_left_out_shortened_and_freed_of_invisible_characters(taxonomy, tmp_path, without_plotly):
-    _, _, read = written(tmp_path / "a.html", taxonomy, lambda rows: ["secret\u202e word\ud800 " + "x" * 5000] * len(rows))
+    _, _, read = written(
+        tmp_path / "a.html", taxonomy, lambda rows: ["secret\u202e word\ud800 " + "x" * 5000] * len(rows)
+    )
     assert "secret word\\ud800 " in read.text
     assert "x" * 280 in read.text
     assert "x" * 300 not in read.text
@@ -203,6 +205,7 @@ def test_a_report_of_47188_labels_stays_below_8_megabytes(tmp_path):
     pytest.importorskip("plotly")
     taxonomy = big_taxonomy()
     rng = np.random.default_rng(1)
+
     def pairs(nodes):
         owners, labels = taxonomy.complete_rows(np.arange(len(nodes)), nodes)
         return LabelPairs(owners, labels, len(nodes), taxonomy.num_labels)
@@ -227,6 +230,7 @@ def test_the_tree_has_the_predicted_labels_and_all_ancestors(taxonomy):
     counts["predicted"][predicted] = 2
     true = taxonomy.complete([taxonomy.index("poetry")])
     counts["documents"][true] = 1
+
     class Facts:
         labels = LabelScores(tree_parents(taxonomy), **counts)
         names = list(taxonomy.names)

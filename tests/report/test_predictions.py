@@ -84,7 +84,7 @@ def test_confusions_equal_a_slow_loop(mode, is_dag, pairs, monkeypatch):
                 if (not above_a and not above_b) or above_a & above_b & true & predicted:
                     expected.setdefault((a, b), []).append(document)
     got = find_confusions(found, taxonomy, most=1000, examples=2)
-    if max(map(len, expected.values())) > 1:
+    if sum(len(rows) > 1 for rows in expected.values()) >= 5:
         expected = {pair: rows for pair, rows in expected.items() if len(rows) > 1}
     assert {(c.true, c.predicted): c.documents for c in got} == {pair: len(rows) for pair, rows in expected.items()}
     assert {(c.true, c.predicted): c.examples for c in got} == {pair: rows[:2] for pair, rows in expected.items()}

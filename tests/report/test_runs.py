@@ -35,9 +35,8 @@ def test_training_leaves_a_report_of_the_run(run):
     split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     used = [name for name in ("train", "validation", "test") if name in split]
     assert sum(len(split[name]) for name in used) == 120
-    left_out = [row for row in (3, 4, 8)]
     for name in used:
-        number = len(split[name]) - len(set(split[name]) & set(left_out))
+        number = len(split[name]) - len(set(split[name]) & {3, 4, 8})
         unlabelled, bad = len(set(split[name]) & {3, 4}), len(set(split[name]) & {8})
         assert f" {name} {number} {unlabelled} {bad} " in text
     assert "the text is empty" in text
@@ -124,7 +123,18 @@ def test_what_was_fitted_is_in_the_report(run, tmp_path, capsys):
     data.mkdir()
     for name in ("validation", "test"):
         (data / f"{name}.jsonl").write_text(table.read_text(encoding="utf-8"), encoding="utf-8")
-    words = ["evaluate", folder, data, "--cpu", "--on-bad-row", "drop", "--temperature", "--tune", "macro_f1", "--json"]
+    words = [
+        "evaluate",
+        folder,
+        data,
+        "--cpu",
+        "--on-bad-row",
+        "drop",
+        "--temperature",
+        "--tune",
+        "macro_f1",
+        "--json",
+    ]
     assert cli.main([*map(str, words), "--output-dir", str(tmp_path / "tuned")]) == 0
     result = json.loads(capsys.readouterr().out)
     text = " ".join(Page((tmp_path / "tuned" / "report.html").read_text(encoding="utf-8")).text.split())
