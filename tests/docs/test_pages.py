@@ -98,6 +98,7 @@ def test_code_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
     monkeypatch.setattr("hcal_hf.commands.table_run.default_encoder", lambda: encoder_dir)
     shutil.rmtree("outputs", ignore_errors=True)
     shutil.copytree("model", "outputs/tickets")
+    shutil.copytree("model", "outputs/old")
     for old in ("predictions.parquet", "more.parquet"):
         Path(old).unlink(missing_ok=True)
     scope = {"__name__": "page"}
