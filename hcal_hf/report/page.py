@@ -182,7 +182,8 @@ def _hvr_sentence(facts: RunFacts) -> str:
 def _tree_note(summary: Summary, shown: int, taxonomy: Taxonomy) -> str:
     occurring = int((summary.labels.documents > 0).sum())
     unused = taxonomy.num_labels - occurring
-    notes = [f"{unused:,} of {taxonomy.num_labels:,} labels {'has' if unused == 1 else 'have'} no document here and no area."] if unused else []
+    has = "has" if unused == 1 else "have"
+    notes = [f"{unused:,} of {taxonomy.num_labels:,} labels {has} no document here and no area."] if unused else []
     if shown < occurring:
         notes.append(f"To keep the file small, the tree has only the {shown:,} most frequent labels.")
     if not taxonomy.is_forest:
