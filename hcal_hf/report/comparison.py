@@ -139,7 +139,8 @@ def compare_predictions(
     once = np.ones((1, number), dtype=np.int64)
     values = [{**model.scores(once), "macro_f1": f1} for model, f1 in zip(models, macro.scores(once))]
     metrics = []
-    for name in _names(len(taxonomy.levels)):
+    labelled = [k for k, level in enumerate(taxonomy.levels) if _reaches(first.true, level)]
+    for name in _names(labelled):
         a, b = float(values[0][name][0]), float(values[1][name][0])
         interval = bootstrap_interval(draws[1][name] - draws[0][name])
         metrics.append(MetricComparison(name, _title(name), a, b, b - a, **interval))
@@ -158,8 +159,13 @@ def compare_predictions(
     )
 
 
-def _names(num_levels: int) -> list[str]:
-    levels = range(num_levels)
+def _reaches(pairs: LabelPairs, level: slice) -> bool:
+    """Returns whether a document has a label of the level."""
+    return bool(((pairs.labels >= level.start) & (pairs.labels < level.stop)).any())
+
+
+def _names(levels: Sequence[int]) -> list[str]:
+    """Returns the names of the metrics. Levels that no document reaches have none."""
     return [*TITLES, *(f"accuracy_level_{k}" for k in levels), *(f"micro_f1_level_{k}" for k in levels)]
 
 

@@ -181,7 +181,8 @@ def comparison_figure(comparison: Comparison) -> "Figure":
     figure.add_vline(x=0, line={"dash": "dash", "color": _GREY})
     figure = _plain(figure)
     return figure.update_layout(
-        xaxis={"tickformat": "+.1%", "title": {"text": "B - A"}}, yaxis={"automargin": True, "type": "category"}
+        xaxis={"tickformat": "+.0%", "nticks": 7, "title": {"text": "B - A"}},
+        yaxis={"automargin": True, "type": "category"},
     )
 
 

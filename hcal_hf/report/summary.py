@@ -22,7 +22,7 @@ TABLE_ROWS = 15
 # Labels with fewer documents are not called worst: their F1 is chance.
 FEWEST_FOR_WORST = 3
 COVERAGE_POINTS = 100
-_DIRECTIONS = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_DIRECTIONS = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,14 @@ def test_a_better_model_differs_beyond_chance_and_an_equal_one_does_not(taxonomy
         assert (metric.difference, metric.low, metric.high, metric.p) == (0, 0, 0, 1)
 
 
+def test_levels_without_documents_have_no_metrics(ragged):
+    top = LabelPairs(np.arange(4), np.arange(4) % 3, 4, ragged.num_labels)
+    same = Predictions(top, top, np.ones(4), np.zeros((3, 10)))
+    names = {metric.name for metric in compare_predictions(same, same, ragged, resamples=5).metrics}
+    assert "accuracy_level_0" in names
+    assert not {"accuracy_level_1", "micro_f1_level_2"} & names
+
+
 def test_draws_depend_on_the_seed_alone():
     whole = next(draw_documents(50, 30, 7))
     parts = np.concatenate(list(draw_documents(50, 30, 7, chunk=4)))
