@@ -405,6 +405,11 @@ def test_changing_settings_before_a_text_is_classified_does_nothing(taxonomy):
     assert page["change_decision"](None, "path", 0.5, 30)[1] == gradio.skip()
 
 
+def controls_with_examples(taxonomy):
+    blocks = build_page(make_pipe(taxonomy), examples=["first text", "second text"]).blocks.values()
+    return {block.elem_id: block for block in blocks if (block.elem_id or "").startswith("hcal-")}
+
+
 @pytest.mark.slow
 def test_the_controls_depend_on_the_model(taxonomy):
     pytest.importorskip("gradio")
@@ -421,10 +426,12 @@ def test_the_controls_depend_on_the_model(taxonomy):
     assert many["hcal-threshold"].value == 0.6
     assert "from 0.20 to 0.60" in many["hcal-threshold"].info
     assert [name for name, _ in many["hcal-decision"].choices] == [
-        "above threshold (closure)",
-        "best expected F1 (expected_f1)",
-        "risk at most 10 % (risk)",
+        "all labels above the threshold",
+        "fewest wrong and missing labels",
+        "only reliable labels (at most 10 % wrong)",
     ]
+    assert many["hcal-text"].value == taxonomy.names[-1]  # a text to start with
+    assert controls_with_examples(taxonomy)["hcal-text"].value == "first text"
 
 
 def test_without_gradio_the_error_says_what_to_install(taxonomy, monkeypatch, tmp_path):
@@ -619,7 +626,7 @@ def test_in_a_browser_a_text_is_classified_and_the_threshold_updates_the_tree(ta
         assert sorted(labels(tab, ".hcal-predicted")) == wanted
     set_threshold(tab, 1)
     tab.get_by_text("No label reaches its threshold").wait_for()
-    tab.get_by_label("best expected F1 (expected_f1)").check()
+    tab.get_by_label("fewest wrong and missing labels").check()
     tab.locator(".hcal-predicted").first.wait_for()
     assert sorted(labels(tab, ".hcal-predicted")) == expected(pipe, text, decode="expected_f1")
     assert tab.get_by_label("range slider for Threshold").is_disabled()
@@ -658,6 +665,7 @@ def test_in_a_browser_empty_texts_have_a_message_and_narrow_pages_fit(tab):
     top = "document.querySelector('.hcal-answer').getBoundingClientRect().top"
     tab.locator(".hcal-answer").wait_for()
     tab.wait_for_function(f"{top} > 600")  # below the visible part, once the layout is complete
+    tab.get_by_label("Text", exact=False).first.fill("")
     tab.get_by_role("button", name="Classify").click()
     tab.get_by_text("The text is empty: write one and press Classify.").wait_for()
     tab.evaluate("scrollTo(0, 0)")

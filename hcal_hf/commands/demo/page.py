@@ -48,7 +48,8 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
     Args:
         model (`str`, path or [`HierarchicalTextClassificationPipeline`]): a folder, a name on the Hub, or a pipeline. The
             page starts with the `decode` and `threshold` of a pipeline.
-        examples (`Sequence[str]`, *optional*): texts that a user can click on.
+        examples (`Sequence[str]`, *optional*): texts that a user can click on. The page starts with the first of them, or
+            with the name of a label.
         title (`str`): the heading.
 
     Raises:
@@ -85,6 +86,7 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 text = gr.Textbox(
+                    value=examples[0] if examples else _example_text(reader.config),
                     label="Text", info="Shift + Enter classifies.", lines=5, max_lines=15, elem_id="hcal-text"
                 )
                 button = gr.Button("Classify", variant="primary", elem_id="hcal-classify")
@@ -163,21 +165,30 @@ def launch(
     return build_page(model, examples).launch(server_name=host, server_port=port, share=share, **options)
 
 
+def _example_text(config: HcalConfig) -> str:
+    """Returns a text to start with: the name of the last leaf."""
+    return (config.label_names or config.to_taxonomy().names)[-1].replace("_", " ")
+
+
 def decisions(config: HcalConfig) -> list[tuple[str, str]]:
     """Lists (name on the page, `decode`) of the decoders with different results for a model.
 
     For a coherent head, `raw`, `closure` and `prune` (and `top_down` for multi_path) equal the default decoder.
     """
     single, coherent = config.label_mode == "single_path", config.head != "independent"
-    names = {"path": "best path", "top_down": "step by step"} if single else {"closure": "above threshold"}
+    names = (
+        {"path": "most probable path", "top_down": "step by step from the top"}
+        if single
+        else {"closure": "all labels above the threshold"}
+    )
     if not coherent:
         names["raw"] = "each level by itself" if single else "each label by itself"
-        names["closure"] = "raw, missing parents added"
-        names["prune"] = "raw, labels without their parents left out"
-    names["expected_f1"] = "best expected F1"
+        names["closure"] = "each by itself, missing parents added"
+        names["prune"] = "each by itself, labels without their parents left out"
+    names["expected_f1"] = "fewest wrong and missing labels"
     if config.risk_alpha is not None:
-        names["risk"] = f"risk at most {100 * config.risk_alpha:g} %"
-    return [(f"{name} ({method})", method) for method, name in names.items()]
+        names["risk"] = f"only reliable labels (at most {100 * config.risk_alpha:g} % wrong)"
+    return [(name, method) for method, name in names.items()]
 
 
 class Thresholds:
