@@ -92,13 +92,12 @@ def compare_models(
     comparison.examples = _examples(comparison, a, b, taxonomy, facts.config.shown_names, numbers, texts)
     result: dict[str, Any] = {"split": args.split, **as_dict(comparison, numbers)}
     if is_main:
-        print(json.dumps(result, indent=2) if args.json else comparison_table(comparison, args.split))
-        if args.report and not args.no_report:
+        if args.report:
             facts.title = f"{Path(first).name or first} and {Path(second).name or second} on {Path(facts.data).name}"
-            path = write_report(args.report, facts, a, taxonomy, texts, comparison)
-            result["report"] = str(path)
-            if not args.json:
-                print(f"\nThe report is in {path}.")
+            result["report"] = str(write_report(args.report, facts, a, taxonomy, texts, comparison))
+        print(json.dumps(result, indent=2) if args.json else comparison_table(comparison, args.split))
+        if args.report and not args.json:
+            print(f"\nThe report is in {args.report}.")
     return result
 
 

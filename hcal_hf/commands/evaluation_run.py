@@ -164,15 +164,15 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
             report["metrics"] = trainer.evaluate(encoded[args.split], metric_key_prefix=args.split)
         is_main = trainer.is_world_process_zero()
     if is_main:
-        print(json.dumps(report, indent=2) if args.json else _as_text(report, args, model))
         _save(model, tokenizer, model_name, args, report)
         if path is not None and collector is not None:
             rows = RunRows(raw, encoded, model.taxonomy, tables, config)
             facts = evaluation_facts(model_name, args, tables, report, rows, config)
             texts = None if args.no_texts else rows.texts(args.split)
             report["report"] = str(write_report(path, facts, collector.result(), model.taxonomy, texts))
-            if not args.json:
-                print(f"\nThe report is in {path}.")
+        print(json.dumps(report, indent=2) if args.json else _as_text(report, args, model))
+        if not args.json and path is not None:
+            print(f"\nThe report is in {path}.")
         elif not args.json and not args.no_report:
             print("\nFor a report with plots: --report FILE.html")
     return report
