@@ -1,4 +1,4 @@
-# make quickstart      install what the quickstart needs, train a hierarchical classifier, show what it predicts
+# make quickstart      install what the quickstart needs, classify lines of business from a code book, then with labels
 # make test            install everything, run the fast tests in parallel
 # make test-slow       install everything, run the slow tests: browser, extras, several processes, long trainings
 # make docs            build the manual into site/
@@ -31,10 +31,7 @@ $(VENV)/.installed: $(VENV)/.quickstart
 	touch $@
 
 quickstart: $(VENV)/.quickstart
-	$(BIN)/python recipes/quickstart/prepare.py
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/train.py recipes/quickstart/config.yaml
-	$(BIN)/python recipes/quickstart/baseline.py
+	$(BIN)/python recipes/naics2012/run.py
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal

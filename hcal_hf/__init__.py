@@ -68,6 +68,7 @@ _LAZY = {
     "compute_metrics": "training.evaluation",
     "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
+    "default_encoder": "training.encoders",
     "describe_answers": "training.risk",
     "diff_taxonomies": "data.taxonomy_diff",
     "document_scores": "training.calibration",
@@ -150,6 +151,7 @@ __all__ = [
     "compute_metrics",
     "convert_predictions",
     "decode",
+    "default_encoder",
     "describe_answers",
     "diff_taxonomies",
     "document_scores",
@@ -252,6 +254,7 @@ if TYPE_CHECKING:
         fit_temperature,
         negative_log_likelihood,
     )
+    from .training.encoders import default_encoder
     from .training.evaluation import compute_metrics, target_matrix
     from .training.features import pooled_features
     from .training.precision import has_bfloat16

@@ -3,9 +3,8 @@
     python model_cards/make.py --data_dir DIR --encoder FOLDER
 
 DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ names their
-sources). The quickstart's data must be in outputs/quickstart/data (make quickstart). FOLDER holds a byte-identical
-copy of the Hub's sentence-transformers/all-MiniLM-L6-v2. Without --encoder it is loaded from the Hub. Each run trains
-the head on frozen features like `freeze_encoder: true`, tunes one threshold on the validation split if documents have
+sources). FOLDER holds a byte-identical copy of the Hub's sentence-transformers/all-MiniLM-L6-v2. Without --encoder it is
+loaded from the Hub. Each run trains the head on frozen features like `freeze_encoder: true`, tunes one threshold on the validation split if documents have
 several labels, evaluates the test split, and saves the model to OUTPUT/NAME. The card and its pictures are copied to
 model_cards/NAME. A model that is already in OUTPUT/NAME is not trained again, only evaluated.
 
@@ -43,21 +42,6 @@ FINE_TUNED = "-finetuned"
 # Maximum lengths of finetune.py that are shorter than those of the recipes.
 FINE_TUNED_LENGTHS = {"clinc150": 64, "goemotions": 64}
 RECIPES: dict[str, dict[str, Any]] = {
-    "quickstart": {
-        "label_mode": "single_path",
-        "max_length": 128,
-        "details": {
-            "language": "en",
-            "dataset": "Docstrings of installed Python packages",
-            "dataset_description": (
-                "Docstrings of the Python standard library and of 30 packages, collected from the installed files by "
-                "`recipes/quickstart/prepare.py` (20 words or more, a package's own name masked), cut to 128 tokens; the "
-                "labels are package > subpackage > module. A demonstration, no benchmark: another set of installed "
-                "packages gives other data."
-            ),
-            "dataset_license": "that of each package",
-        },
-    },
     "clinc150": {
         "label_mode": "single_path",
         "max_length": 256,
@@ -212,7 +196,7 @@ def main() -> None:
         name, trained = pair.split("=", 1)
         make_finetuned(name + FINE_TUNED, Path(trained), options.data_dir / name, options.output)
     for name in options.names if not options.finetuned else ():
-        folder = Path("outputs/quickstart/data") if name == "quickstart" else options.data_dir / name
+        folder = options.data_dir / name
         make(name, folder, os.fspath(options.encoder), options.output, options.cache or options.output / "features")
 
 

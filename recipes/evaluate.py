@@ -1,6 +1,6 @@
 """Evaluates a saved model on a split, after fitting temperature, thresholds or risk on the validation split, for example
 
-    python recipes/evaluate.py outputs/quickstart/model --data_dir outputs/quickstart/data --temperature --tune macro_f1
+    python recipes/evaluate.py outputs/naics2012/model --data_dir DATA --temperature --tune macro_f1
 
 The command line accepts every argument of EvaluationArguments and TableArguments. --help lists them.
 """

@@ -1,6 +1,6 @@
 """Predicts every row of a file with a saved model, for example
 
-    python recipes/predict.py outputs/quickstart/model tickets.jsonl --out predictions.parquet
+    python recipes/predict.py outputs/naics2012/model tickets.jsonl --out predictions.parquet
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/predict.py MODEL FILE --out OUT.parquet
 
 The second command divides the rows among the processes. The arguments are those of `hcal predict`. --help lists them.

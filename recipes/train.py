@@ -1,6 +1,6 @@
 """Trains a hierarchical classifier from a configuration file, for example
 
-    accelerate launch recipes/train.py recipes/quickstart/config.yaml --learning_rate 1e-3
+    accelerate launch recipes/train.py recipes/tickets/config.yaml --learning_rate 1e-3
 
 Every argument of ModelArguments, DataArguments and HcalTrainingArguments can be in the file or on the command line.
 The command line takes precedence.

@@ -659,7 +659,7 @@ def test_pushing_a_model_uploads_a_minimal_card_and_keeps_an_edited_one(hub, tax
 
 @pytest.mark.parametrize(
     "name",
-    ["quickstart", "clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned", "hwv_part", "cei"],
+    ["clinc150", "clinc150-finetuned", "goemotions", "goemotions-finetuned", "hwv_part", "cei"],
 )
 def test_the_stored_cards_of_recipes_are_generated_and_complete(name):
     folder = ROOT / "model_cards" / name

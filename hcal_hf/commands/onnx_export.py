@@ -1,6 +1,6 @@
 """Exports models as ONNX files, which classify texts with onnxruntime, without torch and transformers.
 
-    report = export_onnx("outputs/quickstart/model", "outputs/quickstart/onnx", quantize=True)
+    report = export_onnx("outputs/naics2012/model", "outputs/naics2012/onnx", quantize=True)
 
 Needs the extra `export`: pip install "hcal-hf[export]".
 """

@@ -66,10 +66,3 @@ def test_every_exception_is_needed_and_has_a_reason():
 def test_python_blocks_of_pages_import_public_names(path):
     blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert set().union(*(inner_imports(path, block) for block in blocks)) == set()
-
-
-def test_the_baseline_of_the_quickstart_reads_the_cache_of_its_training():
-    from hcal_hf.training.features import CACHE_FOLDER
-
-    code = (ROOT / "recipes" / "quickstart" / "baseline.py").read_text(encoding="utf-8")
-    assert f'CACHE_FOLDER = "{CACHE_FOLDER}"' in code

@@ -87,7 +87,11 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
             with gr.Column(scale=2, min_width=300):
                 text = gr.Textbox(
                     value=examples[0] if examples else _example_text(reader.config),
-                    label="Text", info="Shift + Enter classifies.", lines=5, max_lines=15, elem_id="hcal-text"
+                    label="Text",
+                    info="Shift + Enter classifies.",
+                    lines=5,
+                    max_lines=15,
+                    elem_id="hcal-text",
                 )
                 button = gr.Button("Classify", variant="primary", elem_id="hcal-classify")
                 shown = gr.Examples([[example] for example in examples], [text]) if examples else None
