@@ -4,9 +4,10 @@
 
 DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ names their
 sources). FOLDER holds a byte-identical copy of the Hub's sentence-transformers/all-MiniLM-L6-v2. Without --encoder it is
-loaded from the Hub. Each run trains the head on frozen features like `freeze_encoder: true`, tunes one threshold on the validation split if documents have
-several labels, evaluates the test split, and saves the model to OUTPUT/NAME. The card and its pictures are copied to
-model_cards/NAME. A model that is already in OUTPUT/NAME is not trained again, only evaluated.
+loaded from the Hub. Each run trains the head on frozen features like `freeze_encoder: true`, tunes one threshold on the
+validation split if documents have several labels, evaluates the test split, and saves the model to OUTPUT/NAME. The card
+and its pictures are copied to model_cards/NAME. A model that is already in OUTPUT/NAME is not trained again, only
+evaluated.
 
     python model_cards/make.py --data_dir DIR --finetuned goemotions=outputs/benchmarks/finetune/RUN
 
