@@ -36,7 +36,7 @@ from hcal_hf import (
 
 DATA = Path(__file__).with_name("data")
 CODE_BOOK = DATA / "code_book.csv.gz"
-HEAD_STRENGTH, HEAD_ITERATIONS = 4.0, 60
+HEAD_STRENGTH, HEAD_ITERATIONS = 4.0, 40
 LOGISTIC_STRENGTH, LOGISTIC_ITERATIONS = 30.0, 100
 SHOWN = 5
 
