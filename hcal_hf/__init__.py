@@ -34,6 +34,7 @@ _LAZY = {
     "Comparison": "report.comparison",
     "DataArguments": "commands.run_arguments",
     "Decision": "decoding",
+    "DescribedTaxonomy": "data.described_taxonomy",
     "EvaluationArguments": "commands.evaluation_run",
     "HEADS": "heads",
     "HcalClassifier": "sklearn.classifier",
@@ -90,9 +91,9 @@ _LAZY = {
     "predict_file": "commands.prediction_file",
     "quantize_int8": "commands.onnx_export",
     "read_label_names": "data.label_names",
-    "read_named_taxonomy": "data.taxonomy_formats",
+    "read_named_taxonomy": "data.taxonomy_reader",
     "read_table": "data.tables",
-    "read_taxonomy": "data.taxonomy_formats",
+    "read_taxonomy": "data.taxonomy_reader",
     "run_training": "commands.training_run",
     "solve": "training.solver",
     "split_rows": "data.split",
@@ -113,6 +114,7 @@ __all__ = [
     "Comparison",
     "DataArguments",
     "Decision",
+    "DescribedTaxonomy",
     "EvaluationArguments",
     "HcalClassifier",
     "HcalConfig",
@@ -221,6 +223,7 @@ if TYPE_CHECKING:
     from .commands.training_run import run_training
     from .commands.zero_shot_run import make_zero_shot
     from .data.collator import HcalDataCollator
+    from .data.described_taxonomy import DescribedTaxonomy
     from .data.encoding import encode_dataset
     from .data.label_names import read_label_names
     from .data.rows import BadRowsError
@@ -228,7 +231,7 @@ if TYPE_CHECKING:
     from .data.tables import read_table
     from .data.taxonomy_builder import build_taxonomy
     from .data.taxonomy_diff import diff_taxonomies
-    from .data.taxonomy_formats import read_named_taxonomy, read_taxonomy
+    from .data.taxonomy_reader import read_named_taxonomy, read_taxonomy
     from .data.taxonomy_writer import write_taxonomy
     from .decoding import Decision, decode
     from .heads import HEADS

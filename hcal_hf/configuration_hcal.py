@@ -390,7 +390,7 @@ class HcalConfig(PreTrainedConfig):
         """Builds a configuration for a taxonomy.
 
         Args:
-            taxonomy: the hierarchy.
+            taxonomy: the hierarchy. Its `label_names`, if it has any ([`DescribedTaxonomy`]), are the default.
             encoder_config: the configuration of the encoder.
             kwargs: the other fields. `label_names` may also be a dictionary from labels, or last steps of their paths, to
                 names; labels that it leaves out keep their own.
@@ -398,8 +398,9 @@ class HcalConfig(PreTrainedConfig):
         Raises:
             ValueError: if `label_names` has keys that no label has, or a field is invalid.
         """
-        if isinstance(names := kwargs.get("label_names"), Mapping):
-            kwargs["label_names"] = display_names(taxonomy, names)
+        names = kwargs.get("label_names") or getattr(taxonomy, "label_names", None)
+        if isinstance(names, Mapping):
+            kwargs["label_names"] = display_names(taxonomy, names) if names else None
         return cls(
             encoder_config=encoder_config, labels=list(taxonomy.labels), edges=taxonomy.edges.tolist(), **kwargs
         )

@@ -24,9 +24,9 @@ def build_zero_shot(
     cls: Any, encoder: Any, taxonomy: Taxonomy, descriptions: Mapping[str, str] | None = None, **kwargs: Any
 ) -> Any:
     """Implements [`HcalForSequenceClassification.zero_shot`]."""
-    names = kwargs.get("label_names")
+    names = kwargs.get("label_names") or getattr(taxonomy, "label_names", None)
     if isinstance(names, Mapping):
-        names = display_names(taxonomy, names)
+        names = display_names(taxonomy, names) if names else None
     texts = {
         label: name.replace("_", " ") for label, name in zip(taxonomy.labels, names or taxonomy.names, strict=True)
     }

@@ -27,8 +27,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="Taxonomy JSON, a table with one row per edge (columns parent and child), or a table with one row per "
-        "document (.csv, .tsv, .jsonl, .parquet).",
+        help="A taxonomy in any form that hcal taxonomy convert reads, a table with one row per edge (columns parent and "
+        "child), or a table with one row per document (.csv, .tsv, .jsonl, .parquet).",
     )
     parser.add_argument(
         "--labels", nargs="+", metavar="COLUMN", help="Column of the labels of documents, or one column per level."
@@ -40,9 +40,7 @@ def add_parser(commands: Any) -> None:
         metavar="COLUMN",
         help="Column of texts, or several, which are checked too. Default: text, if it exists.",
     )
-    parser.add_argument(
-        "--taxonomy", metavar="FILE", help="Taxonomy JSON that must contain the labels of the documents."
-    )
+    parser.add_argument("--taxonomy", metavar="FILE", help="Taxonomy that must contain the labels of the documents.")
     parser.add_argument(
         "--separator", default=" > ", help='Separates the steps of a path in a string. Default: " > ".'
     )

@@ -1,6 +1,7 @@
 """Defines and parses the arguments of a run, from a configuration file and the command line."""
 
 import difflib
+import json
 import re
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -145,9 +146,22 @@ class DataArguments(TableArguments):
         super().__post_init__()
         for name, value in self.table_options.items():
             setattr(self, name, value)
+        if isinstance(self.taxonomy_options, str):
+            self.taxonomy_options = json.loads(self.taxonomy_options)
+        if not isinstance(self.taxonomy_options, dict):
+            raise ValueError(
+                f'taxonomy_options must be an object such as {{"label_by": "id"}}, got {self.taxonomy_options!r}.'
+            )
 
     taxonomy: str | None = field(
-        default=None, metadata={"help": "File of the hierarchy, in any format. Default: the paths in all splits."}
+        default=None,
+        metadata={
+            "help": "File of the hierarchy in any form that read_taxonomy reads. Default: the paths in all splits."
+        },
+    )
+    taxonomy_options: dict | str = field(
+        default_factory=dict,
+        metadata={"help": 'Arguments of read_taxonomy for that file, as JSON: {"label_by": "id", "language": "de"}.'},
     )
     # TrainingArguments has another field `label_names`, so the option --label-names sets this one (`parse_arguments`).
     label_names_file: str | None = field(

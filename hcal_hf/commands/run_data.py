@@ -14,7 +14,7 @@ from ..data.rows import class_names
 from ..data.split import FEWEST_GROUPS, split_rows
 from ..data.tables import read_table
 from ..data.taxonomy_builder import build_taxonomy
-from ..data.taxonomy_formats import read_taxonomy
+from ..data.taxonomy_reader import read_taxonomy
 from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from .run_arguments import TableArguments
@@ -94,7 +94,7 @@ def split_table(table: Dataset, data_args: TableArguments, taxonomy: Taxonomy | 
 def read_or_build_taxonomy(table: Any, data_args: TableArguments) -> Taxonomy:
     """Returns the taxonomy that the arguments name, or the one of the paths in a table or in all of its parts."""
     if taxonomy_file := getattr(data_args, "taxonomy", None):
-        return read_taxonomy(taxonomy_file)
+        return read_taxonomy(taxonomy_file, **{"identity": data_args.identity, **data_args.taxonomy_options})  # type: ignore[attr-defined]
     options: dict[str, Any] = {"identity": getattr(data_args, "identity", "path"), "on_bad_row": data_args.on_bad_row}
     return build_taxonomy(table, **data_args.label_options, **options)
 

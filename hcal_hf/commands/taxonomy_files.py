@@ -35,8 +35,8 @@ def add_parsers(commands: Any) -> None:
 def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
-        choices=("paths", "indented", "parent-children", "codes"),
-        help="Form of a text file. Default: detected.",
+        choices=("paths", "indented", "parent-children", "codes", "edges", "levels", "nested", "skos"),
+        help="Form of the file. Default: detected.",
     )
     parser.add_argument("--separator", help="Separates the steps of a path. Default: detected.")
     parser.add_argument(
@@ -45,46 +45,60 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
         choices=("path", "name"),
         help="Whether a name below two parents is two labels (path, the default) or one label (name).",
     )
-    parser.add_argument("--codes-as-labels", action="store_true", help="Use codes that stand before paths as labels.")
+    parser.add_argument(
+        "--label-by",
+        default="auto",
+        choices=("auto", "name", "id"),
+        help="Whether names or ids are the labels. Default: ids for codes, tables of ids and notations, else names.",
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="Columns of a table: one per level, or by role as in parent=parent_id child=id name=title.",
+    )
     parser.add_argument(
         "--code-rule",
-        default=".",
         metavar="RULE",
-        help="How a code shows its parent: a separator, prefix lengths (2,3,4), or a regular expression with the parent as "
-        "its first group. Default: a dot.",
+        help="How a code contains its parent: a separator, prefix lengths (2,3,4), or a regular expression in which each "
+        "group ends one level. Default: a dot, or the levels of ICD-10.",
     )
-    parser.add_argument("--language", default="en", help="Language of the labels of SKOS. Default: en.")
+    parser.add_argument("--language", help="Language of the labels of SKOS. Default: that of most labels.")
+    parser.add_argument("--root", help="Name of a virtual root, which is not a label.")
+    parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: detected.")
 
 
 def _reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    import re
-
-    rule: Any = args.code_rule
-    if re.fullmatch(r"\d+(,\d+)*", rule):
-        rule = [int(length) for length in rule.split(",")]
-    names = ("format", "separator", "identity", "codes_as_labels", "language")
-    return {"code_rule": rule, **{name: getattr(args, name) for name in names}}
+    names = ("format", "separator", "identity", "label_by", "code_rule", "language", "root", "encoding")
+    options = {name: getattr(args, name) for name in names}
+    if args.columns:
+        by_role = [word.partition("=")[::2] for word in args.columns if "=" in word]
+        if by_role and len(by_role) < len(args.columns):
+            raise UsageError(
+                f"--columns must be columns of levels, or all of the form role=column; got {args.columns}."
+            )
+        options["columns"] = dict(by_role) if by_role else args.columns
+    return options
 
 
 def _convert(args: argparse.Namespace) -> tuple[Any, str, int]:
     from pathlib import Path
 
-    by_suffix = {".json": "json", ".csv": "csv", ".ttl": "skos", ".txt": "paths"}
-    to: Any = args.to or by_suffix.get(Path(args.out).suffix)
-    if to is None:
-        raise UsageError(f"--out must end in {', '.join(by_suffix)}, or give --to; got {args.out!r}.")
-    from ..data.taxonomy_formats import read_named_taxonomy
-    from ..data.taxonomy_writer import write_taxonomy
+    from ..data.taxonomy_reader import read_named_taxonomy
+    from ..data.taxonomy_writer import ENDINGS, write_taxonomy
 
+    to = args.to or ENDINGS.get(Path(args.out).suffix.lower())
+    if to is None:
+        raise UsageError(f"--out must end in {', '.join(ENDINGS)}, or give --to; got {args.out!r}.")
     found = read_named_taxonomy(args.file, **_reading_options(args))
-    write_taxonomy(found.taxonomy, args.out, to, found.names)
+    write_taxonomy(found.taxonomy, args.out, to)
     report = {"labels": len(found.taxonomy), "read_as": found.format, "written_as": to, "out": args.out}
     return report, f"{len(found.taxonomy):,} labels written as {to}: {args.out}", OK
 
 
 def _diff(args: argparse.Namespace) -> tuple[Any, str, int]:
     from ..data.taxonomy_diff import diff_taxonomies
-    from ..data.taxonomy_formats import read_taxonomy
+    from ..data.taxonomy_reader import read_taxonomy
 
     options = _reading_options(args)
     diff = diff_taxonomies(read_taxonomy(args.old, **options), read_taxonomy(args.new, **options))

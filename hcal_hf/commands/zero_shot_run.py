@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from ..data.label_names import read_label_names
 from ..data.tables import read_table
-from ..data.taxonomy_formats import read_named_taxonomy
+from ..data.taxonomy_reader import read_named_taxonomy
 from ..data.texts import join_texts
 from ..modeling_hcal import HcalForSequenceClassification
 from ..training.adapt import adapt

@@ -40,7 +40,7 @@ def check_edges(
     repeated = [pair for pair, number in times.items() if number > 1]
     report.add("warning", "repeated-edge", "edges given more than once", "Each counts once.",
                   (f"{a!r} -> {b!r}, {times[a, b]} times" for a, b in repeated))  # fmt: skip
-    cycles = _cycles(times)
+    cycles = find_cycles(times)
     report.add("error", "cycle", "cycles, in which a label is its own ancestor", "Remove one edge of each.",
                   (" -> ".join(map(repr, cycle)) for cycle in cycles))  # fmt: skip
     parents, children = defaultdict(list), defaultdict(list)
@@ -72,7 +72,7 @@ def check_edges(
     )
 
 
-def _cycles(edges: Iterable[tuple[Any, Any]], limit: int = 100) -> list[list[Any]]:
+def find_cycles(edges: Iterable[tuple[Any, Any]], limit: int = 100) -> list[list[Any]]:
     """Finds cycles by depth-first search, one for each edge that leads back to a node on the current path."""
     children: dict[Any, list] = {}
     for parent, child in edges:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
 
 from transformers.utils import logging
 
@@ -10,7 +12,8 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from .cell_check import CellCounter
 from .labels import LabelReader, as_paths
 from .rows import AnyDataset, BadRow, BadRowsError, class_names, iterate_rows, iterate_splits
-from .tables import read_table
+from .tables import TableFile, read_table
+from .taxonomy_reader import read_taxonomy
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +32,8 @@ def build_taxonomy(
     Rows without labels are skipped. Cells that seem to hold several labels are logged, with the delimiter that reads them.
 
     Args:
-        dataset: rows with paths as labels (lists or strings), or with one column per level.
+        dataset: rows with paths as labels (lists or strings), or with one column per level. Or a file that has no column
+            `labels` and holds a taxonomy, which [`read_taxonomy`] reads.
         labels, separator, delimiter: as for [`encode_dataset`].
         identity: as for [`Taxonomy.from_paths`].
         on_bad_row: `"raise"` raises one [`BadRowsError`] that lists the bad rows by split and index. `"drop"` skips them
@@ -40,6 +44,9 @@ def build_taxonomy(
         ValueError: if the paths do not form a taxonomy.
     """
     reader = LabelReader(labels, separator, delimiter)
+    if labels == "labels" and _is_taxonomy_file(dataset):
+        own_separator = None if separator == SEPARATOR else separator
+        return read_taxonomy(dataset, separator=own_separator, identity=identity)
     dataset = read_table(dataset)
     counter = CellCounter(reader.column_list)
     bad_rows: list[BadRow] = []
@@ -64,3 +71,13 @@ def build_taxonomy(
         split_name, row, reason = bad_rows[0]
         logger.warning(f"Skipped {len(bad_rows):,} rows for the taxonomy, first: {split_name}[{row}]: {reason}.")
     return Taxonomy.from_paths(paths, identity=identity)
+
+
+def _is_taxonomy_file(source: Any) -> bool:
+    """Returns whether a source is a file, but not a table with a column `labels`."""
+    if not isinstance(source, str | PathLike) or not Path(source).is_file():
+        return False
+    try:
+        return "labels" not in TableFile(Path(source)).columns
+    except ValueError:  # not a table
+        return True

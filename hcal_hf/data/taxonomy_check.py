@@ -9,8 +9,12 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from .document_check import DocumentCheck, row_name
 from .hierarchy_check import check_edges, check_paths, try_to_build
 from .labels import LabelReader
+from .table_formats import FORMATS
 from .tables import TableFile
-from .taxonomy_formats import read_taxonomy
+from .taxonomy_object import is_taxonomy_json
+from .taxonomy_reader import read_taxonomy
+from .taxonomy_table import names_a_taxonomy
+from .taxonomy_writer import first_path
 from .validation_report import ValidationReport
 
 
@@ -30,12 +34,12 @@ def check_file(
     """Checks a hierarchy, or a table of documents and the hierarchy that their labels span.
 
     Args:
-        path: taxonomy JSON (any form that [`Taxonomy.from_json`] reads); a table with one row per edge; or a table with
+        path: a taxonomy in any form that [`read_taxonomy`] reads; a table with one row per edge; or a table with
             one row per document (`.csv`, `.tsv`, `.jsonl`, `.parquet`, also `.gz`).
         labels: the column of labels of a table of documents, or one column per level; `labels` by default.
         edges: the two columns of a table of edges; `parent` and `child` by default. An empty parent makes a root.
         text: the column of texts, or several, which are checked too; the column `text` by default, if there is one.
-        taxonomy: taxonomy JSON that must contain the documents' labels; by default they span their own taxonomy.
+        taxonomy: the file of a taxonomy that must contain the documents' labels; by default they span their own taxonomy.
         separator, delimiter: as for [`hcal_hf.encode_dataset`].
         identity: as for [`Taxonomy.from_paths`].
         min_documents: labels with fewer documents are reported; 0 for a table of paths of a hierarchy without documents.
@@ -51,6 +55,8 @@ def check_file(
             if value is not None:
                 raise ValueError(f"{name} is for tables, but {path} is read as a taxonomy: leave it out.")
         return _check_json(path)
+    if labels is None and edges is None and not _is_table(path):
+        return _check_other(path, separator, identity, encoding)
     table = TableFile(path, encoding)
     columns = table.columns or []
     lowered = {column.strip().lower(): column for column in columns}
@@ -62,6 +68,8 @@ def check_file(
         table.check_columns(edges)
         return _check_edge_table(table, edges)
     if labels is None and columns and "labels" not in columns:
+        if names_a_taxonomy(columns) and "text" not in columns:
+            return _check_other(path, separator, identity, encoding)
         raise ValueError(
             f"{path} has no column 'labels' and no columns 'parent' and 'child': name the columns of the levels (on the "
             f"command line --labels A B C), or those of the edges (--edges A B). There are {columns}."
@@ -72,7 +80,7 @@ def check_file(
         text = ["text"] if "text" in columns else []
     texts = [text] if isinstance(text, str) else list(text)
     table.check_columns(texts)
-    required = None if taxonomy is None else read_taxonomy(taxonomy)
+    required = None if taxonomy is None else read_taxonomy(taxonomy, identity=identity)
     reader = LabelReader(labels[0] if len(labels) == 1 else labels, separator, delimiter)
     return DocumentCheck(table, reader, texts, required, identity, min_documents).run()
 
@@ -80,6 +88,8 @@ def check_file(
 def _check_json(path: Path) -> ValidationReport:
     report = ValidationReport(str(path))
     data = _read_json(path)
+    if not is_taxonomy_json(data):
+        return _check_other(path, SEPARATOR, "path", None)
     if "labels" in data:
         names, pairs = data["labels"], data.get("edges", ())
         bad = [pair for pair in pairs if len(pair) != 2 or not all(0 <= i < len(names) for i in pair)]
@@ -100,19 +110,39 @@ def _check_json(path: Path) -> ValidationReport:
     return report
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_table(path: Path) -> bool:
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    return suffix.lower() in (".xls", ".ods") or FORMATS.get(suffix.lower(), "text") != "text"
+
+
+def _check_other(
+    path: Path, separator: str, identity: Literal["path", "name"], encoding: str | None
+) -> ValidationReport:
+    """Checks a taxonomy in another form. Its reader raises for lines that it cannot read."""
+    taxonomy = read_taxonomy(
+        path, separator=None if separator == SEPARATOR else separator, identity=identity, encoding=encoding
+    )
+    report = ValidationReport(str(path))
+    if taxonomy.is_forest:
+        paths = {tuple(first_path(taxonomy, node)): taxonomy.labels[node] for node in range(len(taxonomy))}
+        check_paths(report, paths, lambda steps: f"label {paths[steps]!r}")
+        report.taxonomy = taxonomy
+        return report
+    labels = taxonomy.labels
+    triples = [
+        (labels[parent], labels[child], f"label {labels[child]!r}") for parent, child in taxonomy.edges.tolist()
+    ]
+    check_edges(report, triples, labels[taxonomy.levels[0]], lambda: taxonomy)
+    return report
+
+
+def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as problem:
         raise ValueError(f"{path} is no JSON: {problem}") from problem
-    if not isinstance(data, dict) or not {"labels", "edges", "paths", "roots"} & data.keys():
-        contents = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            f'{path} must hold an object with "labels" and "edges" (indices), "edges" (label pairs) and "roots", or '
-            f'"paths"; found {contents}.'
-        )
     return data
 
 

@@ -9,7 +9,6 @@ from openpyxl import Workbook
 
 from hcal_hf import Taxonomy, diff_taxonomies, read_named_taxonomy, read_taxonomy, write_taxonomy
 from hcal_hf.commands import main as cli
-from hcal_hf.data.code_hierarchy import code_edges
 
 PATHS = [["Animals", "Live Animals"], ["Animals", "Pet Supplies", "Bird Supplies"], ["Hardware"]]
 
@@ -91,12 +90,12 @@ def test_objects_and_json_are_recognised(tmp_path, data):
 
 def test_codes_before_paths_can_be_the_labels(tmp_path):
     path = write(tmp_path, "google.txt", TEXTS["codes before paths"])
-    found = read_named_taxonomy(path, codes_as_labels=True)
+    found = read_named_taxonomy(path, label_by="id")
     assert paths_of(found.taxonomy) == [["1"], ["1", "2"], ["1", "2", "3"], ["1", "3237"], ["632"]]
     assert found.names["3237"] == "Live Animals"
     path = write(tmp_path, "google.txt", "3237 - Animals > Live Animals\n632 - Hardware\n")
-    with pytest.raises(ValueError, match="line 1: 'Animals' has no line of its own, and so no code"):
-        read_named_taxonomy(path, codes_as_labels=True)
+    with pytest.raises(ValueError, match="line 1: 'Animals' has no id"):
+        read_named_taxonomy(path, label_by="id")
 
 
 def test_dotted_codes_lie_below_their_prefixes(tmp_path):
@@ -119,9 +118,10 @@ def test_dotted_codes_lie_below_their_prefixes(tmp_path):
         (["A", "A1", "A12"], r"(.+).$", [("A", "A1"), ("A1", "A12")]),
     ],
 )
-def test_the_rule_of_codes_can_be_given(codes, rule, edges):
-    found, roots = code_edges(codes, rule)
-    assert (found, roots) == (edges, codes[:1])
+def test_the_rule_of_codes_can_be_given(tmp_path, codes, rule, edges):
+    taxonomy = read_taxonomy(write(tmp_path, "codes.txt", "\n".join(codes)), format="codes", code_rule=rule)
+    assert [(taxonomy.labels[a], taxonomy.labels[b]) for a, b in taxonomy.edges.tolist()] == edges
+    assert taxonomy.labels[0] == codes[0]
 
 
 def test_a_table_of_ids_has_names(tmp_path):
@@ -140,9 +140,9 @@ def test_skos_keeps_several_parents(tmp_path):
     taxonomy = read_taxonomy(path)
     assert sorted(taxonomy.paths(taxonomy.index("Acoustics"))) == [["Arts", "Acoustics"], ["Science", "Acoustics"]]
     assert sorted(read_taxonomy(path, language="de").labels) == ["Akustik", "Kunst", "Musik", "Wissenschaft"]
-    with pytest.raises(ValueError, match="cannot be read as turtle"):
+    with pytest.raises(ValueError, match="cannot be read as SKOS in the format turtle"):
         read_taxonomy(write(tmp_path, "broken.ttl", "no turtle"))
-    with pytest.raises(ValueError, match=r"holds no skos:Concept"):
+    with pytest.raises(ValueError, match=r"has no concepts of SKOS"):
         read_taxonomy(write(tmp_path, "empty.ttl", ""))
 
 
@@ -150,17 +150,17 @@ def test_skos_keeps_several_parents(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", "", "is empty"),
-        ("a.txt", "A > B\nA >  > C\n", r"line 2: 'A >  > C' has an empty step"),
-        ("a.txt", "  A\nB\n", "line 1: the first line must not be indented"),
-        ("a.txt", "A\tB\nC\tD\n", "can be read as paths or as parents with their children"),
-        ("a.json", "{", "is no JSON"),
-        ("a.json", "3", "is no hierarchy"),
-        ("a.json", {"A": {"B": 3}}, "below 'A > B' there is 3, which is no label"),
-        ("a.json", "[" * 100_000 + "]" * 100_000, "nested too deeply|is no JSON"),
-        ("a.csv", "a,b,c\nA,,C\n", "row 2: column 'b' is empty, but a deeper one is not"),
+        ("a.txt", "A > B\nA >  > C\n", r"line 2: the path .* has an empty step"),
+        ("a.txt", "  A\nB\n", r"line 2: 'B' is indented by ''"),
+        ("a.txt", "A\tB\tE\nC\tD\n", "can be read in several ways: lines have three or more cells"),
+        ("a.json", "{", "is not JSON"),
+        ("a.json", "3", "cannot be read as a taxonomy"),
+        ("a.json", {"A": {"B": 3}}, "the value of 'B' must be a dictionary"),
+        ("a.json", "[" * 100_000 + "]" * 100_000, "nested deeper than the JSON reader"),
+        ("a.csv", "a,b,c\nA,,C\n", "row 2: column 'b' is empty, but the deeper 'c' is not"),
         ("a.csv", "parent,child\nA,B\nB,A\n", "cycle"),
-        ("a.csv", "parent,child\nA,\n", "row 2: column 'child' is empty"),
-        ("a.csv", "code,name\nA1,x\nA1,y\n", "'A1' occurs twice"),
+        ("a.csv", "parent,child\nA,\n", "row 2: the cell of 'child' is empty"),
+        ("a.csv", "code,name\nA1,x\nA1,y\n", "row 3: the code 'A1' is described as 'y', but in row 2 as 'x'"),
     ],
 )
 def test_what_cannot_be_read_says_where(tmp_path, name, content, message):
@@ -168,11 +168,13 @@ def test_what_cannot_be_read_says_where(tmp_path, name, content, message):
         read_taxonomy(write(tmp_path, name, content))
 
 
-def test_ambiguous_tabs_are_read_as_told(tmp_path):
-    path = write(tmp_path, "a.txt", "A\tB\nC\tD\n")
-    assert paths_of(read_taxonomy(path, format="paths", separator="\t")) == [["A"], ["A", "B"], ["C"], ["C", "D"]]
-    assert paths_of(read_taxonomy(path, format="parent-children")) == [["A"], ["A", "B"], ["C"], ["C", "D"]]
-    with pytest.raises(ValueError, match="format must be one of paths, indented"):
+def test_ambiguous_tabs_are_read_as_the_format_says(tmp_path):
+    path = write(tmp_path, "a.txt", "A\tB\tE\nC\tD\n")
+    paths = read_taxonomy(path, format="paths", separator="\t")
+    assert paths_of(paths) == [["A"], ["A", "B"], ["A", "B", "E"], ["C"], ["C", "D"]]
+    children = read_taxonomy(path, format="parent-children")
+    assert paths_of(children) == [["A"], ["A", "B"], ["A", "E"], ["C"], ["C", "D"]]
+    with pytest.raises(ValueError, match="format must be one of None, 'json', 'paths'"):
         read_taxonomy(path, format="tree")
 
 
@@ -254,7 +256,7 @@ def test_commands_convert_and_compare(tmp_path, capsys):
     assert cli.main(["taxonomy", "diff", str(tmp_path / "old.json"), str(new), "--out", str(out)]) == 0
     assert "5 labels before and 7 after: 2 added, 0 removed" in capsys.readouterr().out
     assert out.read_text(encoding="utf-8-sig").splitlines() == [
-        "action,path,new_path,certain", "add,,Toys,yes", "add,,Toys > Games,yes"]  # fmt: skip
+        "action,path,new_path,certain,reason", "add,,Toys,yes,", "add,,Toys > Games,yes,"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["taxonomy", "convert", str(old), "--out", str(tmp_path / "old.xyz")])
-    assert "--out must end in .json, .csv, .ttl, .txt, or give --to" in capsys.readouterr().err
+    assert "--out must end in .json, .csv, .tsv, .ttl, .txt, or give --to" in capsys.readouterr().err
