@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..node_names import SEPARATOR, split_path
+from .annotation_exports import unwrap_results
 
 # Two quoted items of an array without a comma between them, as numpy writes them: ['A' 'B'].
 _NO_COMMA = re.compile(r"""(['"])\s+(?=['"])""")
@@ -135,9 +136,12 @@ class LabelReader:
 
 
 def parse_list(cell: str) -> list[Any] | None:
-    """Returns the list that a cell holds as text, in JSON or as Python writes it. Returns None if it holds none."""
+    """Returns the list that a cell holds as text: in JSON, as Python writes it, or as Label Studio exports it.
+
+    Returns None if it holds none.
+    """
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if not (text.startswith("[") and text.endswith("]")) and not text.startswith('{"choices"'):
         return None
     try:
         values = json.loads(text)
@@ -146,6 +150,7 @@ def parse_list(cell: str) -> list[Any] | None:
             values = ast.literal_eval(_NO_COMMA.sub(r"\1, ", text))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
+    values = unwrap_results(values)
     return values if isinstance(values, list) else None
 
 

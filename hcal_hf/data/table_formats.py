@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from transformers.utils import logging
 
+from .annotation_exports import flatten_export
+
 logger = logging.get_logger(__name__)
 
 # The format of each suffix. Text formats may also end in .gz.
@@ -380,7 +382,7 @@ def is_json_array(path: Path) -> bool:
 
 
 def read_json_array(path: Path, encoding: str) -> list[Any]:
-    """Reads a JSON array as a whole.
+    """Reads a JSON array as a whole. Exports of annotation tools become one row per document ([`flatten_export`]).
 
     Raises:
         ValueError: if it is not JSON.
@@ -388,7 +390,7 @@ def read_json_array(path: Path, encoding: str) -> list[Any]:
     with open_bytes(path) as file:
         content = file.read()
     try:
-        return json.loads(content.decode(encoding))
+        return flatten_export(json.loads(content.decode(encoding)), str(path))
     except (ValueError, RecursionError) as problem:
         raise ValueError(f"{path} is not JSON: {problem}") from problem
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .annotation_exports import read_annotations
 from .table_formats import (
     FORMATS,
     TEXT_FORMATS,
@@ -203,7 +204,9 @@ def read_table(
 
     Args:
         source: a file ([`TableFile`] lists the formats); a folder with files named train, validation and test; a name on
-            the Hub; a data set, which is returned as it is; or a pandas or polars DataFrame.
+            the Hub; a data set, which is returned as it is; or a pandas or polars DataFrame. Exports of Label Studio
+            (JSON, JSON-MIN, CSV) and Argilla 2 (JSON, data sets) get one column of labels per question, with the labels of
+            the ground truth, or else the most frequent ones. Documents without an annotation are unlabelled.
         encoding, delimiter: as for [`TableFile`].
         splits: the splits of a folder or of a data set on the Hub; all of train, validation and test that exist by
             default, and train is required.
@@ -218,7 +221,7 @@ def read_table(
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
     if isinstance(source, Dataset | DatasetDict | IterableDataset | IterableDatasetDict):
-        return source
+        return read_annotations(source, "The data set")
     if type(source).__module__.split(".")[0] == "polars":
         return Dataset.from_polars(source)
     if hasattr(source, "iloc") and hasattr(source, "columns"):
@@ -239,13 +242,14 @@ def read_table(
         for split in ("train",) if splits is None else splits:
             if split not in loaded:
                 raise ValueError(f"{source} has no split named {split}, only {sorted(loaded)}.")
-        return loaded if splits is None else DatasetDict({split: loaded[split] for split in splits})
+        chosen = loaded if splits is None else DatasetDict({split: loaded[split] for split in splits})
+        return read_annotations(chosen, str(source))
     table = TableFile(path, encoding, delimiter)
     if table.kind == "parquet":
-        return Dataset.from_parquet(str(path))
+        return read_annotations(Dataset.from_parquet(str(path)), str(path))
     if table.kind == "arrow":
-        return load_dataset("arrow", data_files=str(path), split="train")
-    return _from_file(table)
+        return read_annotations(load_dataset("arrow", data_files=str(path), split="train"), str(path))
+    return read_annotations(_from_file(table), str(path), table.kind == "csv")
 
 
 def _split_files(folder: Path, splits: Sequence[str] | None) -> dict[str, Path]:
