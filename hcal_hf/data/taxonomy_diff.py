@@ -98,8 +98,8 @@ def diff_taxonomies(old: Taxonomy, new: Taxonomy) -> TaxonomyDiff:
     2. Labels with the same name and the same parents are the same.
     3. A label with a name that occurs once among the other labels of each taxonomy has moved. This is certain if the name
        occurs once in each whole taxonomy.
-    4. Two labels below the same parents are a probable rename if they have the same children or the same description, if
-       they are leaves with similar names, or if they are the only changes below their parents.
+    4. Two labels below the same parents are a probable rename if they have the same children, or more than half of them,
+       or the same description, if they are leaves with similar names, or if they are the only leaves that changed there.
 
     Labels below a renamed or moved one keep their places under it, and are not listed.
 
@@ -109,6 +109,11 @@ def diff_taxonomies(old: Taxonomy, new: Taxonomy) -> TaxonomyDiff:
     matching = _Matching(_Side(old), _Side(new))
     matching.run()
     return TaxonomyDiff(matching.changes(), old.num_labels, new.num_labels)
+
+
+def _is_majority(matched: set[int | None], children: Sequence[int]) -> bool:
+    """Returns whether more than half of the children of two labels are the same, of the one with more children."""
+    return len(matched.intersection(children)) * 2 > max(len(matched), len(children))
 
 
 class _Side:
@@ -216,11 +221,13 @@ class _Matching:
         """Returns the new node that an old one was probably renamed to, with the reason."""
         children = self._names_of_children(self.old, node)
         description = self.old.descriptions[node]
+        matched = {self.match.get(child) for child in self.old.children[node]}
         for reason, fitting in (
             (
                 "same children",
                 [c for c in candidates if children and children == self._names_of_children(self.new, c)],
             ),
+            ("most children are the same", [c for c in candidates if _is_majority(matched, self.new.children[c])]),
             ("same description", [c for c in candidates if description and description == self.new.descriptions[c]]),
             (
                 "similar names",
