@@ -390,7 +390,7 @@ def read_json_array(path: Path, encoding: str) -> list[Any]:
     with open_bytes(path) as file:
         content = file.read()
     try:
-        return flatten_export(json.loads(content.decode(encoding)), str(path))
+        return flatten_export(json.loads(content.decode(encoding)), path.name)
     except (ValueError, RecursionError) as problem:
         raise ValueError(f"{path} is not JSON: {problem}") from problem
 

@@ -9,7 +9,7 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from .document_check import DocumentCheck, row_name
 from .hierarchy_check import check_edges, check_paths, try_to_build
 from .labels import LabelReader
-from .table_formats import FORMATS
+from .table_formats import FORMATS, is_json_array
 from .tables import TableFile
 from .taxonomy_object import is_taxonomy_json
 from .taxonomy_reader import read_taxonomy
@@ -50,7 +50,7 @@ def check_file(
         FileNotFoundError: if the file does not exist.
     """
     path = Path(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not _is_json_table(path):
         for name, value in {"labels": labels, "edges": edges, "taxonomy": taxonomy}.items():
             if value is not None:
                 raise ValueError(f"{name} is for tables, but {path} is read as a taxonomy: leave it out.")
@@ -108,6 +108,11 @@ def _check_json(path: Path) -> ValidationReport:
         raise ValueError(f"{path}: an edge must be a pair [parent, child].")
     check_edges(report, pairs, data.get("roots", ()), lambda: Taxonomy.from_json(path))
     return report
+
+
+def _is_json_table(path: Path) -> bool:
+    """Returns whether a JSON file is an array of objects with texts or labels, such as an export of an annotation tool."""
+    return path.is_file() and is_json_array(path) and bool({"text", "labels"} & set(TableFile(path).columns))
 
 
 def _is_table(path: Path) -> bool:

@@ -10,6 +10,7 @@ from hcal_hf import Taxonomy, build_taxonomy, encode_dataset, read_table
 from hcal_hf.data.annotation_exports import unwrap_results
 from hcal_hf.data.labels import LabelReader
 from hcal_hf.data.tables import TableFile
+from hcal_hf.data.taxonomy_check import check_file
 
 
 def annotation(labels, kind="taxonomy", name="topic", **fields):
@@ -226,6 +227,13 @@ def test_flat_argilla_data_sets_have_a_column_per_question(write, tmp_path, form
 
 
 # ---- Other tables ----
+
+
+def test_exports_are_checked_as_documents(write):
+    report = check_file(write(TASKS), min_documents=1)
+    assert report.documents == 8
+    assert {problem.kind: problem.rows for problem in report.problems}["no-labels"] == 3
+    assert report.taxonomy.labels == ("Hardware", "Network", "Printer", "Screen")
 
 
 def test_other_json_is_read_as_before(write):
