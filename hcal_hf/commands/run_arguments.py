@@ -1,5 +1,6 @@
 """Defines and parses the arguments of a run, from a configuration file and the command line."""
 
+import contextlib
 import difflib
 import json
 import re
@@ -146,12 +147,11 @@ class DataArguments(TableArguments):
         super().__post_init__()
         for name, value in self.table_options.items():
             setattr(self, name, value)
-        if isinstance(self.taxonomy_options, str):
-            self.taxonomy_options = json.loads(self.taxonomy_options)
-        if not isinstance(self.taxonomy_options, dict):
-            raise ValueError(
-                f'taxonomy_options must be an object such as {{"label_by": "id"}}, got {self.taxonomy_options!r}.'
-            )
+        if isinstance(written := self.taxonomy_options, str):
+            with contextlib.suppress(ValueError):
+                self.taxonomy_options = json.loads(written)
+        if not isinstance(self.taxonomy_options, dict | None):
+            raise ValueError(f'taxonomy_options must be an object such as {{"label_by": "id"}}, got {written!r}.')
 
     taxonomy: str | None = field(
         default=None,
@@ -159,8 +159,8 @@ class DataArguments(TableArguments):
             "help": "File of the hierarchy in any form that read_taxonomy reads. Default: the paths in all splits."
         },
     )
-    taxonomy_options: dict | str = field(
-        default_factory=dict,
+    taxonomy_options: dict | str | None = field(
+        default=None,
         metadata={"help": 'Arguments of read_taxonomy for that file, as JSON: {"label_by": "id", "language": "de"}.'},
     )
     # TrainingArguments has another field `label_names`, so the option --label-names sets this one (`parse_arguments`).

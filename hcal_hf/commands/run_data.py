@@ -1,5 +1,6 @@
 """Loads and encodes the splits of a run."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,14 @@ def split_table(table: Dataset, data_args: TableArguments, taxonomy: Taxonomy | 
 def read_or_build_taxonomy(table: Any, data_args: TableArguments) -> Taxonomy:
     """Returns the taxonomy that the arguments name, or the one of the paths in a table or in all of its parts."""
     if taxonomy_file := getattr(data_args, "taxonomy", None):
-        return read_taxonomy(taxonomy_file, **{"identity": data_args.identity, **data_args.taxonomy_options})  # type: ignore[attr-defined]
-    options: dict[str, Any] = {"identity": getattr(data_args, "identity", "path"), "on_bad_row": data_args.on_bad_row}
+        options: dict[str, Any] = {"identity": data_args.identity, **(data_args.taxonomy_options or {})}  # type: ignore[attr-defined]
+        if unknown := sorted(options.keys() - inspect.signature(read_taxonomy).parameters.keys()):
+            raise ValueError(
+                f"taxonomy_options has {unknown[0]!r}, which is no argument of read_taxonomy: those are "
+                f"{', '.join(list(inspect.signature(read_taxonomy).parameters)[1:])}."
+            )
+        return read_taxonomy(taxonomy_file, **options)
+    options = {"identity": getattr(data_args, "identity", "path"), "on_bad_row": data_args.on_bad_row}
     return build_taxonomy(table, **data_args.label_options, **options)
 
 

@@ -99,7 +99,7 @@ def test_code_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
     shutil.rmtree("outputs", ignore_errors=True)
     shutil.copytree("model", "outputs/tickets")
     shutil.copytree("model", "outputs/old")
-    for old in ("predictions.parquet", "more.parquet"):
+    for old in ("predictions.parquet", "predictions.csv", "more.parquet"):
         Path(old).unlink(missing_ok=True)
     scope = {"__name__": "page"}
     for language, code in runnable(page):
