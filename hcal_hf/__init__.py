@@ -50,6 +50,7 @@ _LAZY = {
     "Regime": "training.regime",
     "RunFacts": "report.summary",
     "SplitRows": "report.summary",
+    "Suggestions": "training.suggestions",
     "TableArguments": "commands.run_arguments",
     "WEIGHTERS": "training.weighting",
     "adapt": "training.adapt",
@@ -73,6 +74,7 @@ _LAZY = {
     "describe_answers": "training.risk",
     "diff_taxonomies": "data.taxonomy_diff",
     "document_scores": "training.calibration",
+    "draw_diverse": "training.suggestions",
     "draw_documents": "metrics",
     "encode_dataset": "data.encoding",
     "encode_splits": "commands.run_data",
@@ -89,6 +91,7 @@ _LAZY = {
     "open_session": "commands.onnx_export",
     "pooled_features": "training.features",
     "predict_file": "commands.prediction_file",
+    "prediction_errors": "training.suggestions",
     "quantize_int8": "commands.onnx_export",
     "read_label_names": "data.label_names",
     "read_named_taxonomy": "data.taxonomy_reader",
@@ -97,6 +100,7 @@ _LAZY = {
     "run_training": "commands.training_run",
     "solve": "training.solver",
     "split_rows": "data.split",
+    "suggest_documents": "training.suggestions",
     "target_matrix": "training.evaluation",
     "train_table": "commands.table_run",
     "tune_for_decoding": "training.thresholds",
@@ -104,6 +108,7 @@ _LAZY = {
     "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
     "write_report": "report.report",
+    "write_suggestions": "commands.suggestion_file",
     "write_taxonomy": "data.taxonomy_writer",
 }
 __all__ = [
@@ -134,6 +139,7 @@ __all__ = [
     "Regime",
     "RunFacts",
     "SplitRows",
+    "Suggestions",
     "TableArguments",
     "Taxonomy",
     "adapt",
@@ -157,6 +163,7 @@ __all__ = [
     "describe_answers",
     "diff_taxonomies",
     "document_scores",
+    "draw_diverse",
     "draw_documents",
     "encode_dataset",
     "encode_splits",
@@ -173,6 +180,7 @@ __all__ = [
     "open_session",
     "pooled_features",
     "predict_file",
+    "prediction_errors",
     "quantize_int8",
     "read_label_names",
     "read_named_taxonomy",
@@ -181,6 +189,7 @@ __all__ = [
     "run_training",
     "solve",
     "split_rows",
+    "suggest_documents",
     "target_matrix",
     "train_table",
     "tune_for_decoding",
@@ -188,6 +197,7 @@ __all__ = [
     "tune_thresholds",
     "violation_rates",
     "write_report",
+    "write_suggestions",
     "write_taxonomy",
 ]
 # The estimator needs scikit-learn, which is no dependency: without it `from hcal_hf import *` leaves the name out.
@@ -219,6 +229,7 @@ if TYPE_CHECKING:
     from .commands.run_arguments import DataArguments, ModelArguments, TableArguments
     from .commands.run_data import encode_splits, load_data
     from .commands.saved_model import load_model
+    from .commands.suggestion_file import write_suggestions
     from .commands.table_run import train_table
     from .commands.training_run import run_training
     from .commands.zero_shot_run import make_zero_shot
@@ -264,6 +275,7 @@ if TYPE_CHECKING:
     from .training.regime import Regime, choose_regime
     from .training.risk import calibrate_risk, describe_answers
     from .training.solver import fit_head, solve
+    from .training.suggestions import Suggestions, draw_diverse, prediction_errors, suggest_documents
     from .training.thresholds import tune_for_decoding, tune_thresholds
     from .training.trainer import HcalTrainer
     from .training.tuning import tune_model
