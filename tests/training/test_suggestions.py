@@ -129,3 +129,23 @@ def test_tasks_of_label_studio_hold_the_suggestion(model_dir, tmp_path):
     assert (result["type"], result["from_name"], result["to_name"]) == ("taxonomy", "taxonomy", "text")
     assert all(isinstance(step, str) for path in result["value"]["taxonomy"] for step in path)
     assert tasks[0]["data"]["text"] == TEXTS[tasks[0]["data"]["row"]]
+
+
+def test_a_filled_in_table_is_trained_on(model_dir, tmp_path, monkeypatch, capsys, taxonomy):
+    monkeypatch.chdir(tmp_path)
+    words = ["suggest", model_dir, "texts.jsonl", "--number", "30", "--out", "to_label.csv", "--cpu"]
+    assert cli.main(words) == 0
+    with open("to_label.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    leaves = [label for label, leaf in zip(taxonomy.labels, taxonomy.is_leaf) if leaf]
+    for i, row in enumerate(rows[:25]):  # five rows stay unlabelled
+        row["Label"] = " > ".join(taxonomy.paths(taxonomy.index(leaves[i % 3]))[0])
+    with open("to_label.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert cli.main(["train", "to_label.csv", "--from", model_dir, "--use_cpu", "--no-report"]) == 0, (
+        capsys.readouterr()
+    )
+    trained = HcalForSequenceClassification.from_pretrained("outputs/to_label")
+    assert trained.config.labels == list(taxonomy.labels)
