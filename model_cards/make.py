@@ -4,10 +4,10 @@
 
 DIR holds the folders clinc150, goemotions, hwv_part and cei (train, validation and test files; recipes/ names their
 sources). FOLDER holds a byte-identical copy of the Hub's sentence-transformers/all-MiniLM-L6-v2. Without --encoder it is
-loaded from the Hub. Each run trains the head on frozen features like `freeze_encoder: true`, tunes one threshold on the
-validation split if documents have several labels, evaluates the test split, and saves the model to OUTPUT/NAME. The card
-and its pictures are copied to model_cards/NAME. A model that is already in OUTPUT/NAME is not trained again, only
-evaluated.
+loaded from the Hub. Each run trains the head on frozen features like `freeze_encoder: true`, tunes the temperature, and one
+threshold if documents have several labels, on the validation split, evaluates the test split, and saves the model to
+OUTPUT/NAME. The card and its pictures are copied to model_cards/NAME. A model that is already in OUTPUT/NAME is not trained
+again, only evaluated.
 
     python model_cards/make.py --data_dir DIR --finetuned goemotions=outputs/benchmarks/finetune/RUN
 
@@ -137,14 +137,13 @@ def make(name: str, folder: Path, encoder: str, output: Path, cache: Path) -> No
     if stored_state.exists():
         model = HcalForSequenceClassification.from_pretrained(output / name)
         model.encoder.requires_grad_(False)
-    args = HcalTrainingArguments(str(output / name), seed=0, report_to="none", per_device_eval_batch_size=256)
+    settings = {"seed": 0, "report_to": "none", "per_device_eval_batch_size": 256, "tune": "micro_f1"}
+    args = HcalTrainingArguments(str(output / name), **settings)
     trainer = HcalTrainer(model, args, None, table["train"], table["validation"], tokenizer)
     if stored_state.exists():
         trainer.state = TrainerState.load_from_json(str(stored_state))
     else:
         trainer.train()
-        if mode == "multi_path":
-            trainer.tune_thresholds(table["validation"])
     finish(trainer, name, recipe, table, output)
 
 
