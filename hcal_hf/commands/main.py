@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{args.parser.prog}: {_message(problem)}", file=sys.stderr)
         return PROBLEM
+    except Exception as problem:
+        if args.traceback or not _is_full_disc(problem):
+            raise
+        print(f"{args.parser.prog}: {_message(problem)}", file=sys.stderr)
+        return PROBLEM
     except KeyboardInterrupt:
         print(f"{args.parser.prog}: interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -115,9 +120,16 @@ def _is_ours(problem: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hcal_hf")
 
 
+def _is_full_disc(problem: BaseException) -> bool:
+    """Returns whether a disc is full. safetensors raises its own error, which is no OSError."""
+    return "No space left on device" in str(problem)
+
+
 def _message(problem: BaseException) -> str:
     """Returns the message of an error, with the extra to install if a library is missing."""
     extra = _EXTRAS.get(getattr(problem, "name", None) or "")
+    if _is_full_disc(problem):
+        return f"The disc is full: {problem}. Free some space, or choose another folder, and run the command again."
     if isinstance(problem, ImportError) and extra:
         return f'{problem}. Install the extra: pip install "hcal-hf[{extra}]".'
     return str(problem)

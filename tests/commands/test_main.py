@@ -351,3 +351,19 @@ def test_a_missing_extra_is_reported_with_the_command_to_install_it(module, miss
     monkeypatch.setitem(sys.modules, module, Missing())
     assert cli.main(argv) == 1
     assert f'pip install "hcal-hf[{argv[0]}]"' in capsys.readouterr().err
+
+
+def test_a_full_disc_is_one_line(monkeypatch, tmp_path, capsys):
+    class SafetensorError(Exception):
+        """The error of safetensors, which is no OSError."""
+
+    def fail(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("hcal_hf.commands.model_summary.inspect_model", fail)
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hcal inspect: The disc is full: Error while serializing")
+    assert len(captured.err.splitlines()) == 1
+    with pytest.raises(SafetensorError):
+        cli.main(["inspect", str(tmp_path), "--traceback"])
