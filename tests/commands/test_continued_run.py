@@ -1,13 +1,15 @@
 """`hcal train --from MODEL` continues with earlier rows, new rows and new labels."""
 
+import itertools
 import json
 
 import pandas as pd
 import pytest
 import yaml
 
-from hcal_hf import HcalForSequenceClassification
+from hcal_hf import DataArguments, HcalForSequenceClassification, load_data
 from hcal_hf.commands import main as cli
+from hcal_hf.commands.continued_run import add_earlier_rows
 from tests.builders import WORDS
 
 PATHS = [["science", "physics"], ["science", "biology"], ["arts", "poetry"], ["arts", "music"]]
@@ -71,18 +73,23 @@ def test_earlier_rows_keep_their_split_and_new_labels_are_learned(hcal, model, t
 
 
 def test_texts_of_the_earlier_test_split_are_not_trained_on(hcal, model, tmp_path):
-    split = json.loads((model / "split.json").read_text(encoding="utf-8"))
-    table = pd.read_csv(tmp_path / "old.csv")
-    tested = table.iloc[split["test"]]
-    extra = pd.concat([pd.read_csv(write(tmp_path / "new.csv", 60, 20)), tested, tested])
-    extra.to_csv(tmp_path / "new.csv", index=False)
-    code, _, err = hcal("new.csv", "--from", model)
-    assert code == 0, err
-    results = json.loads((tmp_path / "outputs/new/test_results.json").read_text(encoding="utf-8"))
-    new = json.loads((tmp_path / "outputs/new/split.json").read_text(encoding="utf-8"))
-    # split.json contains the split of the new file before rows with known texts were moved.
-    assert sum(len(new[name]) for name in ("train", "validation", "test")) == len(extra)
-    assert results
+    """A new row joins the split that an earlier row with its text was in, wherever the new table's own split puts it."""
+    record = json.loads((model / "split.json").read_text(encoding="utf-8"))
+    old = pd.read_csv(tmp_path / "old.csv")
+    fresh = pd.read_csv(write(tmp_path / "fresh.csv", 60, 30))
+    pd.concat([old, old, fresh]).to_csv(tmp_path / "new.csv", index=False)  # each earlier text twice
+    data_args = DataArguments(data_dir="new.csv", text=["Text"], labels=["Area", "Topic"])
+    raw = load_data(data_args)
+    earlier = {name: set(old["Text"].iloc[record[name]]) for name in ("train", "validation", "test")}
+    assert set(raw["train"]["Text"]) & earlier["test"]  # the new table's own split would train on them
+    joined, used = add_earlier_rows(raw, [record], data_args)
+    assert used == [record]
+    assert sum(len(part) for part in joined.values()) == 60 + 120 + 30
+    texts = {name: part["Text"][:] for name, part in joined.items()}
+    for name, other in itertools.combinations(texts, 2):
+        assert not set(texts[name]) & set(texts[other])
+    for name, values in texts.items():
+        assert all(values.count(text) == 3 for text in earlier[name])
 
 
 def test_without_the_earlier_file_the_head_is_regularised_towards_its_values(hcal, model, tmp_path, caplog):

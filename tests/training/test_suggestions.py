@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hcal_hf import HcalForSequenceClassification, suggest_documents
+from hcal_hf import HcalForSequenceClassification, decode, suggest_documents
 from hcal_hf.commands import main as cli
 from hcal_hf.training import suggestions as module
 from hcal_hf.training.suggestions import draw_diverse, prediction_errors
@@ -61,13 +61,27 @@ def test_errors_are_probabilities_minus_predictions(taxonomy, monkeypatch):
     features, errors = prediction_errors(model, states)
     with torch.no_grad():
         output = model(pooled_states=states)
-    probabilities = torch.sigmoid(output.logits)
     torch.testing.assert_close(features, output.features)
-    assert torch.equal((probabilities - errors).round(), probabilities - errors.float())  # predictions are 0 or 1
+    predictions = decode(output.logits, taxonomy, "single_path", head=model.config.head)
+    torch.testing.assert_close(errors, torch.sigmoid(output.logits) - predictions.float())
+    # With more labels, each error is added to one of a few buckets, with a sign.
     monkeypatch.setattr(module, "SKETCH", 8)
     _, sketched = prediction_errors(model, states)
-    assert sketched.shape == (7, 8)
-    torch.testing.assert_close(sketched.square().sum(dim=1), errors.square().sum(dim=1), atol=1.0, rtol=1.0)
+    buckets, signs = module._sketch(13)
+    expected = torch.zeros(7, 8)
+    for label in range(13):
+        expected[:, buckets[label]] += errors[:, label] * signs[label]
+    torch.testing.assert_close(sketched, expected)
+
+
+def test_sketches_keep_inner_products_in_the_mean():
+    """Errors of one sign, which would add up in the buckets without the random signs."""
+    errors = torch.rand(40, 3000, generator=torch.Generator().manual_seed(0))
+    buckets, signs = module._sketch(3000)
+    sketched = torch.zeros(40, module.SKETCH).index_add_(1, buckets, errors * signs)
+    exact, kept = (values @ values.T for values in (errors, sketched))
+    # The standard deviation is about |x| |y| sqrt(2 / 1024), 4 % of |x| |y|.
+    assert ((kept - exact) / 1000).square().mean().sqrt() < 0.08
 
 
 def test_texts_are_suggested_once_and_empty_ones_never(encoder_dir, tokenizer, taxonomy):
