@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..node_names import SEPARATOR
-from .labels import is_missing, parse_list
+from .labels import is_missing
 
 # Delimiters that are part of a name more rarely than of a list.
 _STRONG = (";", "|", "\n")
@@ -79,9 +79,7 @@ def _suspect(column: str, counts: Mapping[str, int], delimiter: str, separator: 
     split = {
         cell: parts
         for cell in counts
-        if delimiter in cell
-        and len(parts := [part.strip() for part in cell.split(delimiter) if part.strip()]) > 1
-        and parse_list(cell) is None
+        if delimiter in cell and len(parts := [part.strip() for part in cell.split(delimiter) if part.strip()]) > 1
     }
     if not split:
         return None

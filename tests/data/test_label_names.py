@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
+from transformers import pipeline
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy, read_label_names
+from hcal_hf.commands.demo.tree import answer_html, tree_html
+from hcal_hf.commands.model_summary import inspect_model
 
 
 @pytest.fixture
@@ -83,3 +87,21 @@ def test_an_added_label_can_have_a_name(codes, encoder_dir, tokenizer):
     names = dict(zip(model.config.labels, model.config.label_names))
     assert (names["11"], names["113"]) == ("Farming", "113")
     assert model.config.label_texts[model.config.labels.index("113")] == "Farming: 113"
+
+
+def test_names_are_shown_by_pipeline_inspect_and_demo(codes, encoder_dir, tokenizer, tmp_path):
+    names = {"11": "Farming", "111": "Crops <b>"}
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, codes, label_names=names)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = pipeline("hierarchical-text-classification", model=str(tmp_path), top_k=3)
+    shown = {step["label"]: step["name"] for step in pipe("stars")}
+    assert shown == {"11": "Farming", "21": "21", "111": "Crops <b>", "112": "112", "211": "211"}
+    tree = inspect_model(str(tmp_path))["tree"]
+    assert [root["label"] for root in tree] == ["11 Farming", "21"]
+    assert [child["label"] for child in tree[0]["children"]] == ["111 Crops <b>", "112"]
+    p, everything = torch.full((5,), 0.5), torch.ones(5, dtype=torch.bool)
+    for html in (tree_html(p, everything, codes, 5, names=model.config.shown_names),
+                 answer_html(p, everything, codes, model.config.shown_names)):  # fmt: skip
+        assert "111 Crops &lt;b&gt;" in html
+    assert "11 Farming &gt; 111 Crops" in answer_html(p, everything, codes, model.config.shown_names)
