@@ -19,14 +19,13 @@ from ..label_extension import add_labels
 from ..modeling_hcal import HcalForSequenceClassification
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
-from .run_arguments import DataArguments, ModelArguments
+from .run_arguments import SPLITS, DataArguments, ModelArguments
 from .run_data import ROW, load_data
 from .saved_model import load_model
 
 logger = logging.get_logger(__name__)
 
 SPLIT_FILE = "split.json"
-_SPLITS = ("train", "validation", "test")
 
 
 def go_on_from(
@@ -73,7 +72,10 @@ def earlier_splits(model: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     record = json.loads(path.read_text(encoding="utf-8"))
-    return [{name: value for name, value in record.items() if name != "earlier"}, *record.get("earlier", [])]
+    earlier = record.pop("earlier", [])
+    return (
+        [record, *earlier] if record else earlier
+    )  # a model that was trained on split files has only earlier records
 
 
 def add_earlier_rows(
@@ -108,16 +110,14 @@ def add_earlier_rows(
         if not set(columns) <= set(table.column_names):
             logger.warning(f"The rows of {path} are not used: it has no columns {', '.join(map(repr, columns))}.")
             continue
-        tables.append(
-            DatasetDict({n: table.select(record[n]).select_columns(columns) for n in _SPLITS if n in record})
-        )
+        tables.append(DatasetDict({n: table.select(record[n]).select_columns(columns) for n in SPLITS if n in record}))
         used.append(record)
     if not used:
         return raw, []
     part_of = {text: name for table in tables for name, part in table.items() for text in _texts(part, data_args)}
     raw = _moved(raw, part_of, data_args)
     joined = {}
-    for name in _SPLITS:
+    for name in SPLITS:
         parts = [table[name].select_columns(columns) for table in (raw, *tables) if name in table]
         if any(part.features != parts[0].features for part in parts):
             raise ValueError(
@@ -186,10 +186,10 @@ def _has_path(taxonomy: Taxonomy, path: list[str]) -> bool:
 
 def _moved(raw: DatasetDict, part_of: dict[str, str], data_args: DataArguments) -> DatasetDict:
     """Moves the rows whose texts `part_of` assigns to another part."""
-    wanted: dict[str, list[Dataset]] = {name: [] for name in _SPLITS}
+    wanted: dict[str, list[Dataset]] = {name: [] for name in SPLITS}
     for name, part in raw.items():
         names = [part_of.get(text, name) for text in _texts(part, data_args)]
-        for target in _SPLITS:
+        for target in SPLITS:
             rows = [row for row, wanted_name in enumerate(names) if wanted_name == target]
             if rows:
                 wanted[target].append(part.select(rows))

@@ -130,6 +130,7 @@ def _continue(
         ValueError: if an option contradicts the model, or fine-tuning is estimated to take longer than the time budget.
     """
     settled = {f.name for f in fields(ModelArguments)} - {"start_from", "freeze_encoder"}
+    settled |= {"taxonomy", "taxonomy_options", "identity"}
     if wrong := sorted(settled & given):
         raise ValueError(
             f"--{wrong[0].replace('_', '-')} is decided by the model {model_args.start_from}: leave it out."

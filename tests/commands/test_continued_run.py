@@ -121,6 +121,9 @@ def test_options_that_the_model_already_fixes_are_refused(hcal, model, tmp_path)
     code, _, err = hcal(new, "--from", model, "--label-mode", "multi_path")
     assert code == 1
     assert "--label-mode is decided by the model" in err
+    code, _, err = hcal(new, "--from", model, "--taxonomy", "taxonomy.json")
+    assert code == 1
+    assert "--taxonomy is" in err
     code, _, err = hcal(new, "--from", model, "--text", "Body")
     assert code == 1
     assert "has no column 'Body': its columns are 'Text', 'Area', 'Topic'" in err
@@ -143,3 +146,20 @@ def test_a_fine_tuned_model_is_trained_further_within_the_time_budget(hcal, tmp_
     code, out, err = hcal(new, "--from", "outputs/old", "--time-budget", "60", *quick)
     assert code == 0, err
     assert "Regime: fine-tuned." in out
+
+
+def test_a_model_that_was_trained_on_split_files_keeps_its_earlier_record(hcal, model, tmp_path):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for i, name in enumerate(("train", "validation", "test")):
+        write(folder / f"{name}.csv", 60 + 20 * i, 20)
+    settings = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    settings |= {"start_from": str(model), "data_dir": str(folder), "output_dir": str(tmp_path / "second")}
+    del settings["encoder"]
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    code, _, err = hcal(tmp_path / "second.yaml")
+    assert code == 0, err
+    new = write(tmp_path / "third.csv", 120, 20)
+    code, out, err = hcal(new, "--from", tmp_path / "second")
+    assert code == 0, err
+    assert "Rows: 20 new, and 60" in out
