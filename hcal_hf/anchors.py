@@ -40,7 +40,7 @@ def label_texts(
     Args:
         taxonomy: the hierarchy.
         descriptions: texts of some labels.
-        names: the name of each label, instead of its own (`config.label_names`).
+        names: the name of each label (`config.label_names`); the last step of its path by default.
 
     Raises:
         ValueError: for a description of an unknown label (the message lists the closest labels).

@@ -99,7 +99,7 @@ def keep_remote_card(folder: str | os.PathLike, repo_id: str, token: Any = None,
 def card_on_hub(model: Any, repo_id: str, token: Any = None, revision: str | None = None) -> Iterator[None]:
     """Adds the minimal card to a repository that has no README.md before the `with` block.
 
-    It wraps `model.push_to_hub`, which would leave the empty template of transformers. The card is a commit of its own.
+    It wraps `model.push_to_hub`, which would leave the empty template of transformers. The card is a separate commit.
     """
     api = HfApi(token=token)
     repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"

@@ -1,4 +1,4 @@
-"""Goes on from a saved model: reads the rows that it was trained on again, and adds labels that are new."""
+"""Continues from a saved model: reads the rows that it was trained on again, and adds labels that are new."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 SPLIT_FILE = "split.json"
 
 
-def go_on_from(
+def continue_from(
     model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments
 ) -> tuple[HcalForSequenceClassification, Any, DatasetDict, dict[str, Any]]:
     """Loads a saved model, its earlier rows and the new ones, and adds the labels that are new.

@@ -29,8 +29,8 @@ class ModelArguments:
     start_from: str | None = field(
         default=None,
         metadata={
-            "help": "A saved model to go on from, instead of an encoder. Labels that it does not have are added. The other "
-            "settings of the model are kept."
+            "help": "A saved model to continue from, instead of an encoder. Labels that it does not have are added. Its "
+            "other settings are kept."
         },
     )
     preset: str | None = field(default=None, metadata={"help": '"paper" for HCAL as in its released code.'})

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -65,117 +65,132 @@ def train_table(
     }
     model_args, data_args, args = parse_arguments(list(overrides), defaults)
     table = read_table(path)
-    notes = _Notes()
-    decide = _continue if model_args.start_from else _start
-    decided = decide(table, path, model_args, data_args, args, given, time_budget, notes)
+    run = _TableRun(path, table, model_args, data_args, args, given, time_budget)
+    decided = run.continue_model() if model_args.start_from else run.start()
     settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
     _prepare_folder(args, settings, overwrite)
-    return run_training(model_args, data_args, args, notes.lines)
+    return run_training(model_args, data_args, args, run.notes)
 
 
-class _Notes:
-    """Prints the decisions of a run, and keeps them for its report."""
+@dataclass
+class _TableRun:
+    """Holds a table and the arguments of its run, which it completes.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        print(line)
-        self.lines.append(line)
-
-
-def _start(
-    table: Any,
-    path: Path,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HcalTrainingArguments,
-    given: set[str],
-    time_budget: float,
-    notes: _Notes,
-) -> list[str]:
-    """Decides how a new model is built and trained. Returns the names of the settings."""
-    _check_columns(path, table.column_names, data_args)
-    reader = LabelReader(**_reader_options(data_args), class_names=class_names(table, data_args.labels))
-    _infer_mode(table, reader, _taxonomy(table, data_args), model_args, given, notes)
-    texts = _sample_texts(table, data_args)
-    if "encoder" not in given:
-        model_args.encoder = default_encoder()
-        notes.say(f"Encoder: {DEFAULT_ENCODER}.")
-        warn_if_not_english(texts)
-    decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
-    if "freeze_encoder" not in given and model_args.preset is None:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
-        lengths = _token_lengths(texts, tokenizer, len(table), data_args.max_length)
-        regime = choose_regime(model_args.encoder, tokenizer, lengths, time_budget, args.device)
-        notes.say(f"Regime: {regime.name}. {regime.reason}")
-        model_args.freeze_encoder = regime.name == "frozen"
-        decided += _apply(regime, args, given)
-    return decided
-
-
-def _continue(
-    table: Any,
-    path: Path,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HcalTrainingArguments,
-    given: set[str],
-    time_budget: float,
-    notes: _Notes,
-) -> list[str]:
-    """Decides how a saved model goes on. Returns the names of the settings.
-
-    Raises:
-        ValueError: if an option contradicts the model, or fine-tuning is estimated to take longer than the time budget.
+    Attributes:
+        path, table: the file and its rows.
+        model_args, data_args, args: the arguments.
+        given: the names of the arguments that the caller has set, which are kept.
+        time_budget: minutes that fine-tuning may take.
+        notes: the decisions, one sentence each, which are also printed.
     """
-    settled = {f.name for f in fields(ModelArguments)} - {"start_from", "freeze_encoder"}
-    settled |= {"taxonomy", "taxonomy_options", "identity"}
-    if wrong := sorted(settled & given):
-        raise ValueError(
-            f"--{wrong[0].replace('_', '-')} is decided by the model {model_args.start_from}: leave it out."
-        )
-    model, tokenizer = load_model(str(model_args.start_from))
-    for name, value in (model.config.table_options or {}).items():
-        if name not in given:
-            setattr(data_args, name, value)
-    _check_columns(path, table.column_names, data_args)
-    decided = ["start_from", *TABLE_OPTIONS, "freeze_encoder"]
-    if "freeze_encoder" in given:
+
+    path: Path
+    table: Any
+    model_args: ModelArguments
+    data_args: DataArguments
+    args: HcalTrainingArguments
+    given: set[str]
+    time_budget: float
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Prints a decision, and keeps it for the report."""
+        print(line)
+        self.notes.append(line)
+
+    def start(self) -> list[str]:
+        """Decides how a new model is built and trained. Returns the names of the settings."""
+        model_args, data_args = self.model_args, self.data_args
+        _check_columns(self.path, self.table.column_names, data_args)
+        self._infer_mode()
+        texts = self._sample_texts()
+        if "encoder" not in self.given:
+            model_args.encoder = default_encoder()
+            self.note(f"Encoder: {DEFAULT_ENCODER}.")
+            warn_if_not_english(texts)
+        decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
+        if "freeze_encoder" not in self.given and model_args.preset is None:
+            tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+            regime = self._choose_regime(model_args.encoder, tokenizer, texts)
+            model_args.freeze_encoder = regime.name == "frozen"
+            self.note(f"Regime: {regime.name}. {regime.reason}")
+            decided += self._apply(regime)
         return decided
-    # Scores are linear in models that were trained with a frozen encoder.
-    model_args.freeze_encoder = model.config.score_function == "linear"
-    if model_args.freeze_encoder:
-        notes.say("Regime: frozen, as the model was trained.")
-        return decided + _apply(Regime("frozen", FROZEN, ""), args, given)
-    lengths = _token_lengths(_sample_texts(table, data_args), tokenizer, len(table), data_args.max_length)
-    regime = choose_regime(model.encoder, tokenizer, lengths, time_budget, args.device)
-    if regime.name == "frozen":
-        raise ValueError(
-            f"{model_args.start_from} was fine-tuned, and going on takes longer than allowed. {regime.reason} Give more "
-            "minutes by --time-budget."
-        )
-    notes.say(f"Regime: {regime.name}. {regime.reason}")
-    return decided + _apply(regime, args, given)
 
+    def continue_model(self) -> list[str]:
+        """Decides how training continues from a saved model. Returns the names of the settings.
 
-def _sample_texts(table: Any, data_args: DataArguments) -> list[str]:
-    texts = [join_texts(cells) for cells in zip(*(table[name][:_SAMPLE] for name in data_args.text))]
-    return [text for text in texts if isinstance(text, str)]
+        Raises:
+            ValueError: if an option contradicts the model, or fine-tuning is estimated to take longer than the time budget.
+        """
+        model_args, data_args = self.model_args, self.data_args
+        settled = {f.name for f in fields(ModelArguments)} - {"start_from", "freeze_encoder"}
+        settled |= {"taxonomy", "taxonomy_options", "identity"}
+        if wrong := sorted(settled & self.given):
+            raise ValueError(
+                f"--{wrong[0].replace('_', '-')} is decided by the model {model_args.start_from}: leave it out."
+            )
+        model, tokenizer = load_model(str(model_args.start_from))
+        for name, value in (model.config.table_options or {}).items():
+            if name not in self.given:
+                setattr(data_args, name, value)
+        _check_columns(self.path, self.table.column_names, data_args)
+        decided = ["start_from", *TABLE_OPTIONS, "freeze_encoder"]
+        if "freeze_encoder" in self.given:
+            return decided
+        # Scores are linear in models that were trained with a frozen encoder.
+        model_args.freeze_encoder = model.config.score_function == "linear"
+        if model_args.freeze_encoder:
+            self.note("Regime: frozen, as the model was trained.")
+            return decided + self._apply(Regime("frozen", FROZEN, ""))
+        regime = self._choose_regime(model.encoder, tokenizer, self._sample_texts())
+        if regime.name == "frozen":
+            raise ValueError(
+                f"{model_args.start_from} was fine-tuned, and continuing takes longer than allowed. {regime.reason} Give "
+                "more minutes by --time-budget."
+            )
+        self.note(f"Regime: {regime.name}. {regime.reason}")
+        return decided + self._apply(regime)
 
+    def _sample_texts(self) -> list[str]:
+        texts = [join_texts(cells) for cells in zip(*(self.table[name][:_SAMPLE] for name in self.data_args.text))]
+        return [text for text in texts if isinstance(text, str)]
 
-def _token_lengths(texts: list[str], tokenizer: Any, documents: int, max_length: int | None) -> list[int]:
-    """Returns the number of tokens of each training document, estimated from a sample of texts."""
-    tokens = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-    return np.resize(np.fromiter(map(len, tokens), dtype=np.int64), max(int(0.8 * documents), 1)).tolist()
+    def _choose_regime(self, encoder: Any, tokenizer: Any, texts: list[str]) -> Regime:
+        """Chooses the regime by the number of tokens of each training document, estimated from a sample of texts."""
+        tokens = tokenizer(texts, truncation=True, max_length=self.data_args.max_length)["input_ids"]
+        documents = max(int(0.8 * len(self.table)), 1)
+        lengths = np.resize(np.fromiter(map(len, tokens), dtype=np.int64), documents).tolist()
+        return choose_regime(encoder, tokenizer, lengths, self.time_budget, self.args.device)
 
+    def _apply(self, regime: Regime) -> list[str]:
+        """Sets the settings of a regime, except for those that are given. Returns their names."""
+        for name, value in regime.settings.items():
+            if name not in self.given:
+                setattr(self.args, name, value)
+        return list(regime.settings)
 
-def _apply(regime: Regime, args: HcalTrainingArguments, given: set[str]) -> list[str]:
-    """Sets the settings of a regime, except for those that are given. Returns their names."""
-    for name, value in regime.settings.items():
-        if name not in given:
-            setattr(args, name, value)
-    return list(regime.settings)
+    def _infer_mode(self) -> None:
+        """Sets label_mode and partial_paths as the rows need them, unless they are given, and prints the reason."""
+        table, model_args, given = self.table, self.model_args, self.given
+        reader = LabelReader(**_reader_options(self.data_args), class_names=class_names(table, self.data_args.labels))
+        taxonomy = _taxonomy(table, self.data_args)
+        encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
+        problems: list[str | None] = [None] * len(table)
+        rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
+        usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
+        sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        nodes = np.array([node for row in rows for node in row], dtype=np.int64)
+        several = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, "single_path", True) & usable)
+        partial = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, None, False) & usable)
+        if "label_mode" not in given and model_args.preset is None:
+            model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
+            reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
+            self.note(f"label_mode: {model_args.label_mode} ({reason}).")
+        if "partial_paths" not in given and model_args.preset is None:
+            model_args.partial_paths = bool(len(partial))
+            reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
+            self.note(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
 
 
 def _reader_options(data_args: DataArguments) -> dict[str, Any]:
@@ -208,33 +223,6 @@ def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
             f"{data_args.data_dir} has a single label, {taxonomy.labels[0]!r}: there is nothing to choose between."
         )
     return taxonomy
-
-
-def _infer_mode(
-    table: Any,
-    reader: LabelReader,
-    taxonomy: Taxonomy,
-    model_args: ModelArguments,
-    given: set[str],
-    notes: _Notes,
-) -> None:
-    """Sets label_mode and partial_paths as the rows need them, unless they are given, and prints the reason."""
-    encoder = RowEncoder(taxonomy, None, [], reader, None, True, None)
-    problems: list[str | None] = [None] * len(table)
-    rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
-    usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
-    sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    nodes = np.array([node for row in rows for node in row], dtype=np.int64)
-    several = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, "single_path", True) & usable)
-    partial = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, None, False) & usable)
-    if "label_mode" not in given and model_args.preset is None:
-        model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
-        reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
-        notes.say(f"label_mode: {model_args.label_mode} ({reason}).")
-    if "partial_paths" not in given and model_args.preset is None:
-        model_args.partial_paths = bool(len(partial))
-        reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
-        notes.say(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
 
 
 def _first_rows(rows: np.ndarray, what: str) -> str:

@@ -27,7 +27,7 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import CACHE_FOLDER, pooled_features
 from ..training.trainer import HcalTrainer
-from .continued_run import SPLIT_FILE, go_on_from, split_record
+from .continued_run import SPLIT_FILE, continue_from, split_record
 from .progress import show_one_line
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
@@ -64,7 +64,7 @@ def run_training(
         details.dataset_tags = data_args.dataset
     start = None
     if model_args.start_from:
-        start, tokenizer, raw, split = go_on_from(model_args, data_args, args)
+        start, tokenizer, raw, split = continue_from(model_args, data_args, args)
         taxonomy = start.taxonomy
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)

@@ -45,7 +45,7 @@ class HcalTrainingArguments(TrainingArguments):
             `lbfgs` if it is defined, which is the case for linear scores and losses of single documents.
         head_prior (`"initial"` or `"model"`, defaults to `"initial"`):
             The values towards which `lbfgs` regularises the head: the label text or 0, or the values that the model has
-            when training starts. `model` goes on with a trained model on new documents.
+            when training starts. `model` is for a trained model that continues with new documents.
         prototype_lr_multipliers (`list[float]`, *optional*):
             Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
             the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-# Seconds between two updates on a terminal and in a file or pipe, where each update is a line of its own.
+# Seconds between two updates on a terminal and in a file or pipe, where each update writes a separate line.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.2, 30.0
 
 

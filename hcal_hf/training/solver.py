@@ -269,7 +269,7 @@ def solve(
         anchored: the alternatives to try for a model with anchors.
         max_iterations (`int`): the maximum number of L-BFGS iterations of each fit.
         prior: the values towards which the head is regularised: `"initial"`, the label text or 0, or `"model"`, the
-            model's present values, for a trained model that goes on with new documents.
+            model's present values, for a trained model that continues with new documents.
         show_progress: show a progress bar with the strength, the loss and the remaining time.
 
     Raises:

@@ -142,7 +142,7 @@ def test_a_fine_tuned_model_is_trained_further_within_the_time_budget(hcal, tmp_
     new = write(tmp_path / "more.csv", 60, 20)
     code, _, err = hcal(new, "--from", "outputs/old", "--time-budget", "0", *quick)
     assert code == 1
-    assert "was fine-tuned, and going on takes longer than allowed" in err
+    assert "was fine-tuned, and continuing takes longer than allowed" in err
     code, out, err = hcal(new, "--from", "outputs/old", "--time-budget", "60", *quick)
     assert code == 0, err
     assert "Regime: fine-tuned." in out
