@@ -195,7 +195,7 @@ class _TableRun:
 
 def _reader_options(data_args: DataArguments) -> dict[str, Any]:
     options = data_args.label_options
-    return {"columns": options.pop("labels"), **options}
+    return {"columns": options.pop("labels"), **options, "empty_means_none": bool(data_args.empty_means_none)}
 
 
 def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments) -> None:

@@ -248,3 +248,15 @@ def test_a_weight_counts_as_copies_of_a_training_document(train, tmp_path):
     code, _, err = train(tmp_path / "half.csv", *CSV, "--weight", "Zahl")
     assert "has no column 'Zahl'" in err
     assert "Name the column of the weights with --weight" in err
+
+
+def test_empty_cells_that_mean_no_label_make_a_table_multi_path(train, tmp_path):
+    frame = pd.DataFrame([{"text": row["text"], "labels": " > ".join(row["path"])} for row in rows(60)])
+    frame.loc[7, "labels"] = ""
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    code, out, err = train(tmp_path / "table.csv", "--overwrite", "--no-report")
+    assert code == 0, err
+    assert "label_mode: single_path (every row has one path)" in out
+    code, out, err = train(tmp_path / "table.csv", "--overwrite", "--no-report", "--empty-means-none", "true")
+    assert code == 0, err
+    assert "label_mode: multi_path (1 rows have no or several paths, first: row 8)" in out
