@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from . import taxonomy_files
-from .command_line import OK, PROBLEM, UsageError, add_command, at_least_0
+from .command_line import OK, PROBLEM, UsageError, add_command, add_identity_option, add_text_option, at_least_0
 
 
 def add_parser(commands: Any) -> None:
@@ -34,23 +34,13 @@ def add_parser(commands: Any) -> None:
         "--labels", nargs="+", metavar="COLUMN", help="Column of the labels of documents, or one column per level."
     )
     parser.add_argument("--edges", nargs=2, metavar=("PARENT", "CHILD"), help="The two columns of a table of edges.")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        metavar="COLUMN",
-        help="Column of texts, or several, which are checked too. Default: text, if it exists.",
-    )
+    add_text_option(parser, "text, if it exists; the texts are checked too")
     parser.add_argument("--taxonomy", metavar="FILE", help="Taxonomy that must contain the labels of the documents.")
     parser.add_argument(
         "--separator", default=" > ", help='Separates the steps of a path in a string. Default: " > ".'
     )
     parser.add_argument("--delimiter", help="Separates several labels in one cell.")
-    parser.add_argument(
-        "--identity",
-        default="path",
-        choices=("path", "name"),
-        help="Whether a name below two parents is two labels (path, the default) or one label (name).",
-    )
+    add_identity_option(parser)
     parser.add_argument(
         "--min-documents",
         type=at_least_0,

@@ -30,6 +30,28 @@ def add_command(commands: Any, name: str, help_: str, run: Callable, **kwargs: A
     return parser
 
 
+def add_text_option(parser: argparse.ArgumentParser, fallback: str, *aliases: str, **kwargs: Any) -> None:
+    """Adds --text, which names one or several columns. `fallback` describes the columns without it."""
+    parser.add_argument(
+        "--text",
+        *aliases,
+        nargs="+",
+        metavar="COLUMN",
+        help=f"Column of texts, or several, which are joined. Default: {fallback}.",
+        **kwargs,
+    )
+
+
+def add_identity_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --identity, which decides when two steps of paths are the same label."""
+    parser.add_argument(
+        "--identity",
+        default="path",
+        choices=("path", "name"),
+        help="Whether a name below two parents is two labels (path, the default) or one label (name).",
+    )
+
+
 def replace_unencodable_output() -> None:
     """Prints "?" for characters that the console cannot encode (cp1252 in a pipe on Windows), instead of failing."""
     for stream in (sys.stdout, sys.stderr):

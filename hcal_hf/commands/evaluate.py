@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from .command_line import DECODERS, OK, UsageError, add_command, at_least_1
+from .command_line import DECODERS, OK, UsageError, add_command, add_text_option, at_least_1
 
 
 def add_parser(commands: Any) -> None:
@@ -31,13 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--split", default="test", choices=("train", "validation", "test"), help="Split to measure on. Default: test."
     )
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="Column of texts, or several, which are joined. Default: those of training, else text.",
-    )
+    add_text_option(parser, "those of training, else text", default=[])
     parser.add_argument(
         "--labels",
         nargs="+",

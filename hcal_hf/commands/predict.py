@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .command_line import DECODERS, OK, UsageError, add_command, at_least_0, at_least_1, probability
+from .command_line import DECODERS, OK, UsageError, add_command, add_text_option, at_least_0, at_least_1, probability
 
 
 def add_parser(commands: Any) -> None:
@@ -34,14 +34,7 @@ def add_parser(commands: Any) -> None:
         metavar="OUT",
         help="The file of the predictions: .parquet, .csv, .tsv, .jsonl or .xlsx.",
     )
-    parser.add_argument(
-        "--text",
-        "--text-column",
-        dest="text_column",
-        nargs="+",
-        metavar="COLUMN",
-        help="Column of texts, or several, which are joined. Default: those of training, else text.",
-    )
+    add_text_option(parser, "those of training, else text", "--text-column", dest="text_column")
     parser.add_argument(
         "--level-columns", action="store_true", help="Also write one column per level: level_1, level_2, ..."
     )

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .command_line import OK, UsageError, add_command, at_least_1
+from .command_line import OK, UsageError, add_command, add_text_option, at_least_1
 
 _FORMATS = (".csv", ".jsonl", ".json")
 
@@ -27,13 +27,7 @@ def add_parser(commands: Any) -> None:
         metavar="OUT",
         help="The file to write: .csv or .jsonl with empty label columns, or .json with tasks for Label Studio.",
     )
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="Column of texts, or several, which are joined. Default: those of training, else text.",
-    )
+    add_text_option(parser, "those of training, else text", default=[])
     parser.add_argument("--exclude", metavar="FILE", help="A table of texts that are not suggested again.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the draws. Default: 0.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing OUT.")

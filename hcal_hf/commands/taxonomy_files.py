@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .command_line import OK, UsageError, add_command
+from .command_line import OK, UsageError, add_command, add_identity_option
 
 _TARGETS = ("json", "csv", "paths", "indented", "skos")
 
@@ -39,12 +39,7 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="Form of the file. Default: detected.",
     )
     parser.add_argument("--separator", help="Separates the steps of a path. Default: detected.")
-    parser.add_argument(
-        "--identity",
-        default="path",
-        choices=("path", "name"),
-        help="Whether a name below two parents is two labels (path, the default) or one label (name).",
-    )
+    add_identity_option(parser)
     parser.add_argument(
         "--label-by",
         default="auto",

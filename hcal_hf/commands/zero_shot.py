@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .command_line import OK, UsageError, add_command, at_least_1
+from .command_line import OK, UsageError, add_command, add_text_option, at_least_1
 
 
 def add_parser(commands: Any) -> None:
@@ -24,13 +24,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--output-dir", required=True, metavar="MODEL", help="Folder for the model.")
     parser.add_argument("--texts", metavar="FILE", help="A table of unlabelled texts, in any format of hcal predict.")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="Column of the texts, or several, which are joined. Default: text.",
-    )
+    add_text_option(parser, "text", default=[])
     parser.add_argument(
         "--encoder",
         metavar="ENCODER",

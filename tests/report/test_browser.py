@@ -1,12 +1,10 @@
 """The report in a browser: it loads and runs nothing else, and works by keyboard and on a narrow screen."""
 
 import re
-import shutil
 
 import pytest
 
 from hcal_hf import Taxonomy
-from tests.commands.test_demo import BROWSERS
 from tests.report.test_page import EVIL, EVIL_TAXONOMY, written
 
 PATHS = [
@@ -15,18 +13,6 @@ PATHS = [
     ["b", "c", "d"],
     ["b", "c", "e"],
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
