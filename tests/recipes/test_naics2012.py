@@ -3,6 +3,7 @@
 import csv
 import gzip
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hcal_hf import HcalForSequenceClassification, read_named_taxonomy, read_table
+from hcal_hf.commands import main as cli
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "naics2012"
 SPLITS = ("train", "validation", "test")
@@ -76,6 +78,10 @@ def test_it_runs_and_leaves_two_models(small, encoder_dir, tmp_path, monkeypatch
     for name in ("code book alone", "code book and unlabelled entries", "hierarchical head", "logistic regression"):
         assert name in out
     assert out.count("(right)") + out.count("(wrong, it is 22") == 5
+    assert cli.main(["evaluate", str(tmp_path / "out" / "model"), str(small), "--cpu", "--no-report", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    line = next(line for line in out.splitlines() if line.startswith("hierarchical head") and "%" not in line)
+    assert float(line.split()[-3]) == pytest.approx(100 * metrics["test_exact_match"], abs=0.06)
     for name in ("code_book", "model"):
         model = HcalForSequenceClassification.from_pretrained(tmp_path / "out" / name)
         assert dict(zip(model.config.labels, model.config.label_names))["221310"].startswith("Water Supply")
