@@ -24,10 +24,11 @@ from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
 from .label_extension import add_labels
 from .log_space import log_probs_to_logits
-from .objectives import aggregate_losses, feature_gradient_norms, num_processes
+from .objectives import feature_gradient_norms
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
 from .prototypes import LabelPrototypes
 from .targets import Targets
+from .tasks import TaskMixin, task_names
 from .taxonomy import Taxonomy
 from .zero_shot import build_zero_shot
 
@@ -132,7 +133,7 @@ class HcalPreTrainedModel(PreTrainedModel):
             save_minimal_card(self, save_directory)
 
 
-class HcalForSequenceClassification(HcalPreTrainedModel):
+class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
     """A transformer encoder with label prototypes and a hierarchical head.
 
     Use [`from_encoder`] to build it on a pretrained encoder, and `from_pretrained` to load a trained model.
@@ -172,10 +173,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             has_bias=config.label_mode == "multi_path",
         )
         self.head = build_head(config, self.taxonomy)
-        levels = range(self.head.num_tasks)
-        self.task_names: list[str] = [f"level_{k}" for k in levels]
-        if config.contrast:
-            self.task_names += [f"contrast_{k}" for k in levels]
+        self.task_names: list[str] = task_names(config, self.head.num_tasks)
         self.post_init()
 
     @classmethod
@@ -363,7 +361,7 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
                 logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
-                task_losses, task_counts = self._task_losses(features, noise, scores, targets)
+                task_losses, task_counts = self.compute_task_losses(features, noise, scores, targets)
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
                 loss = (self.weigh_contrast(uniform, present) * task_losses).sum()
@@ -380,62 +378,6 @@ class HcalForSequenceClassification(HcalPreTrainedModel):
             hidden_states=None if outputs is None else outputs.get("hidden_states"),
             attentions=None if outputs is None else outputs.get("attentions"),
         )
-
-    def _task_losses(
-        self, features: torch.Tensor, noise: torch.Tensor | None, scores: torch.Tensor, targets: Targets
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, counts = self.head.losses(scores, targets), self.head.counts(targets)
-        if self.config.objective == "document" and not self.config.contrast:
-            return losses, counts
-        prototypes = self.prototypes(self.projection, noise).to(features)
-        # In evaluation, other processes may have no batch left to gather.
-        gather = self.training and num_processes() > 1
-        means, classes = aggregate_losses(
-            features, prototypes, targets, self.taxonomy, self.config.prototype_temperature, gather
-        )
-        if self.config.objective == "aggregate":
-            # HCAL trains the leaf level on documents and every level above on class means.
-            losses = torch.cat([means[:-1], losses[-1:]])
-            counts = torch.cat([classes[:-1], counts[-1:]])
-        if self.config.contrast:
-            losses, counts = torch.cat([losses, means]), torch.cat([counts, classes])
-        return losses, counts
-
-    @property
-    def num_levels(self) -> int:
-        """Number D of levels. Each has one classification task, which a loss weighter weighs."""
-        return self.head.num_tasks
-
-    def weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Extends the weights of the D classification tasks to all T tasks.
-
-        The task contrast_k gets contrast_alpha times the weight of level k.
-
-        Args:
-            weights (`torch.Tensor` of shape `[D]`): weights of the classification tasks.
-            present (`torch.Tensor` of shape `[T]`, bool): the tasks that occur in the batch.
-        """
-        if not self.config.contrast:
-            return weights
-        return torch.cat([weights, self.config.contrast_alpha * weights * present[self.num_levels :]])
-
-    @property
-    def document_tasks(self) -> list[bool]:
-        """For each task, True if its loss is a mean over documents, False if it is a mean over the classes of a batch.
-
-        Only sums over documents can be added over batches.
-        """
-        per_document = [True] * len(self.task_names)
-        if self.config.objective == "aggregate":
-            per_document[: self.num_levels - 1] = [False] * (self.num_levels - 1)
-        if self.config.contrast:
-            per_document[self.num_levels :] = [False] * self.num_levels
-        return per_document
-
-    def count_tasks(self, labels: torch.Tensor) -> torch.Tensor:
-        """Computes `task_counts` [T] from `labels` (as in `forward`) alone. 0 for contrast tasks, which count classes."""
-        counts = self.head.counts(Targets(labels, self.taxonomy.num_labels))
-        return F.pad(counts, (0, len(self.task_names) - len(counts)))
 
     @property
     def max_tokens(self) -> int | None:
