@@ -1,0 +1,181 @@
+"""Checks the fields of a configuration, one by one and together."""
+
+import math
+from typing import Any
+
+from .taxonomy import Taxonomy
+
+# The format of config.json and weights that this library writes. Formats up to this one can be read.
+# A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only. Format 2 adds
+# `projection_bias`, without which a model would answer differently.
+FORMAT_VERSION = 2
+
+# The options of `table_options`, with the names of [`hcal_hf.encode_dataset`]. `leave_out` holds labels that exclude a row.
+TABLE_OPTIONS = ("text", "labels", "separator", "delimiter", "empty_means_none", "leave_out")
+
+# A risk_threshold above every probability, with the same value as `hcal_hf.training.risk.NEVER`.
+_NEVER = 2.0
+
+# The label mode of each head. None means both.
+_HEAD_MODES = {
+    "independent": None,
+    "path_softmax": "single_path",
+    "conditional_softmax": "single_path",
+    "lookahead_softmax": "single_path",
+    "conditional_sigmoid": "multi_path",
+    "lookahead_sigmoid": "multi_path",
+}
+
+
+class ConfigChecks:
+    """The checks of [`HcalConfig`]. `@strict` runs every `validate_*` method after construction and before saving."""
+
+    labels: list[str]
+    edges: list[list[int]]
+    label_mode: Any
+    partial_paths: bool
+    head: Any
+    objective: Any
+    projection_dim: int | None
+    prototype_temperature: float | int
+    perturbation: float | int
+    contrast_alpha: float | int
+    thresholds: list[float] | None
+    risk_alpha: float | None
+    risk_threshold: float | None
+    score_temperature: float | int
+    table_options: dict[str, Any] | None
+    hcal_format_version: int
+    id2label: Any
+    label2id: Any
+    problem_type: str | None
+
+    def to_taxonomy(self) -> Taxonomy:
+        raise NotImplementedError
+
+    def validate_format_version(self) -> None:
+        """Checks that this library can read the format."""
+        check_format_version(self.hcal_format_version)
+
+    def validate_label_maps(self) -> None:
+        """Checks that id2label, label2id and problem_type agree with `labels`."""
+        id2label, label2id = derived_label_maps(self.labels)
+        if self.id2label != id2label or self.label2id != label2id:
+            raise ValueError(
+                "id2label / label2id contradict `labels`, which defines the order of labels. Leave both out, because they "
+                "are derived. To rename labels, change `labels`."
+            )
+        if self.problem_type != "multi_label_classification":
+            raise ValueError(
+                f"problem_type={self.problem_type!r} is not supported. Every node has its own probability, "
+                "sigmoid(logits), so problem_type is always 'multi_label_classification'. Leave it out and choose between "
+                "one and several paths per document with label_mode."
+            )
+
+    def validate_numbers(self) -> None:
+        """Checks the ranges of sizes, widths and temperatures, and the number of label texts."""
+        if self.projection_dim is not None and self.projection_dim < 1:
+            raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}.")
+        if not self.prototype_temperature > 0:
+            raise ValueError(f"prototype_temperature must be above 0, got {self.prototype_temperature}.")
+        if not self.perturbation >= 0:
+            raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
+        if not self.contrast_alpha >= 0:
+            raise ValueError(f"contrast_alpha must be 0 or above, got {self.contrast_alpha}.")
+        for field_name in ("label_texts", "label_names"):
+            texts = getattr(self, field_name)
+            if texts is not None and len(texts) != len(self.labels):
+                raise ValueError(
+                    f"{field_name} must hold one text for each of {len(self.labels)} labels, got {len(texts)}."
+                )
+        if not 0 < self.score_temperature < math.inf:
+            raise ValueError(
+                f"score_temperature must be a finite number above 0 (1: scores as they are), got {self.score_temperature}:"
+                " trainer.calibrate_temperature sets it."
+            )
+
+    def validate_table_options(self) -> None:
+        """Checks the names of the options."""
+        for name in self.table_options or {}:
+            if name not in TABLE_OPTIONS:
+                raise ValueError(f"table_options has no option {name!r}: the options are {', '.join(TABLE_OPTIONS)}.")
+
+    def validate_risk(self) -> None:
+        """Checks that risk level and threshold are both set or both None, and in range."""
+        if (self.risk_alpha is None) != (self.risk_threshold is None):
+            raise ValueError("risk_alpha and risk_threshold belong together: trainer.calibrate_risk sets both.")
+        if self.risk_alpha is not None and not 0 < self.risk_alpha < 1:
+            raise ValueError(
+                f"risk_alpha must lie between 0 and 1 (0.1: one label in ten may be wrong), got {self.risk_alpha}."
+            )
+        if self.risk_threshold is not None and not (0 <= self.risk_threshold <= 1 or self.risk_threshold == _NEVER):
+            raise ValueError(
+                f"risk_threshold must be a probability from 0 to 1, or {_NEVER} (no answers), got {self.risk_threshold}: "
+                "trainer.calibrate_risk sets it."
+            )
+
+    def validate_thresholds(self) -> None:
+        """Checks that thresholds are one probability per label and do not decrease along edges."""
+        if self.thresholds is None:
+            return
+        if len(self.thresholds) != len(self.labels):
+            raise ValueError(
+                f"thresholds must hold one number for each of {len(self.labels)} labels, got {len(self.thresholds)}."
+            )
+        for label, threshold in zip(self.labels, self.thresholds):
+            if not 0 <= threshold <= 1:
+                raise ValueError(
+                    f"thresholds must be probabilities from 0 to 1, got {threshold} for {label!r}: "
+                    "trainer.tune_thresholds sets them."
+                )
+        for parent, child in self.edges:
+            if self.thresholds[child] < self.thresholds[parent]:
+                raise ValueError(
+                    f"The threshold of {self.labels[child]!r} is below that of its parent {self.labels[parent]!r}. Raise "
+                    "it to at least the parent's."
+                )
+
+    def validate_hierarchy(self) -> None:
+        """Checks the hierarchy, and that it fits label_mode, head and objective."""
+        fitting = [name for name, mode in _HEAD_MODES.items() if mode in (None, self.label_mode)]
+        if self.head not in fitting:
+            raise ValueError(f"head={self.head!r} does not fit label_mode={self.label_mode!r}: use one of {fitting}.")
+        taxonomy = self.to_taxonomy()
+        if self.label_mode == "single_path":
+            taxonomy.check_single_path()
+        if self.objective == "aggregate":
+            self._check_aggregate(taxonomy)
+
+    def _check_aggregate(self, taxonomy: Taxonomy) -> None:
+        """Checks that every document has a full path to a leaf, which child-to-parent aggregation needs."""
+        instead = 'use objective="document", which trains every level on each document\'s own feature'
+        if self.label_mode != "single_path":
+            raise ValueError(
+                f'objective="aggregate" needs label_mode="single_path", got {self.label_mode!r}: {instead}.'
+            )
+        if self.partial_paths:
+            raise ValueError(f'objective="aggregate" needs full paths, got partial_paths=True: {instead}.')
+        if self.head != "independent":
+            raise ValueError(f'objective="aggregate" needs head="independent", got {self.head!r}: {instead}.')
+        leaf_depths = taxonomy.depths[taxonomy.is_leaf]
+        if len(leaf_depths) and leaf_depths.min() < leaf_depths.max():
+            shallow = taxonomy.labels[taxonomy.is_leaf.nonzero()[0][leaf_depths.argmin()]]
+            raise ValueError(
+                'objective="aggregate" needs all leaves at one depth, but they are at depths '
+                f"{leaf_depths.min()} ({shallow!r}) to {leaf_depths.max()}: {instead}."
+            )
+
+
+def derived_label_maps(labels: list[str]) -> tuple[dict[int, str], dict[str, int]]:
+    """Returns id2label and label2id, which follow from the order of the labels."""
+    return dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+
+
+def check_format_version(number: Any) -> None:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"hcal_format_version must be a whole number of at least 0, got {number!r}.")
+    if number > FORMAT_VERSION:
+        raise ValueError(
+            f"The model has hcal_format_version {number}, but this hcal_hf reads versions up to {FORMAT_VERSION}. A newer "
+            "hcal_hf wrote the model: update hcal_hf, for example with pip install --upgrade hcal-hf."
+        )
