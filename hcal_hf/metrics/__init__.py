@@ -26,7 +26,9 @@ __all__ = [
 
 
 def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None) -> dict[str, float | list[float]]:
-    """Computes `hvr`, `hvr_node`, `hvr_level` and, with scores, `hvr_score` (see `violation_rates_from_edges`).
+    """Computes `hvr`, `hvr_node`, `hvr_level`, `inconsistent_labels` and, with scores, `hvr_score`.
+
+    `violation_rates_from_edges` defines them.
 
     Args:
         predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
@@ -42,7 +44,9 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
 def hierarchical_scores(
     predictions: Any, references: Any, taxonomy: TaxonomyLike, lca: bool | None = None
 ) -> dict[str, float]:
-    """Computes `hierarchical_*`, `hierarchical_*_documents`, `lca_*` and `c_*` (see `hierarchical_scores_from_edges`).
+    """Computes `hierarchical_*`, `hierarchical_*_documents`, `lca_*`, `c_*` and `inconsistent_paths`.
+
+    `hierarchical_scores_from_edges` defines them.
 
     Args:
         predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.

@@ -51,7 +51,8 @@ def test_evaluate_module_gives_the_rates_of_the_function(offline, how, tmp_path)
         assert rates == violation_rates(sets, taxonomy)
     assert hvr.compute(predictions=sets, scores=scores, **args) == slow_violation_rates(sets, taxonomy, scores)
     assert hvr.compute(predictions=[[0], [3]], depths=[0, 1, 1, 3], **HVR_ARGS)["hvr_level"] == [0.0, 0.0, 0.0, 0.5]
-    assert hvr.compute(predictions=[], **HVR_ARGS) == {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [0.0, 0.0, 0.0]}
+    zero = {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [0.0, 0.0, 0.0], "inconsistent_labels": 0.0}
+    assert hvr.compute(predictions=[], **HVR_ARGS) == zero
     assert hvr.compute(predictions=[[], []], **HVR_ARGS)["hvr"] == 0.0
 
 

@@ -71,6 +71,13 @@ def slow_hierarchical_scores(predictions, references, taxonomy, lca):
         "c_macro_f1": average(f1[n] for n in labels if expected[n]),
         "c_macro_f1_all": average(f1.values()),
     }
+    shares = []
+    for z, y in zip(predictions, complete[1]):
+        ends = [n for n in y if not any(n in taxonomy.parents[m] for m in y)]
+        paths = [slow_complete({n}, taxonomy) for n in ends]
+        broken = [any(n in z and not slow_complete({n}, taxonomy) <= set(z) for n in path) for path in paths]
+        shares += [sum(broken) / len(broken)] if broken else []
+    scores["inconsistent_paths"] = average(shares)
     if lca:
         scores |= three_means("lca_{}", [slow_lca_sets(z, y, taxonomy) for z, y in zip(predictions, references)])
     return scores
@@ -180,12 +187,25 @@ def test_scores_of_a_small_example():
             "c_micro_f1": 1 / 2,
             "c_macro_f1": (2 / 3 + 1 + 1 + 0 + 0) / 5,  # labels 0, 1, 2, 3 and 5 occur in the references
             "c_macro_f1_all": (2 / 3 + 1 + 1) / 7,
+            # The path of the second document is broken: 3 is predicted without 0. The last document has no path.
+            "inconsistent_paths": 1 / 3,
             "lca_precision": (1 / 2 + 1 + 1 / 2 + 0) / 4,
             "lca_recall": (1 / 2 + 1 + 1 + 0) / 4,
             "lca_f1": (1 / 2 + 1 + 2 / 3 + 0) / 4,
         },
         abs=1e-12,
     )
+
+
+def test_inconsistent_paths_are_the_inconsistency_path_score_of_hjcl():
+    # A, B; a1 and a2 below A, b1 below B. The second prediction breaks the path to a1, and b1 is not predicted at all.
+    taxonomy = make_taxonomy(5, [(0, 2), (0, 3), (1, 4)])
+    predictions, references = [[0, 2, 4], [2, 1], [0, 1, 4]], [[0, 2], [0, 2, 1, 4], [1, 4]]
+    assert hierarchical_scores(predictions, references, taxonomy)["inconsistent_paths"] == (0 + 1 / 2 + 0) / 3
+    # A gap within a path breaks it, a path that is predicted to its middle is not broken.
+    path = make_taxonomy(3, [(0, 1), (1, 2)])
+    for predicted, share in (([0, 2], 1.0), ([0, 1], 0.0), ([1], 1.0), ([], 0.0)):
+        assert hierarchical_scores([predicted], [[0, 1, 2]], path)["inconsistent_paths"] == share
 
 
 # 0 -> {1, 2}, 1 -> {3, 4}, 3 -> {5, 6}; 7 -> 8
@@ -260,7 +280,7 @@ def test_empty_input_scores_zero():
     tree = make_taxonomy(3, [(0, 1), (0, 2)])
     for empty in ([], np.zeros((0, 3), dtype=bool), [[], [], []], np.zeros((70, 3), dtype=bool)):
         scores = hierarchical_scores(empty, empty, tree)
-        assert len(scores) == 14
+        assert len(scores) == 15
         assert set(scores.values()) == {0.0}
     assert set(hierarchical_scores([[]], [[0, 1]], tree).values()) == {0.0}
     assert set(hierarchical_scores([[], []], [[], []], make_taxonomy(0, [])).values()) == {0.0}

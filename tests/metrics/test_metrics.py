@@ -97,6 +97,10 @@ def slow_violation_rates(sets, taxonomy, scores=None):
         "hvr_level": [
             ratio(sum(1 for bad in lacking if any(taxonomy.depths[n] == k for n in bad)), len(sets)) for k in levels
         ],
+        "inconsistent_labels": ratio(
+            sum(1 for s in sets for n in s if not slow_complete({n}, taxonomy) <= set(s)),
+            sum(map(len, map(set, sets))),
+        ),
     }
     if scores is not None:
         edges = taxonomy.edges.tolist()
@@ -198,7 +202,21 @@ def test_violation_rates_of_a_small_example():
         "hvr": 2 / 5,
         "hvr_node": 3 / 6,
         "hvr_level": [0.0, 2 / 5, 1 / 5],
+        # 3 lacks 1; 2 lacks 0; 4 lacks 0, 1 and 3.
+        "inconsistent_labels": 3 / 10,
     }
+
+
+def test_inconsistent_labels_count_labels_whose_parent_is_inconsistent():
+    # Label 2 has its parent 1, which lacks its parent 0. The rates of parents count 1 only.
+    rates = violation_rates([[1, 2]], make_taxonomy(3, [(0, 1), (1, 2)]))
+    assert (rates["hvr_node"], rates["inconsistent_labels"]) == (1 / 2, 1.0)
+
+
+def test_inconsistent_labels_are_the_inconsistency_score_of_hjcl():
+    # A, B; a1 and a2 below A, b1 below B
+    rates = violation_rates([[0, 2, 4], [2, 1], [0, 1, 4]], make_taxonomy(5, [(0, 2), (0, 3), (1, 4)]))
+    assert (rates["inconsistent_labels"], rates["hvr"], rates["hvr_node"]) == (2 / 8, 2 / 3, 2 / 4)
 
 
 def test_levels_follow_the_depths_of_the_taxonomy():
@@ -243,7 +261,7 @@ def test_scores_within_the_tolerance_are_not_violations(excess, expected):
 
 def test_empty_input_gives_zero_rates():
     tree = make_taxonomy(3, [(0, 1), (0, 2)])
-    zero = {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [0.0, 0.0], "hvr_score": 0.0}
+    zero = {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [0.0, 0.0], "inconsistent_labels": 0.0, "hvr_score": 0.0}
     for predictions in ([], np.zeros((0, 3), dtype=bool), np.zeros((0, 3), dtype=int)):
         assert violation_rates(predictions, tree, np.zeros((0, 3))) == zero
         assert set(classification_scores(predictions, predictions, tree).values()) == {0.0}
@@ -257,9 +275,11 @@ def test_empty_input_gives_zero_rates():
         "hvr": 0.0,
         "hvr_node": 0.0,
         "hvr_level": [0.0],
+        "inconsistent_labels": 0.0,
         "hvr_score": 0.0,
     }
-    assert violation_rates([[], []], make_taxonomy(0, [])) == {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": []}
+    nothing = {"hvr": 0.0, "hvr_node": 0.0, "hvr_level": [], "inconsistent_labels": 0.0}
+    assert violation_rates([[], []], make_taxonomy(0, [])) == nothing
 
 
 def test_results_are_python_floats():

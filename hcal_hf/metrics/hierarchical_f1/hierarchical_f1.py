@@ -31,6 +31,7 @@ Returns:
         averaged over documents.
     c_micro_precision, c_micro_recall, c_micro_f1 (float): a label is correct only if all its ancestors are, pooled.
     c_macro_f1, c_macro_f1_all (float): the same per label, averaged over the labels in the references / all labels.
+    inconsistent_paths (float): mean share of reference paths with a predicted label that lacks an ancestor (0 is best).
     lca_precision, lca_recall, lca_f1 (float): on sets extended to lowest common ancestors, averaged over documents.
 Examples:
     >>> metric = evaluate.load("hierarchical_f1")

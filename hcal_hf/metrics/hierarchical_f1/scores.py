@@ -40,8 +40,9 @@ def hierarchical_scores_from_edges(
 ) -> dict[str, float]:
     """Compares predicted label sets with reference sets. Scores are in [0, 1], and higher is better.
 
-    Y is the reference set of a document, Z its predicted set, and A(S) is S completed with all ancestors of its
-    members. Top-level labels count as ancestors; there is no artificial root to leave out.
+    Only of `inconsistent_paths`, lower is better. Y is the reference set of a document, Z its predicted set, and A(S) is S
+    completed with all ancestors of its members. Top-level labels count as ancestors; there is no artificial root to leave
+    out.
 
     Args:
         predictions: bool or 0/1 integer array [N, L], or N sequences of node ids. A repeated id counts once.
@@ -67,6 +68,11 @@ def hierarchical_scores_from_edges(
         `c_macro_f1`: mean of the constrained F1 per label over the labels that occur in the references.
         `c_macro_f1_all`: the same over all L labels. Labels that are neither predicted nor referenced count 0. This is
             C-MacroF1 in the published code of Ji et al.
+        `inconsistent_paths`: mean over the documents with reference labels of the share of their reference paths that the
+            prediction breaks. A document has one path for each most specific member of Y: the member with all its
+            ancestors. Z breaks a path if it contains a node of the path, but not all ancestors of this node. A path without
+            predicted nodes is not broken. On trees this is `inconsistency_path_score` in the released code of HJCL (Yu et
+            al., Findings of EMNLP 2023, arXiv 2310.05128), which is undefined if a document has no reference labels.
         `lca_precision`, `lca_recall`, `lca_f1`: |Y* & Z*| / |Z*|, |Y* & Z*| / |Y*| and F1 for each document, each
             averaged over all documents. Y* and Z* extend the sets only up to lowest common ancestors. They follow
             Kosmopoulos et al., "Evaluation measures for hierarchical classification: a unified view and novel
@@ -94,6 +100,11 @@ def hierarchical_scores_from_edges(
         packed.count_by_document(words)[:num_documents] for words in (complete[0] & complete[1], *complete)
     )
     scores |= named_scores("hierarchical_{}_documents", *mean_scores(hits, in_prediction, in_reference))
+
+    ends = packed.end_nodes(complete[1])
+    broken = ends & packed.with_descendants(prediction & ~packed.rooted(prediction))
+    num_broken, num_paths = (packed.count_by_document(words)[:num_documents] for words in (broken, ends))
+    scores["inconsistent_paths"] = mean(num_broken[num_paths > 0] / num_paths[num_paths > 0])
 
     correct = packed.rooted(prediction & reference)
     num_expected = packed.count_by_label(reference)

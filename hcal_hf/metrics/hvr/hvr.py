@@ -28,11 +28,12 @@ Returns:
     hvr (float): share of documents with a predicted node that lacks a parent.
     hvr_node (float): predicted non-root nodes that lack a parent / predicted non-root nodes.
     hvr_level (list of float): share of documents with a violation at each depth.
+    inconsistent_labels (float): predicted nodes that lack an ancestor / predicted nodes.
     hvr_score (float, with scores): share of (document, edge) pairs with P(child) > P(parent) + 1e-6.
 Examples:
     >>> hvr = evaluate.load("hvr")
     >>> hvr.compute(predictions=[[0, 1], [1]], edges=[[0, 1]], num_labels=2)
-    {'hvr': 0.5, 'hvr_node': 0.5, 'hvr_level': [0.0, 0.5]}
+    {'hvr': 0.5, 'hvr_node': 0.5, 'hvr_level': [0.0, 0.5], 'inconsistent_labels': 0.3333333333333333}
 """
 
 _CITATION = """\

@@ -298,6 +298,13 @@ class PackedSets:
             np.bitwise_or.at(words, parent, words[child])
         return words
 
+    def with_descendants(self, words: Words) -> Words:
+        """Adds the descendants of all members, as far as they have an entry."""
+        words = words.copy()
+        for child, parent in self._edges_by_level():  # top first
+            np.bitwise_or.at(words, child, words[parent])
+        return words
+
     def rooted(self, words: Words) -> Words:
         """Selects the members with all their ancestors in the set."""
         words = words.copy()

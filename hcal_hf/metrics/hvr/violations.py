@@ -24,7 +24,7 @@ def violation_rates_from_edges(
     depths: ArrayLike | None = None,
     scores: ArrayLike | None = None,
 ) -> dict[str, float | list[float]]:
-    """Computes hierarchy violation rates in [0, 1]. Lower is better. A rate with denominator 0 is 0.0.
+    """Computes rates of contradictions to the hierarchy, in [0, 1]. Lower is better. A rate with denominator 0 is 0.0.
 
     On single-path predictions of full depth `hvr` is the HVR of HCAL (Jiang et al., CIKM 2025, arXiv 2508.13452).
 
@@ -39,6 +39,9 @@ def violation_rates_from_edges(
         `hvr`: share of documents with at least one predicted node that lacks a parent.
         `hvr_node`: predicted non-root nodes that lack a parent / predicted non-root nodes.
         `hvr_level`: one value per depth, the share of documents with a violating node at that depth (depth 0: 0.0).
+        `inconsistent_labels`: predicted nodes that lack at least one ancestor / predicted nodes, roots included. On trees
+            this is `inconsistency_score` in the released code of HJCL (Yu et al., Findings of EMNLP 2023, arXiv
+            2310.05128).
         `hvr_score`: share of (document, edge) pairs with P(child) > P(parent) + 1e-6.
 
     Raises:
@@ -54,6 +57,7 @@ def violation_rates_from_edges(
         "hvr": ratio(count_bits(np.bitwise_or.reduce(by_depth, axis=0)), sets.num_documents),
         "hvr_node": ratio(count_bits(violations), count_bits(words[hierarchy.num_parents[packed.label] > 0])),
         "hvr_level": [ratio(count_bits(level), sets.num_documents) for level in by_depth],
+        "inconsistent_labels": ratio(count_bits(words & ~packed.rooted(words)), count_bits(words)),
     }
     if scores is not None:
         rates["hvr_score"] = _score_violation_rate(np.asarray(scores), hierarchy, sets.num_documents)
