@@ -41,6 +41,8 @@ _LAZY = {
     "HcalDataCollator": "data.collator",
     "HcalTrainer": "training.trainer",
     "HcalTrainingArguments": "training.arguments",
+    "HierarchySampler": "training.sampler",
+    "JointContrastOptions": "joint_contrast",
     "LossWeighter": "training.weighting",
     "ModelArguments": "commands.run_arguments",
     "PathSearch": "path_search",
@@ -130,6 +132,8 @@ __all__ = [
     "HcalTrainer",
     "HcalTrainingArguments",
     "HierarchicalTextClassificationPipeline",
+    "HierarchySampler",
+    "JointContrastOptions",
     "LossWeighter",
     "ModelArguments",
     "PathSearch",
@@ -246,6 +250,7 @@ if TYPE_CHECKING:
     from .data.taxonomy_writer import write_taxonomy
     from .decoding import Decision, decode
     from .heads import HEADS
+    from .joint_contrast import JointContrastOptions
     from .metrics import (
         bootstrap_interval,
         calibration_scores,
@@ -274,6 +279,7 @@ if TYPE_CHECKING:
     from .training.precision import has_bfloat16
     from .training.regime import Regime, choose_regime
     from .training.risk import calibrate_risk, describe_answers
+    from .training.sampler import HierarchySampler
     from .training.solver import fit_head, solve
     from .training.suggestions import Suggestions, draw_diverse, prediction_errors, suggest_documents
     from .training.thresholds import tune_for_decoding, tune_thresholds

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
 
 # The format of config.json and weights that this library writes. Formats up to this one can be read.
@@ -39,7 +40,9 @@ class ConfigChecks:
     projection_dim: int | None
     prototype_temperature: float | int
     perturbation: float | int
+    contrast: Any
     contrast_alpha: float | int
+    contrast_kwargs: dict[str, Any] | None
     thresholds: list[float] | None
     risk_alpha: float | None
     risk_threshold: float | None
@@ -93,6 +96,14 @@ class ConfigChecks:
                 f"score_temperature must be a finite number above 0 (1: scores as they are), got {self.score_temperature}:"
                 " trainer.calibrate_temperature sets it."
             )
+
+    def validate_contrast(self) -> None:
+        """Checks the options of the contrast."""
+        if self.contrast_kwargs and self.contrast != "hjcl":
+            raise ValueError(
+                f'contrast_kwargs are options of contrast="hjcl", but contrast is {self.contrast!r}: leave them out.'
+            )
+        JointContrastOptions.from_kwargs(self.contrast_kwargs)
 
     def validate_table_options(self) -> None:
         """Checks the names of the options."""

@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_checks import FORMAT_VERSION, TABLE_OPTIONS, ConfigChecks, check_format_version, derived_label_maps
 from .hub import CustomPipelines
+from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
 
 # Fields that are removed from an encoder's configuration. A nested dictionary from a repository could otherwise enable
@@ -103,11 +104,15 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         perturbation (`float`, defaults to 0.01):
             Half-width eps of the uniform noise on the unit prototypes in the training loss, at d = 256. The noise that is
             drawn has half-width eps * sqrt(256 / d). 0 disables it.
-        contrast (`"aggregate"`, *optional*):
-            Adds one task per level, which compares the mean feature of each class in the batch with the perturbed
-            prototypes of its level ([`hcal_hf.objectives.aggregate_losses`]). Defined for single_path and multi_path.
+        contrast (`"aggregate"` or `"hjcl"`, *optional*):
+            `aggregate` adds one task per level, which compares the mean feature of each class in the batch with the
+            perturbed prototypes of its level ([`hcal_hf.objectives.aggregate_losses`]). `hjcl` adds the tasks
+            `contrast_label` and `contrast_instance` of HJCL, which compare (document, label) pairs and documents of the
+            batch ([`hcal_hf.joint_contrast`]). Both are defined for single_path and multi_path.
         contrast_alpha (`float`, defaults to 0.5):
-            Weight of a level's contrast task relative to the level's own weight.
+            Weight of a level's contrast task relative to the level's own weight, for `aggregate`.
+        contrast_kwargs (`dict`, *optional*):
+            The options of `hjcl`, such as `{"label_weight": 0.5}` ([`JointContrastOptions`]).
         prototype_anchor (`"label_text"`, *optional*):
             Initialises prototypes from the encoder's embeddings e of the label texts: P = normalize(normalize(g(e)) +
             delta), with the projection g of the documents and a learned delta that starts at 0.
@@ -175,8 +180,9 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
     perturbation: float | int = 0.01
-    contrast: Literal["aggregate"] | None = None
+    contrast: Literal["aggregate", "hjcl"] | None = None
     contrast_alpha: float | int = 0.5
+    contrast_kwargs: dict[str, Any] | None = None
     prototype_anchor: Literal["label_text"] | None = None
     label_texts: list[str] | None = None
     thresholds: list[float] | None = None
@@ -232,6 +238,11 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         # Set by a config.json or by Pipeline.save_pretrained.
         super().__setattr__(name, CustomPipelines(value) if name == "custom_pipelines" else value)
+
+    @property
+    def joint_contrast(self) -> JointContrastOptions | None:
+        """The options of `contrast="hjcl"`, or None with another contrast."""
+        return JointContrastOptions.from_kwargs(self.contrast_kwargs) if self.contrast == "hjcl" else None
 
     # ---- Taxonomies and presets ----
 

@@ -348,14 +348,16 @@ def _data(facts: Facts) -> str:
 
 def _training(model: Any, training: Mapping[str, str] | None, base: str | None) -> str:
     config = model.config
+    weights = config.joint_contrast.weights.values() if config.joint_contrast else [config.contrast_alpha]
+    numbers = ", ".join(f"{weight:g}" for weight in weights)
+    contrast = f", contrast {config.contrast} ({numbers})" if config.contrast else ""
     rows = {
         "encoder": f"{base or config.encoder_config.model_type}, {model.encoder.num_parameters():,} parameters",
         "pooling": config.pooling,
         "head": config.head,
         "score function": f"{config.score_function}, temperature {config.prototype_temperature:g}",
         "label mode": config.label_mode + (", partial paths" if config.partial_paths else ", full paths"),
-        "objective": config.objective
-        + (f", contrast {config.contrast} ({config.contrast_alpha:g})" if config.contrast else ""),
+        "objective": config.objective + contrast,
         "prototypes": f"{_prototype_shape(model)}, anchors: {config.prototype_anchor or 'none'}, "
         f"perturbation {config.perturbation:g}",
     }

@@ -42,7 +42,7 @@ class HcalOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
-            Mean loss of the levels that are present in the batch, plus contrast_alpha times that of the contrast tasks.
+            Mean loss of the levels that are present in the batch, plus the weighted contrast tasks.
         logits (`torch.FloatTensor` of shape `[B, L]`, *optional*, returned with `return_logits=True`, the default):
             logit(p) of each node's probability p, always finite. sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
@@ -361,7 +361,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
             if labels is not None:
                 targets = Targets(labels, self.taxonomy.num_labels)
-                task_losses, task_counts = self.compute_task_losses(features, noise, scores, targets)
+                states = None if outputs is None else outputs.last_hidden_state
+                task_losses, task_counts = self.compute_task_losses(
+                    features, noise, scores, targets, states, attention_mask
+                )
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
                 loss = (self.weigh_contrast(uniform, present) * task_losses).sum()

@@ -1,5 +1,6 @@
 """Losses on the mean features of classes instead of on documents."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def class_means(features: torch.Tensor, targets: Targets, gather: bool = False) 
     """
     documents, nodes = targets.positives
     if gather:
-        features, documents, nodes = _over_processes(features, documents, nodes)
+        (features,), documents, nodes, _ = over_processes([features], documents, nodes)
     classes, group, sizes = torch.unique(nodes, return_inverse=True, return_counts=True)
     sums = features.new_zeros((len(classes), features.shape[1])).index_add(0, group, features[documents])
     return classes, sums / sizes.to(features)[:, None]
@@ -37,16 +38,39 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _over_processes(
-    features: torch.Tensor, documents: torch.Tensor, nodes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Concatenates the features [B, d] and the positive pairs [P], [P] of all processes and renumbers the documents."""
-    size = torch.tensor([len(features), len(nodes)], device=features.device)
+def over_processes(
+    by_document: Sequence[torch.Tensor],
+    documents: torch.Tensor,
+    nodes: torch.Tensor,
+    by_pair: Sequence[torch.Tensor] = (),
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Concatenates tensors of all processes, with gradient, and renumbers the documents. Every process must call it.
+
+    Args:
+        by_document: tensors [B, ...] with one row per document. B may differ between processes.
+        documents, nodes (`torch.Tensor` of shape `[M]`, int64): the positive pairs.
+        by_pair: tensors [M, ...] with one row per positive pair.
+
+    Returns:
+        the same four values for the documents of all processes.
+    """
+    size = torch.tensor([len(by_document[0]), len(nodes)], device=nodes.device)
     sizes = [size.new_empty(2) for _ in range(num_processes())]
     dist.all_gather(sizes, size)
     rows, pairs = torch.stack(sizes).T.tolist()
     all_pairs = _concatenate(torch.stack([documents + sum(rows[: dist.get_rank()]), nodes], dim=1), pairs)
-    return _Gather.apply(features, rows), all_pairs[:, 0], all_pairs[:, 1]
+    return (
+        [_gather(tensor, rows) for tensor in by_document],
+        all_pairs[:, 0],
+        all_pairs[:, 1],
+        [_gather(tensor, pairs) for tensor in by_pair],
+    )
+
+
+def _gather(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Concatenates the rows of a tensor [n, ...] of all processes, with gradient."""
+    gathered: torch.Tensor = _Gather.apply(tensor.flatten(1), sizes)
+    return gathered.unflatten(1, tensor.shape[1:])
 
 
 def _concatenate(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -255,7 +255,7 @@ class LabelPrototypes(nn.Module):
     def _vectors(
         self,
         projection: Callable[[torch.Tensor], torch.Tensor],
-        rows: slice,
+        rows: slice | torch.Tensor,
         weight: torch.Tensor,
         anchor_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -269,17 +269,22 @@ class LabelPrototypes(nn.Module):
             anchors = anchor_scale.to(learned)[self.depths[rows]][:, None] * anchors
         return learned + anchors
 
-    def forward(self, projection: nn.Module, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, projection: nn.Module, noise: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Computes the unit prototypes, or with `noise` the perturbed ones, normalize(normalize(P) + U) (HCAL).
 
         Args:
             projection (`nn.Module`): g, which maps pooled encoder states to features, the same as for documents.
             noise (`torch.Tensor` of shape `[L, d]`, *optional*): U, a constant for the gradient.
+            labels (`torch.Tensor` of shape `[C]`, int64, *optional*): computes only the prototypes of these labels.
 
         Returns:
-            `torch.Tensor` of shape `[L, d]`, at least float32.
+            `torch.Tensor` of shape `[L, d]`, or `[C, d]` with `labels`, at least float32.
         """
-        return perturbed(self.vectors(projection), noise)
+        rows = slice(None) if labels is None else labels
+        vectors = self._vectors(projection, rows, self.weight[rows], self.anchor_scale)
+        return perturbed(vectors, None if noise is None else noise[rows])
 
     def products(
         self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None = None

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from .configuration_hcal import HcalConfig
 from .heads import HierarchicalHead
+from .joint_contrast import JointContrastOptions, attend, joint_contrast_losses, pair_embeddings
 from .objectives import aggregate_losses, num_processes
 from .prototypes import LabelPrototypes
 from .targets import Targets
@@ -15,8 +16,10 @@ from .taxonomy import Taxonomy
 def task_names(config: HcalConfig, num_levels: int) -> list[str]:
     """Returns the names of the T tasks, in the order of `task_losses`."""
     names = [f"level_{k}" for k in range(num_levels)]
-    if config.contrast:
+    if config.contrast == "aggregate":
         names += [f"contrast_{k}" for k in range(num_levels)]
+    if config.joint_contrast is not None:
+        names += config.joint_contrast.weights
     return names
 
 
@@ -32,7 +35,13 @@ class TaskMixin:
     training: bool
 
     def compute_task_losses(
-        self, features: torch.Tensor, noise: torch.Tensor | None, scores: torch.Tensor, targets: Targets
+        self,
+        features: torch.Tensor,
+        noise: torch.Tensor | None,
+        scores: torch.Tensor,
+        targets: Targets,
+        token_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes `task_losses` [T] and `task_counts` [T] of a batch.
 
@@ -41,13 +50,22 @@ class TaskMixin:
             noise (`torch.Tensor` of shape `[L, d]`, *optional*): the perturbation of the prototypes.
             scores (`torch.Tensor` of shape `[B, L]`): the scores of the head.
             targets ([`Targets`]): the labels.
+            token_states (`torch.Tensor` of shape `[B, S, hidden_size]`, *optional*): for `contrast="hjcl"`.
+            attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 1 for tokens, 0 for padding.
+
+        Raises:
+            ValueError: if the contrast needs token states and there are none.
         """
         losses, counts = self.head.losses(scores, targets), self.head.counts(targets)
-        if self.config.objective == "document" and not self.config.contrast:
-            return losses, counts
-        prototypes = self.prototypes(self.projection, noise).to(features)
         # In evaluation, other processes may have no batch left to gather.
         gather = self.training and num_processes() > 1
+        extra = []
+        if (joint := self.config.joint_contrast) is not None:
+            embeddings = self._label_embeddings(joint, features, noise, targets, token_states, attention_mask)
+            extra.append(joint_contrast_losses(joint, features, embeddings, targets, self.head.depths, gather))
+        if self.config.objective == "document" and self.config.contrast != "aggregate":
+            return _joined((losses, counts), *extra)
+        prototypes = self.prototypes(self.projection, noise).to(features)
         means, classes = aggregate_losses(
             features, prototypes, targets, self.taxonomy, self.config.prototype_temperature, gather
         )
@@ -55,9 +73,34 @@ class TaskMixin:
             # HCAL trains the leaf level on documents and every level above on class means.
             losses = torch.cat([means[:-1], losses[-1:]])
             counts = torch.cat([classes[:-1], counts[-1:]])
-        if self.config.contrast:
-            losses, counts = torch.cat([losses, means]), torch.cat([counts, classes])
-        return losses, counts
+        if self.config.contrast == "aggregate":
+            extra.append((means, classes))
+        return _joined((losses, counts), *extra)
+
+    def _label_embeddings(
+        self,
+        options: JointContrastOptions,
+        features: torch.Tensor,
+        noise: torch.Tensor | None,
+        targets: Targets,
+        token_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Computes the embeddings that [`joint_contrast_losses`] needs, by attention of prototypes to projected tokens."""
+        if not options.needs_tokens:
+            return None
+        if token_states is None:
+            options.check_pooled()
+        assert token_states is not None
+        tokens = self.projection(token_states.to(self.projection.weight.dtype)).to(features)
+        temperature = float(self.config.prototype_temperature)
+        if options.variant != "shared":
+            queries = self.prototypes(self.projection, noise).to(features)
+            return attend(queries.expand(len(tokens), -1, -1), tokens, attention_mask, temperature)
+        documents, nodes = targets.positives
+        classes, group = torch.unique(nodes, return_inverse=True)
+        prototypes = self.prototypes(self.projection, noise, classes).to(features)
+        return pair_embeddings(prototypes, group, documents, tokens, attention_mask, temperature)
 
     @property
     def num_levels(self) -> int:
@@ -67,30 +110,40 @@ class TaskMixin:
     def weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Extends the weights of the D classification tasks to all T tasks.
 
-        The task contrast_k gets contrast_alpha times the weight of level k.
+        The task contrast_k gets contrast_alpha times the weight of level k. The tasks of `contrast="hjcl"` have fixed
+        weights.
 
         Args:
             weights (`torch.Tensor` of shape `[D]`): weights of the classification tasks.
             present (`torch.Tensor` of shape `[T]`, bool): the tasks that occur in the batch.
         """
+        present = present[self.num_levels :]
+        if (joint := self.config.joint_contrast) is not None:
+            return torch.cat([weights, weights.new_tensor(list(joint.weights.values())) * present])
         if not self.config.contrast:
             return weights
-        return torch.cat([weights, self.config.contrast_alpha * weights * present[self.num_levels :]])
+        return torch.cat([weights, self.config.contrast_alpha * weights * present])
 
     @property
     def document_tasks(self) -> list[bool]:
-        """For each task, True if its loss is a mean over documents, False if it is a mean over the classes of a batch.
+        """For each task, True if its loss is a mean over documents, False if it compares the classes or pairs of a batch.
 
         Only sums over documents can be added over batches.
         """
         per_document = [True] * len(self.task_names)
         if self.config.objective == "aggregate":
             per_document[: self.num_levels - 1] = [False] * (self.num_levels - 1)
-        if self.config.contrast:
-            per_document[self.num_levels :] = [False] * self.num_levels
+        per_document[self.num_levels :] = [False] * (len(self.task_names) - self.num_levels)
         return per_document
 
     def count_tasks(self, labels: torch.Tensor) -> torch.Tensor:
-        """Computes `task_counts` [T] from `labels` (as in `forward`) alone. 0 for contrast tasks, which count classes."""
+        """Computes `task_counts` [T] from `labels` (as in `forward`) alone. 0 for contrast tasks, which count classes or
+        pairs."""
         counts = self.head.counts(Targets(labels, self.taxonomy.num_labels))
         return F.pad(counts, (0, len(self.task_names) - len(counts)))
+
+
+def _joined(*tasks: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Concatenates the losses and the counts of several groups of tasks."""
+    losses, counts = zip(*tasks)
+    return torch.cat(losses), torch.cat(counts)

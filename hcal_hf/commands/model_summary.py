@@ -23,6 +23,7 @@ _SETTINGS = (
     "prototype_anchor",
     "perturbation",
     "contrast",
+    "contrast_kwargs",
 )
 
 

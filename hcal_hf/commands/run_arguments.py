@@ -20,6 +20,17 @@ SPLITS = ("train", "validation", "test")
 DEFAULTS = {name: f.default for name, f in HcalConfig.__dataclass_fields__.items()}
 
 
+def _json_object(name: str, value: Any, example: str) -> dict[str, Any] | None:
+    """Reads an option that holds a JSON object. A configuration file gives it as a mapping."""
+    written = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name} must be an object such as {example}, got {written!r}.")
+    return value
+
+
 @dataclass
 class ModelArguments:
     """Selects the encoder and sets the fields of [`HcalConfig`]."""
@@ -57,7 +68,16 @@ class ModelArguments:
         default="auto",
         metadata={"help": "label_text or none. Default: label_text if the encoder is frozen, else none."},
     )
-    contrast: str | None = field(default=None, metadata={"help": "aggregate adds one task per level, on class means."})
+    contrast: str | None = field(
+        default=None,
+        metadata={
+            "help": "aggregate adds one task per level, on class means. hjcl adds contrasts of (document, label) pairs and "
+            "of documents."
+        },
+    )
+    contrast_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Options of hjcl as JSON, such as {"label_weight": 0.2}.'}
+    )
     prototype_temperature: float = field(
         default=DEFAULTS["prototype_temperature"], metadata={"help": "tau in score = cosine / tau."}
     )
@@ -68,6 +88,9 @@ class ModelArguments:
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Compute the features of the encoder once, and train only the head."}
     )
+
+    def __post_init__(self) -> None:
+        self.contrast_kwargs = _json_object("contrast_kwargs", self.contrast_kwargs, '{"label_weight": 0.2}')
 
 
 @dataclass
@@ -147,11 +170,7 @@ class DataArguments(TableArguments):
         super().__post_init__()
         for name, value in self.table_options.items():
             setattr(self, name, value)
-        if isinstance(written := self.taxonomy_options, str):
-            with contextlib.suppress(ValueError):
-                self.taxonomy_options = json.loads(written)
-        if not isinstance(self.taxonomy_options, dict | None):
-            raise ValueError(f'taxonomy_options must be an object such as {{"label_by": "id"}}, got {written!r}.')
+        self.taxonomy_options = _json_object("taxonomy_options", self.taxonomy_options, '{"label_by": "id"}')
 
     taxonomy: str | None = field(
         default=None,

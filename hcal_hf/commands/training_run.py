@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..configuration_hcal import display_names
 from ..data.label_names import read_label_names
 from ..data.texts import join_texts
+from ..joint_contrast import JointContrastOptions
 from ..model_card import Details
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import TASK
@@ -184,6 +185,9 @@ def _config_fields(model_args: ModelArguments) -> dict[str, Any]:
     """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
     names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder"}
     config_fields = {name: getattr(model_args, name) for name in names}
+    if model_args.freeze_encoder and model_args.contrast == "hjcl":
+        # Before the features are computed, which takes minutes.
+        JointContrastOptions.from_kwargs(config_fields["contrast_kwargs"]).check_pooled()
     # These values were the most accurate in recipes/benchmarks.
     frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
     if config_fields["score_function"] is None:

@@ -8,6 +8,7 @@ from transformers.training_args import OptimizerNames
 
 from .weighting import WEIGHTERS, check_weighter
 
+SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance", "hierarchy"]
 PAPER_SETTINGS: dict[str, Any] = {
     "optim": "sgd",
     "optim_args": "momentum=0.9",
@@ -46,6 +47,9 @@ class HcalTrainingArguments(TrainingArguments):
         head_prior (`"initial"` or `"model"`, defaults to `"initial"`):
             The values towards which `lbfgs` regularises the head: the label text or 0, or the values that the model has
             when training starts. `model` is for a trained model that continues with new documents.
+        train_sampling_strategy (`str`, defaults to `"random"`):
+            One of the strategies of transformers, or `"hierarchy"`: a batch has, for each level of a document, another
+            document with one of its labels ([`HierarchySampler`]), which contrasts of documents need.
         prototype_lr_multipliers (`list[float]`, *optional*):
             Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
             the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.
@@ -77,6 +81,14 @@ class HcalTrainingArguments(TrainingArguments):
     head_prior: Literal["initial", "model"] = field(
         default="initial", metadata={"help": "Values towards which lbfgs regularises the head: initial or model."}
     )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Sampler for training: random, sequential, group_by_length, batch_rebalance, or hierarchy, which puts "
+            "documents with shared labels of each level into a batch.",
+            "choices": SAMPLING_STRATEGIES,
+        },
+    )
     prototype_lr_multipliers: list[float] | None = field(
         default=None,
         metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
@@ -95,7 +107,8 @@ class HcalTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         metric: str = self.metric_for_best_model or ""
-        if getattr(self, "greater_is_better", None) is None and "hvr" in metric:
+        is_violation = "hvr" in metric or "inconsistent" in metric
+        if getattr(self, "greater_is_better", None) is None and is_violation:
             self.greater_is_better = False  # transformers assumes that only losses are better when smaller
         super().__post_init__()
         weighter_kwargs: Any = self.loss_weighting_kwargs or {}
@@ -104,6 +117,11 @@ class HcalTrainingArguments(TrainingArguments):
             raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')
         if self.head_prior not in ("initial", "model"):
             raise ValueError(f'head_prior must be "initial" or "model", got {self.head_prior!r}.')
+        if self.train_sampling_strategy not in SAMPLING_STRATEGIES:
+            raise ValueError(
+                f"train_sampling_strategy must be one of {', '.join(SAMPLING_STRATEGIES)}, got "
+                f"{self.train_sampling_strategy!r}."
+            )
         if self.tune not in ("none", "micro_f1", "macro_f1"):
             raise ValueError(f'tune must be "none", "micro_f1" or "macro_f1", got {self.tune!r}.')
         if self.prototype_lr_multipliers is None:

@@ -26,6 +26,8 @@ class FrozenHeadMixin(_Trainer):
 
     def _solves_head(self, model: HcalForSequenceClassification) -> bool:
         """Decides whether `train` fits the head by L-BFGS instead of running the optimiser."""
+        if model.config.joint_contrast is not None and _has_features(self.train_dataset):
+            model.config.joint_contrast.check_pooled()
         if self.args.head_solver == "optimizer":
             return False
         is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
@@ -39,7 +41,12 @@ class FrozenHeadMixin(_Trainer):
                 )
             if reason := unsolvable_because(model):
                 raise ValueError(reason)
-        return is_frozen and has_features and unsolvable_because(model) is None
+        if not (is_frozen and has_features):
+            return False
+        if reason := unsolvable_because(model):
+            logger.warning(f'head_solver="auto" trains the head in batches by the optimiser. {reason}')
+            return False
+        return True
 
     def _solve_head(self, model: HcalForSequenceClassification) -> TrainOutput:
         """Fits the head by L-BFGS, logs the solution and returns it like a training run."""

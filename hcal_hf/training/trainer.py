@@ -27,6 +27,7 @@ from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
 from .precision import warn_of_float16, warn_of_slow_bfloat16
+from .sampler import SamplerMixin
 from .task_log import FiniteCheck, TaskLog, sum_dtype
 from .tuning import tune_model
 from .weighting import LossWeighter, build_weighter
@@ -36,7 +37,7 @@ logger = logging.get_logger(__name__)
 WEIGHTER_NAME = "loss_weighter.safetensors"
 
 
-class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
+class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer):
     """
     Trains an [`HcalForSequenceClassification`] on sum_k w_k L_k over its tasks, with weights from a [`LossWeighter`].
 
@@ -48,8 +49,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, Trainer):
     - Losses over documents are normalised over the whole accumulation window and all processes. Batch 2 with 4
       accumulation steps equals batch 8, and two processes equal one, even if documents reach different levels. Weighters
       that follow the losses of the current batch (`per_batch`, such as `hcal`) weight each micro-batch by its own losses
-      over all processes. Losses over class means use the class means of each micro-batch over all processes. Both of
-      these give the same result on any number of processes, but depend on the number of accumulation steps.
+      over all processes. Contrasts compare the class means, pairs or documents of each micro-batch over all processes. Both
+      of these give the same result on any number of processes, but depend on the number of accumulation steps.
     - The perturbation of the prototypes is drawn once per optimiser step, the same for all micro-batches and processes.
     - A loss that is NaN or infinite stops the training with a FloatingPointError that names the task and the step. This
       happens before the optimiser step. With `logging_nan_inf_filter=False`, which avoids device synchronisation, it

@@ -21,6 +21,8 @@ from tests.builders import build_model, build_ragged, build_taxonomy, build_toke
 
 RAGGED = {"partial_paths": True, "head": "independent"}
 CLASSES = {"label_mode": "multi_path", "head": "independent", "contrast": "aggregate"}
+PAIRS = {"label_mode": "multi_path", "contrast": "hjcl"}
+VIEWS = {**PAIRS, "contrast_kwargs": {"variant": "released_max", "instance_temperature": 1.0}}
 PAPER = {"objective": "aggregate", "head": "independent"}
 
 # name: (weighter, its arguments, configuration of the model, global batch size, accumulation steps with two processes)
@@ -40,20 +42,24 @@ SETTINGS = {
     "contrast, hcal_rate": ("hcal_rate", {"first_steps": 3}, CLASSES, 8, 1),
     # One document per process. Every second document has no label, so a process often has no class.
     "contrast, single documents": ("uniform", {}, CLASSES, 2, 1),
+    "pairs, hcal_rate": ("hcal_rate", {"first_steps": 3}, PAIRS, 8, 1),
+    "pairs, single documents": ("uniform", {}, PAIRS, 2, 1),
+    "views, uniform": ("uniform", {}, VIEWS, 8, 1),
 }
 
 
 def dataset(taxonomy, config):
     """Returns 15 or 16 documents of different lengths.
 
-    With RAGGED, their labels end at different levels. With CLASSES, every second document has no label.
+    With RAGGED, their labels end at different levels. With a contrast, every second document has no label.
     """
     generator = torch.Generator().manual_seed(5)
     rows = []
-    for i in range(16 if config is CLASSES else 15):
+    has_empty = "contrast" in config
+    for i in range(16 if has_empty else 15):
         ids = torch.randint(2, 22, (1 + i % 5,), generator=generator).tolist()
         nodes = range(taxonomy.num_labels) if config is RAGGED else taxonomy.is_leaf.nonzero()[0].tolist()
-        labels = [] if config is CLASSES and i % 2 else taxonomy.complete([nodes[(5 * i) % len(nodes)]]).tolist()
+        labels = [] if has_empty and i % 2 else taxonomy.complete([nodes[(5 * i) % len(nodes)]]).tolist()
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     return Dataset.from_list(rows)
 
