@@ -11,7 +11,8 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments, HierarchySampler, Taxonomy
-from hcal_hf.commands.run_arguments import parse_arguments
+from hcal_hf.commands.run_arguments import ModelArguments, parse_arguments
+from hcal_hf.commands.training_run import _config_fields
 from hcal_hf.training.sampler import FollowEpoch
 from tests.builders import build_model, build_taxonomy, random_dag, random_forest, random_multi_hot
 
@@ -251,3 +252,11 @@ def test_options_are_read_from_a_file_and_the_command_line(tmp_path):
     assert model.contrast_kwargs == {"variant": "released"}
     with pytest.raises(ValueError, match="contrast_kwargs must be an object such as"):
         parse_arguments([str(config), "--contrast_kwargs", "0.2"])
+
+
+def test_a_run_on_a_frozen_encoder_refuses_the_label_contrast_before_it_computes_features():
+    with pytest.raises(ValueError, match="attends to the tokens"):
+        _config_fields(ModelArguments(freeze_encoder=True, contrast="hjcl"))
+    arguments = ModelArguments(freeze_encoder=True, contrast="hjcl", contrast_kwargs='{"label_weight": 0}')
+    fields = _config_fields(arguments)
+    assert (fields["contrast_kwargs"], fields["score_function"]) == ({"label_weight": 0}, "cosine")
