@@ -40,6 +40,8 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "single_path": {
         "lookahead_softmax": {},
         "lookahead_softmax + anchors": ANCHORS,
+        "lookahead_softmax + hjcl": {"contrast": "hjcl"},
+        "lookahead_softmax + hjcl, instances": {"contrast": "hjcl", "contrast_kwargs": {"label_weight": 0}},
     },
     "multi_path": {
         "lookahead_sigmoid + anchors": {"head": "lookahead_sigmoid", **ANCHORS},

@@ -39,12 +39,16 @@ RELEASED = {"clinc150"}
 SEEDS = 5
 FEWEST_SECONDS = 1e-4
 
+# The weights of HJCL's instance-wise contrast tried on features. Its label-wise contrast needs tokens.
+HJCL_SETTINGS = [{"contrast_kwargs": {"label_weight": 0, "instance_weight": weight}} for weight in (0.1, 0.5)]
+
 COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "cosine + anchors": ANCHORS,
     "cosine + anchors, likelihood": {**ANCHORS, "weighting": "likelihood"},
     "cosine + hcal weights": {"weighting": "hcal"},
     "cosine + contrast": {"contrast": "aggregate", "contrast_alpha": 0.1},
+    "cosine + hjcl": {"contrast": "hjcl", "tuned": HJCL_SETTINGS},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
 # Our heads of the comparison.
@@ -107,11 +111,13 @@ def linear(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any
 
 
 def by_adamw(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
-    """Trains heads by AdamW, for each pair of learning rates."""
-    for rate, prototype_rate in RATES[task.label_mode]:
-        rates = {"learning_rate": rate, "prototype_learning_rate": prototype_rate}
-        if chosen in (None, rates):
-            yield attempt_of(task, train(task, {**setting, **rates}, seed), rates)
+    """Trains heads by AdamW, for each pair of learning rates and each of the settings `tuned`."""
+    setting = dict(setting)
+    tuned = setting.pop("tuned", [{}])
+    for (rate, prototype_rate), others in itertools.product(RATES[task.label_mode], tuned):
+        tried = {"learning_rate": rate, "prototype_learning_rate": prototype_rate, **others}
+        if chosen in (None, tried):
+            yield attempt_of(task, train(task, {**setting, **tried}, seed), tried)
 
 
 def as_released(task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:

@@ -22,13 +22,14 @@ from result_rows import ROWS
 from search_speed import path_search
 from tables import PAGES, markdown, write_page
 from timing import Row
-from training_speed import all_heads, head_alone, leaks, training_memory, training_step
+from training_speed import all_heads, contrast_step, head_alone, leaks, training_memory, training_step
 
 from hcal_hf import has_bfloat16
 
 RESULTS, PAGE = ROWS / "speed.json", PAGES / "speed.md"
 PARTS = {
     "step": ("Training step", training_step),
+    "contrast": ("Contrast of HJCL", contrast_step),
     "head": ("Head alone", head_alone),
     "data": ("Data", encoding),
     "metrics": ("Metrics", metrics),

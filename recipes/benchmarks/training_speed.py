@@ -58,28 +58,40 @@ class _StepTimes(TrainerCallback):
         self.taken.append(time.perf_counter() - self.start)
 
 
+BATCH, LENGTH, STEPS = 32, 64, 8
+
+
+def _documents_of_steps() -> tuple[Taxonomy, Dataset]:
+    """Returns 161 labels on two levels, and the documents of `STEPS` batches."""
+    taxonomy = Taxonomy.from_edges(
+        [(f"domain {i}", f"intent {i}.{j}") for i in range(10) for j in range(15)], roots=["out of scope"]
+    )
+    tokens = np.random.default_rng(0).integers(1000, 20000, size=(BATCH * STEPS, LENGTH))
+    leaves = np.flatnonzero(taxonomy.is_leaf)
+    labels = [taxonomy.complete([leaves[i % len(leaves)]]).tolist() for i in range(BATCH * STEPS)]
+    columns = {"input_ids": tokens.tolist(), "attention_mask": np.ones_like(tokens).tolist()}
+    return taxonomy, Dataset.from_dict({**columns, "labels": labels})
+
+
+def _step_arguments() -> dict[str, Any]:
+    return {
+        "per_device_train_batch_size": BATCH, "max_steps": STEPS, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip
+
+
 def training_step(options: argparse.Namespace) -> Iterator[Row]:
     """Compares all parts of HCAL (coherent head, label texts, contrast, perturbation, adaptive weights, logging) with the
     classifier and Trainer of transformers. The encoder is MiniLM, a batch has 32 documents of 64 tokens, and there are 161
     labels."""
-    taxonomy = Taxonomy.from_edges(
-        [(f"domain {i}", f"intent {i}.{j}") for i in range(10) for j in range(15)], roots=["out of scope"]
-    )
-    batch, length, steps = 32, 64, 8
-    tokens = np.random.default_rng(0).integers(1000, 20000, size=(batch * steps, length))
-    leaves = np.flatnonzero(taxonomy.is_leaf)
-    labels = [taxonomy.complete([leaves[i % len(leaves)]]).tolist() for i in range(batch * steps)]
-    columns = {"input_ids": tokens.tolist(), "attention_mask": np.ones_like(tokens).tolist()}
-    ours = Dataset.from_dict({**columns, "labels": labels})
+    taxonomy, ours = _documents_of_steps()
+    labels = ours["labels"]
     hot = np.zeros((len(labels), taxonomy.num_labels), dtype=np.float32)
     for i, nodes in enumerate(labels):
         hot[i, nodes] = 1
-    flat = Dataset.from_dict({**columns, "labels": hot.tolist()})
+    flat = Dataset.from_dict({**ours[:], "labels": hot.tolist()})
     tokenizer = AutoTokenizer.from_pretrained(options.encoder)
-    shared: dict[str, Any] = {
-        "per_device_train_batch_size": batch, "max_steps": steps, "logging_steps": 1, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
-    }  # fmt: skip
+    shared = _step_arguments()
     plain = AutoModelForSequenceClassification.from_pretrained(
         options.encoder, num_labels=taxonomy.num_labels, problem_type="multi_label_classification"
     )
@@ -111,6 +123,40 @@ def training_step(options: argparse.Namespace) -> Iterator[Row]:
     for name, taken in times.items():
         ratio = statistics.median(own / reference for own, reference in zip(taken, first))
         target = "1.02" if name == "HCAL, all parts" else ""
+        yield timed_row(name, statistics.median(taken), ratio=ratio, against="the first row", target=target)
+
+
+def contrast_step(options: argparse.Namespace) -> Iterator[Row]:
+    """Compares a training step with the contrasts of HJCL with the step of the default model. The encoder is MiniLM, a
+    batch has 32 documents of 64 tokens, and there are 161 labels."""
+    taxonomy, data = _documents_of_steps()
+    tokenizer = AutoTokenizer.from_pretrained(options.encoder)
+    variants: dict[str, tuple[dict[str, Any], str]] = {
+        "defaults": ({}, "random"),
+        "hjcl": ({"contrast": "hjcl"}, "random"),
+        "hjcl, batches by hierarchy": ({"contrast": "hjcl"}, "hierarchy"),
+        "hjcl, instance-wise only": ({"contrast": "hjcl", "contrast_kwargs": {"label_weight": 0}}, "random"),
+        "hjcl, variant released": ({"contrast": "hjcl", "contrast_kwargs": {"variant": "released"}}, "random"),
+    }
+    models = {
+        name: HcalForSequenceClassification.from_encoder(options.encoder, taxonomy, label_mode="single_path", **fields)
+        for name, (fields, _) in variants.items()
+    }
+    times: dict[str, list[float]] = {}
+    for k in range(options.rounds + 1):
+        for name, model in models.items():
+            clock = _StepTimes()
+            with tempfile.TemporaryDirectory() as folder:
+                args = HcalTrainingArguments(folder, train_sampling_strategy=variants[name][1], **_step_arguments())
+                trainer = HcalTrainer(model, args, None, data, processing_class=tokenizer, callbacks=[clock])
+                trainer.remove_callback(PrinterCallback)
+                trainer.train()
+            if k:
+                times.setdefault(name, []).append(statistics.median(clock.taken[1:]))
+    first = times["defaults"]
+    for name, taken in times.items():
+        ratio = statistics.median(own / reference for own, reference in zip(taken, first))
+        target = "1.25" if name == "hjcl" else ""
         yield timed_row(name, statistics.median(taken), ratio=ratio, against="the first row", target=target)
 
 
