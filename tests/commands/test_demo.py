@@ -11,7 +11,8 @@ from tokenizers import normalizers
 from transformers import BertConfig, pipeline
 
 from hcal_hf import Taxonomy
-from hcal_hf.commands.demo.page import Reader, Thresholds, build_page, decisions, export_space, launch
+from hcal_hf.commands.demo.page import build_page, export_space, launch
+from hcal_hf.commands.demo.reader import Reader, Thresholds, decisions
 from hcal_hf.commands.demo.tree import MAX_ANSWERS, answer_html, number, shown_labels, tree_html
 from hcal_hf.decoding import METHODS
 from tests.builders import build_model, build_tokenizer, random_dag, random_forest

@@ -8,7 +8,8 @@ import pytest
 import torch
 from huggingface_hub import SpaceCard, constants
 
-from hcal_hf.commands.demo.page import Reader, export_space
+from hcal_hf.commands.demo.page import export_space
+from hcal_hf.commands.demo.reader import Reader
 from tests.commands.test_demo import TEXT, functions, make_pipe
 
 # ---- The Space ----
