@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from transformers.utils import logging
 
 from ..configuration_hcal import HcalConfig
-from ..data.labels import LabelReader
+from ..data.labels import LabelReader, as_name, is_missing
 from ..data.rows import class_names
 from ..data.tables import read_table
 from ..data.texts import join_texts
@@ -95,7 +95,7 @@ def add_earlier_rows(
         the parts with all rows, and the records that were used.
 
     Raises:
-        ValueError: if a column has another type than in the new table.
+        ValueError: if a column of texts or weights has another type than in the new table.
     """
     columns = [*data_args.text, *data_args.labels, *([data_args.weight] if data_args.weight else [])]
     tables, used = [], []
@@ -114,6 +114,7 @@ def add_earlier_rows(
         used.append(record)
     if not used:
         return raw, []
+    raw, *tables = _with_equal_label_types([raw, *tables], data_args.labels)
     part_of = {text: name for table in tables for name, part in table.items() for text in _texts(part, data_args)}
     raw = _moved(raw, part_of, data_args)
     joined = {}
@@ -129,6 +130,35 @@ def add_earlier_rows(
     number = sum(len(part) for table in tables for part in table.values())
     print(f"Rows: {sum(map(len, raw.values())):,} new, and {number:,} that the model was trained on or measured with.")
     return DatasetDict(joined), used
+
+
+def _with_equal_label_types(tables: list[DatasetDict], columns: list[str]) -> list[DatasetDict]:
+    """Converts each label column with several types to text, with JSON text for lists, which [`LabelReader`] reads."""
+    parts = [part for table in tables for part in table.values()]
+    for column in columns:
+        if all(part.features[column] == parts[0].features[column] for part in parts):
+            continue
+        tables = [DatasetDict({n: _with_text(part, column) for n, part in table.items()}) for table in tables]
+    return tables
+
+
+def _with_text(part: Dataset, column: str) -> Dataset:
+    names = class_names(part, [column]).get(column)
+
+    def as_text(cell: Any) -> str | None:
+        if is_missing(cell):
+            return None
+        if isinstance(cell, list):
+            return json.dumps(named(cell), ensure_ascii=False)
+        return as_name(cell, names)
+
+    def named(cells: list[Any]) -> list[Any]:
+        return [
+            named(cell) if isinstance(cell, list) else None if cell is None else as_name(cell, names) for cell in cells
+        ]
+
+    features = Features({**part.features, column: Value("string")})
+    return part.map(lambda row: {column: as_text(row[column])}, features=features)
 
 
 def add_new_labels(

@@ -25,7 +25,8 @@ class LabelReader:
 
     Args:
         columns (`str` or `Sequence[str]`): one column, or one column per level from the root down. With one column per
-            level, empty cells at the end mean that the path ends earlier.
+            level, empty cells at the end mean that the path ends earlier, and so does None in the lists of several paths:
+            ["A", "B"] and ["A1", None] are the paths A > A1 and B.
         separator (`str`): separates the steps of a path string ("A > B > C"). White space around it is ignored.
         delimiter (`str`, *optional*): separates several labels in one string ("A > B; C > D" with ";"). With one column
             per level, the labels of a row's cells are paired in their order; a cell with a single label belongs to all.
@@ -75,8 +76,13 @@ class LabelReader:
             return [] if self.empty_means_none else None
         return [self._split(label, known) if isinstance(label, str) else label for label in labels]
 
-    def _read_list(self, cell: Any, class_names: list[str] | None, known: Iterable[str] = ()) -> list[Any] | None:
-        """Returns the labels of a cell, None if they are unknown. Path strings are not yet split."""
+    def _read_list(
+        self, cell: Any, class_names: list[str] | None, known: Iterable[str] = (), is_level: bool = False
+    ) -> list[Any] | None:
+        """Returns the labels of a cell, None if they are unknown. Path strings are not yet split.
+
+        In the cell of a level, a missing label of a list means that a path has ended, and is returned as None.
+        """
         if is_missing(cell):
             return None
         if isinstance(cell, np.ndarray):
@@ -92,7 +98,7 @@ class LabelReader:
             return None if name is None else [name]
         if isinstance(cell, dict) or not isinstance(cell, Iterable):
             raise ValueError(f"labels must be a string or a list, got {cell!r}")
-        return [self._name_or_path(label, class_names) for label in cell]
+        return [None if is_level and is_missing(label) else self._name_or_path(label, class_names) for label in cell]
 
     @staticmethod
     def _name_or_path(label: Any, class_names: list[str] | None) -> Any:
@@ -112,13 +118,15 @@ class LabelReader:
         return steps
 
     def _read_levels(self, cells: Sequence[Any]) -> list[Any] | None:
-        levels = [
-            self._read_list(cell, self.class_names.get(column)) or [] for column, cell in zip(self.columns, cells)
+        read = [
+            self._read_list(cell, self.class_names.get(column), is_level=True)
+            for column, cell in zip(self.columns, cells)
         ]
-        while levels and not levels[-1]:
+        levels = [names or [] for names in read]
+        while levels and not any(levels[-1]):
             levels.pop()
         if not levels:
-            return [] if self.empty_means_none else None
+            return [] if self.empty_means_none or any(names == [] for names in read) else None
         for column, names in zip(self.columns, levels):
             if not names:
                 raise ValueError(
@@ -132,7 +140,21 @@ class LabelReader:
                 "many as the others"
             )
         paths = [[names[i if len(names) > 1 else 0] for names in levels] for i in range(count)]
-        return [list(path) for path in dict.fromkeys(map(tuple, paths))]
+        return [list(path) for path in dict.fromkeys(map(self._without_end, paths))]
+
+    def _without_end(self, steps: list[str | None]) -> tuple[str, ...]:
+        """Returns the steps of a path before the first None.
+
+        Raises:
+            ValueError: if a step follows a None, or if there is no step.
+        """
+        path = tuple(step for step in steps if step is not None)
+        if not path or None in steps[: len(path)]:
+            empty = steps.index(None)
+            raise ValueError(
+                f"a path in the columns has no label in {self.columns[empty]!r}: its levels are {steps!r}"
+            )
+        return path
 
 
 def parse_list(cell: str) -> list[Any] | None:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import AutoConfig, pipeline
 from ...configuration_hcal import HcalConfig
 from ...decoding import UNTHRESHOLDED
 from ...pipeline_hcal import TASK, HierarchicalTextClassificationPipeline
+from .label_tab import add_label_tab
+from .labelling import Labelling
 from .reader import Reader, Reading, decisions, message
 from .tree import CSS, SCRIPT
 
@@ -33,7 +36,15 @@ MIN_LABELS = 5
 # ---- The page ----
 
 
-def build_page(model: Any, examples: Sequence[str] | None = None, title: str = TITLE) -> "gradio.Blocks":
+def build_page(
+    model: Any,
+    examples: Sequence[str] | None = None,
+    title: str = TITLE,
+    *,
+    suggestions: str | os.PathLike | None = None,
+    labelled: str | os.PathLike | None = None,
+    host: str = "127.0.0.1",
+) -> "gradio.Blocks":
     """Builds a gradio page for a model.
 
     The encoder reads a text once. A change of decision, threshold or number of labels uses the same logits, so the tree
@@ -45,16 +56,25 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
         examples (`Sequence[str]`, *optional*): texts that a user can click on. The page starts with the first of them, or
             with the name of a label.
         title (`str`): the heading.
+        suggestions (`str` or path, *optional*): a table of `hcal suggest`. The page then starts with a tab to label its
+            texts.
+        labelled (`str` or path, *optional*): the file of JSON lines for these labels, which `hcal train --from` reads. By
+            default `to_label.labelled.jsonl` next to `to_label.csv`.
+        host (`str`): the address that the server listens on, under which the tab can be used.
 
     Raises:
         ImportError: if gradio is not installed.
         TypeError: if `model` or `examples` has another type.
-        ValueError: if the model is not an HCAL model.
+        ValueError: if the model is not an HCAL model, or a file is no table of suggestions or no labelled file.
+        RuntimeError: if another page writes the same labelled file.
     """
     gr = _import_gradio()
     _check_examples(examples)
+    if labelled is not None and suggestions is None:
+        raise ValueError("labelled needs suggestions: give the table of hcal suggest, whose texts are labelled.")
     reader = Reader(_as_pipeline(model))
     config, taxonomy = reader.config, reader.taxonomy
+    labelling = None if suggestions is None else Labelling(reader, suggestions, labelled)
 
     def classify(text: str, reading: Reading | None, method: str, threshold: float, limit: int) -> tuple:
         if reading is None or reading.text != text:
@@ -74,8 +94,14 @@ def build_page(model: Any, examples: Sequence[str] | None = None, title: str = T
     levels = "1 level" if len(taxonomy.levels) == 1 else f"{len(taxonomy.levels)} levels"
     name = f"{model}: " if _is_on_hub(model) else ""
     about = f"{name}{taxonomy.num_labels:,} labels on {levels} ({sizes} from the top down); a text has {kind}."
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    with ExitStack() as blocks:
+        page = blocks.enter_context(gr.Blocks(title=title, analytics_enabled=False))
         gr.HTML(f"<h1>{escape(title)}</h1><p>{escape(about)}</p>", js_on_load=None)
+        if labelling is not None:
+            blocks.enter_context(gr.Tabs())
+            with gr.Tab("Label"):
+                add_label_tab(labelling, model if isinstance(model, str) else "MODEL", host)
+            blocks.enter_context(gr.Tab("Classify"))
         reading = gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -141,12 +167,15 @@ def launch(
     port: int | None = None,
     share: bool = False,
     examples: Sequence[str] | None = None,
+    *,
+    suggestions: str | os.PathLike | None = None,
+    labelled: str | os.PathLike | None = None,
     **kwargs: Any,
 ) -> Any:
     """Builds the page ([`build_page`]) and serves it until it is interrupted.
 
     Args:
-        model, examples: see [`build_page`].
+        model, examples, suggestions, labelled: see [`build_page`].
         host (`str`): the address to listen on; `"0.0.0.0"` for all addresses of the machine.
         port (`int`, *optional*): the port. By default the first free port from 7860.
         share (`bool`): create a public link through the servers of gradio.
@@ -158,9 +187,16 @@ def launch(
     Raises:
         ImportError: if gradio is not installed.
         OSError: if the port is taken.
+        ValueError: if `share` is combined with `suggestions`, because anybody with the link could write the labelled file.
     """
+    if share and suggestions is not None:
+        raise ValueError(
+            "A page with suggestions has no public link, because anybody with the link could read the texts and label "
+            "them: leave out --share. With --host 0.0.0.0, other machines of your network can use it."
+        )
     options = {"show_error": True, "footer_links": ["gradio", "settings"], **kwargs}
-    return build_page(model, examples).launch(server_name=host, server_port=port, share=share, **options)
+    page = build_page(model, examples, suggestions=suggestions, labelled=labelled, host=host)
+    return page.launch(server_name=host, server_port=port, share=share, **options)
 
 
 def _example_text(config: HcalConfig) -> str:
