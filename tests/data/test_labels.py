@@ -75,6 +75,29 @@ def test_several_labels_in_one_column_per_level_are_paired(cells, expected):
     assert LabelReader(["l1", "l2"], delimiter=";")(cells) == expected
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([["A", "X"], ["B", None]], [["A", "B"], ["X"]]),
+        ([["A", "X"], '[null, "Y"]', None], [["A"], ["X", "Y"]]),
+        ([["A", "X"], [None, None]], [["A"], ["X"]]),
+        ([["A"], ["B"], []], [["A", "B"]]),
+        ([[], []], []),
+        ([[], None], []),
+        (["[]", ""], []),
+        ([None, ""], None),
+    ],
+)
+def test_lists_in_one_column_per_level_may_end_at_different_levels(cells, expected):
+    assert LabelReader(["l1", "l2", "l3"][: len(cells)])(cells) == expected
+
+
+@pytest.mark.parametrize("cells", [[["A", None], ["B", "Y"]], [["A", "X"], [None, None], ["C", "Z"]]])
+def test_a_path_in_lists_without_a_level_above_is_refused(cells):
+    with pytest.raises(ValueError, match=r"a path in the columns has no label in 'l[12]'"):
+        LabelReader(["l1", "l2", "l3"][: len(cells)])(cells)
+
+
 def test_labels_that_cannot_be_paired_are_refused_with_their_rows(tokenizer):
     table = Dataset.from_dict({"text": ["a", "b"], "l1": ["A", "A;X"], "l2": ["B", "B;C;D"]})
     with pytest.raises(BadRowsError, match=r"dataset\[1\]: the numbers of labels .*'l1': 2, 'l2': 3"):

@@ -1,5 +1,6 @@
 """Converts labels to the cells of a table as a model's training reads them, and back."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,8 +69,9 @@ class LabelCells:
         self.check(ends)
         forms = [self._texts(ends)] if self.is_single_path else []
         for cells in [*forms, self._lists(ends)]:
-            if self.read(cells) == ends:
-                return cells
+            with contextlib.suppress(ValueError):  # a name that looks like a path or a list is read as one
+                if self.read(cells) == ends:
+                    return cells
         raise ValueError(
             f"The labels {self.taxonomy.decode(ends)} cannot be written so that training reads them: a name contains the "
             f"separator {self.separator!r}. Rename the label."

@@ -253,13 +253,14 @@ function chooser(label, ...content) {
 async function searchLabels() {
     searches += 1;
     const present = searches;
-    const answer = await ask("search_labels", { index: text.index, query: search.value });
+    const query = search.value.trim();
+    const answer = await ask("search_labels", { index: text.index, query });
     if (!answer || present !== searches || !text) return; // a later search has been started
     const rows = answer.items.map((label) => make("li", {}, chooser(label, pathOf(label), ...bar(label))));
     find(".hl-hits").replaceChildren(...rows);
     const shown = answer.items.length;
-    let found = search.value.trim() ? `${answer.total.toLocaleString("en")} found` : "Most probable labels";
-    if (search.value.trim() && shown < answer.total) found += `, ${shown} shown. Write more to find others.`;
+    let found = query ? `${answer.total.toLocaleString("en")} found` : "Most probable labels";
+    if (query && shown < answer.total) found += `, ${shown} shown. Write more to find others.`;
     if (!answer.total) found = "No label found. Try another word, or open all labels.";
     find(".hl-found").textContent = found;
 }

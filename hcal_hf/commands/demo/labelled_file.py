@@ -14,6 +14,9 @@ logger = logging.get_logger(__name__)
 
 Record = dict[str, Any]
 
+# Characters that some programs take for the end of a line. In JSON they may only occur in strings.
+_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
 
 class LabelledFile:
     """Holds at most one record per key in a file of JSON lines, of which only one process is the writer.
@@ -77,7 +80,7 @@ class LabelledFile:
     def put(self, record: Record) -> None:
         """Writes a record, and replaces an earlier one with the same key."""
         key = self._key_of(record)
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(record, ensure_ascii=False).translate(_LINE_BREAKS).encode() + b"\n"
         if key in self._positions:
             positions = self._positions[key]
             lines = [old for position, old in enumerate(self._lines) if position not in positions[1:]]

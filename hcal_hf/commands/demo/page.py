@@ -97,6 +97,7 @@ def build_page(
     with ExitStack() as blocks:
         page = blocks.enter_context(gr.Blocks(title=title, analytics_enabled=False))
         gr.HTML(f"<h1>{escape(title)}</h1><p>{escape(about)}</p>", js_on_load=None)
+        page.labelling = labelling  # to close its files
         if labelling is not None:
             blocks.enter_context(gr.Tabs())
             with gr.Tab("Label"):
