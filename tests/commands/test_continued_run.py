@@ -1,15 +1,19 @@
 """`hcal train --from MODEL` continues with earlier rows, new rows and new labels."""
 
+import hashlib
 import itertools
 import json
 
 import pandas as pd
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hcal_hf import DataArguments, HcalForSequenceClassification, load_data
+from hcal_hf import DataArguments, HcalForSequenceClassification, load_data, read_table
 from hcal_hf.commands import main as cli
 from hcal_hf.commands.continued_run import add_earlier_rows
+from hcal_hf.data.labels import LabelReader
+from hcal_hf.data.rows import class_names
 from tests.builders import WORDS
 
 PATHS = [["science", "physics"], ["science", "biology"], ["arts", "poetry"], ["arts", "music"]]
@@ -163,3 +167,45 @@ def test_a_model_that_was_trained_on_split_files_keeps_its_earlier_record(hcal, 
     code, out, err = hcal(new, "--from", tmp_path / "second")
     assert code == 0, err
     assert "Rows: 20 new, and 60" in out
+
+
+def test_label_columns_of_other_types_are_joined(tmp_path, taxonomy):
+    """A CSV file has path strings, JSON lines have lists, and a Parquet file has classes: the labels stay the same."""
+    pd.DataFrame(
+        {
+            "text": ["one", "two", "three"],
+            "labels": ["arts > stage > opera", '["science > physics > quantum", "botany"]', ""],
+        }
+    ).to_csv(tmp_path / "a.csv", index=False)
+    rows = [{"text": "four", "labels": [["arts", "writing"], ["science"]]}, {"text": "five", "labels": []}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    features = Features({"text": Value("string"), "labels": ClassLabel(names=["fiction", "opera"])})
+    Dataset.from_dict({"text": ["six", "seven"], "labels": [0, -1]}, features).to_parquet(tmp_path / "c.parquet")
+    tables = {name: read_table(tmp_path / name) for name in ("a.csv", "b.jsonl", "c.parquet")}
+    expected = {}
+    for table in tables.values():
+        names = class_names(table, ["labels"])
+        for text, cell in zip(table["text"], table["labels"]):
+            labels = LabelReader(class_names=names)([cell])
+            expected[text] = None if labels is None else sorted(taxonomy.encode(labels).tolist())
+    assert list(expected.values()).count(None) == 2  # of the empty cell and the class -1
+    assert expected["five"] == []
+    for new in tables:
+        data_args = DataArguments(data_dir=str(tmp_path / new))
+        records = [
+            {
+                "file": str(path),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "train": [*range(len(tables[name]))],
+            }
+            for name in tables
+            if name != new
+            for path in [tmp_path / name]
+        ]
+        joined, used = add_earlier_rows(DatasetDict(train=tables[new]), records, data_args)
+        assert used == records
+        found = {}
+        for text, cell in zip(joined["train"]["text"], joined["train"]["labels"]):
+            labels = LabelReader()([cell])
+            found[text] = None if labels is None else sorted(taxonomy.encode(labels).tolist())
+        assert found == expected

@@ -198,6 +198,7 @@ def test_the_search_finds_labels_by_words_of_their_paths():
         ["Office", "Ink"],
         ["Office", "Inkwell"],
         ["Office", "Blue ink"],
+        ["Office", "Drinks"],
     ]
     taxonomy = Taxonomy.from_paths(paths)
     p = np.linspace(0.9, 0.1, taxonomy.num_labels)
@@ -205,7 +206,17 @@ def test_the_search_finds_labels_by_words_of_their_paths():
     def found(query, partial=False):
         return [i["path"][-1] for i in LabelSearch(taxonomy, None, partial).search(query, p)["items"]]
 
-    assert found("INK") == ["Ink", "Inkwell", "Ink and toner", "Blue ink"]  # equal, then beginnings, then words
+    # Equal names, then beginnings of names, then of words, then any letters.
+    assert found("INK") == ["Ink", "Inkwell", "Ink and toner", "Blue ink", "Drinks"]
+    assert found("ha") == ["Ink and toner", "Paper jam"]
+    assert found("in") == [
+        "Ink",
+        "Inkwell",
+        "Ink and toner",
+        "Blue ink",
+        "Drinks",
+        "Paper jam",
+    ]
     assert found("printer") == ["Ink and toner", "Paper jam"]
     assert found("printer", partial=True) == ["Printer", "Ink and toner", "Paper jam"]
     assert found(" jam  hardware ") == ["Paper jam"]

@@ -27,6 +27,10 @@ NOT_RUN = {
     ("README.md", 'pip install ".[quickstart,xlsx]"'): "installs",
     ("docs/benchmarks/index.md", "make benchmark DATA_DIR=DIR"): "takes half an hour and needs the data",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets"): "serves until it is stopped",
+    ("docs/how-to/demo.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
+    ("docs/how-to/labelling.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
+    ("docs/how-to/labelling.md", "hcal train labelled.jsonl --from outputs"): "needs the file of the page",
+    ("docs/how-to/labelling.md", "hcal zero-shot taxonomy.txt --texts tick"): "needs the decisions of a person",
     (
         "docs/how-to/hub.md",
         "trainer.push_to_hub()  # the model, its ",

@@ -84,8 +84,9 @@ class LabelSearch:
     def search(self, query: str, probabilities: np.ndarray) -> dict[str, Any]:
         """Finds labels that can be chosen, by words of their names or of the names above them.
 
-        Labels that are named like the query come first, then those with all words in their own name, then the others.
-        Within each group, the most probable come first. Without a query, all labels are one group.
+        Labels that are named like the query come first, then those with all words at the beginning of words of their own
+        name, of their path, and then anywhere. Within each group, the most probable come first. Without a query, all labels
+        are one group.
 
         Returns:
             `items`, at most 30, and the `total` of labels that match.
@@ -111,9 +112,12 @@ class LabelSearch:
         if not words:
             return 0
         name = self._folded_names[node]
-        if name == text:
-            return 0
-        return 1 if name.startswith(text) else 2 if all(word in name for word in words) else 3
+        if name.startswith(text):
+            return 0 if name == text else 1
+        for rank, names in ((2, name), (3, self._folded_paths[node])):
+            if all(f" {word}" in f" {names}" for word in words):
+                return rank
+        return 4 if all(word in name for word in words) else 5
 
     @cached_property
     def _folded_names(self) -> list[str]:
