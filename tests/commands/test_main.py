@@ -332,7 +332,8 @@ def test_demo_and_export_pass_on_their_arguments(monkeypatch, tmp_path, capsys):
     (tmp_path / "texts").write_text("one\n\n two \n", encoding="utf-8")
     assert cli.main(["demo", "m", "--export", "d", "--examples", str(tmp_path / "texts")]) == 0
     assert cli.main(["export", "m", "d", "--quantize"]) == 0
-    served = {"host": "0.0.0.0", "port": 7000, "share": True, "examples": None}
+    files = {"suggestions": None, "labelled": None}
+    served = {"host": "0.0.0.0", "port": 7000, "share": True, "examples": None, **files}
     assert calls == [("m", served), ("m", "d", ["one", "two"]), ("m", "d", True)]
     assert "12,345 bytes  model.onnx" in capsys.readouterr().out
 
