@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
 from .anchors import embed_texts, label_texts
 from .configuration_hcal import HcalConfig
+from .label_map import LabelMap, map_config, map_model, sorted_taxonomy
 from .node_names import SEPARATOR
 from .taxonomy import Taxonomy
 
@@ -30,37 +30,13 @@ def add_labels(
 
     With `to_be_trained`, the model need not be anchored, because training follows. The prototypes of new labels then start
     at the projected label text, with the mean length of the others, or at 0 if scores are linear.
-
-    Builds prototypes and a head for the extended taxonomy, copies the old values into them, and replaces those of the
-    model. Encoder, projection and hooks of the model are not touched. New parameters keep dtype, device and
-    `requires_grad` of the old ones.
     """
     if not to_be_trained:
         _check_anchored(model)
-    config, source = extend_config(model.config, paths, descriptions)
-    extended = type(model)(config, encoder=model.encoder)
-    _copy_tensor_settings(extended.prototypes, model.prototypes)
-    _copy_tensor_settings(extended.head, model.head)
-    _copy_prototypes(extended.prototypes, model.prototypes, source)
-    _copy_head(extended, model, source)
-    _copy_biases(extended, model, source)
-
-    model.config, model.taxonomy, model.task_names = config, extended.taxonomy, extended.task_names
-    model.prototypes, model.head = extended.prototypes, extended.head
-    model.prototypes.train(model.training)
-    model.head.train(model.training)
-
-    new = np.flatnonzero(source < 0)
-    texts = config.label_texts or label_texts(extended.taxonomy, descriptions, config.label_names)
-    embeddings = embed_texts(model, tokenizer, [texts[i] for i in new])
-    if model.prototypes.is_anchored:
-        model.prototypes.anchors[new] = embeddings.to(model.prototypes.anchors)
-    elif config.score_function == "cosine":
-        weight = model.prototypes.weight
-        units = F.normalize(model.projection(embeddings.to(model.projection.weight)), dim=-1)
-        old_length = torch.linalg.vector_norm(weight[np.flatnonzero(source >= 0)], dim=-1).mean()
-        weight[new] = (units * old_length).to(weight)
-    added = [config.labels[i] for i in new]
+    config, label_map = extend_config(model.config, paths, descriptions)
+    map_model(model, config, label_map)
+    texts = config.label_texts or label_texts(model.taxonomy, descriptions, config.label_names)
+    added = start_from_texts(model, tokenizer, np.flatnonzero(label_map.is_new), texts)
     if to_be_trained:
         return added
     logger.warning(
@@ -70,14 +46,47 @@ def add_labels(
     return added
 
 
+@torch.no_grad()
+def start_from_texts(model: Any, tokenizer: Any, new: np.ndarray, texts: Sequence[str]) -> list[str]:
+    """Initialises the prototypes of added labels, which are 0, from their label text.
+
+    Args:
+        model: the model, which has these labels already.
+        tokenizer: the tokenizer of the encoder.
+        new (`np.ndarray` of shape `[N]`): the indices of the added labels.
+        texts: the text of each of the L labels.
+
+    Returns:
+        the added labels.
+    """
+    if not len(new):
+        return []
+    embeddings = embed_texts(model, tokenizer, [texts[i] for i in new])
+    if model.prototypes.is_anchored:
+        model.prototypes.anchors[new] = embeddings.to(model.prototypes.anchors)
+    elif model.config.score_function == "cosine":
+        weight = model.prototypes.weight
+        units = F.normalize(model.projection(embeddings.to(model.projection.weight)), dim=-1)
+        is_old = np.ones(len(weight), dtype=bool)
+        is_old[new] = False
+        old_length = torch.linalg.vector_norm(weight[np.flatnonzero(is_old)], dim=-1).mean()
+        weight[new] = (units * old_length).to(weight)
+    return [model.config.labels[i] for i in new]
+
+
+def uses_label_text(model: Any) -> bool:
+    """Returns whether the text of a new label has an effect on its score."""
+    scale = model.prototypes.anchor_scale
+    return bool(model.prototypes.is_anchored and (scale is None or scale.any()))
+
+
 def _check_anchored(model: Any) -> None:
     if not model.prototypes.is_anchored:
         raise ValueError(
             "Labels can only be added from their text if the prototypes are anchored to label embeddings. Build and "
             'train the model with prototype_anchor="label_text".'
         )
-    scale = model.prototypes.anchor_scale
-    if scale is not None and not scale.any():
+    if not uses_label_text(model):
         raise ValueError(
             "The head was fitted without label text: anchor_scale is 0 at every level, because that was best on the "
             "validation documents. The text of a new label would have no effect. Train the model again with the new "
@@ -87,47 +96,26 @@ def _check_anchored(model: Any) -> None:
 
 def extend_config(
     config: HcalConfig, paths: Sequence[Sequence[str]], descriptions: Mapping[str, str] | None
-) -> tuple[HcalConfig, np.ndarray]:
-    """Builds the configuration with more labels.
-
-    The threshold of a new label is the mean of its siblings' thresholds, but at least its parents' thresholds. The risk
-    calibration is dropped, because it holds for the old label set only.
+) -> tuple[HcalConfig, LabelMap]:
+    """Builds the configuration with more labels. The risk calibration is dropped, because it holds for the old label set.
 
     Returns:
-        The new configuration, and an int array `[L']` with the old index of each of its labels, -1 for new ones.
+        The new configuration, and the old label of each of its labels.
 
     Raises:
         ValueError: if all steps but the last of a path are not a path of the taxonomy, or the label exists.
     """
-    old = config.to_taxonomy()
-    extended = _extend_taxonomy(old, paths)
-    source = np.array([old.label_index.get(label, -1) for label in extended.labels])
-    names = None
+    label_map = _extend_taxonomy(config.to_taxonomy(), paths)
+    names = texts = None
     if config.label_names is not None:
-        names = [extended.names[i] if j < 0 else config.label_names[j] for i, j in enumerate(source.tolist())]
-    texts: list[str] | None = None
+        names = label_map.carry(config.label_names, label_map.new.names)
     if config.prototype_anchor:
-        texts = label_texts(extended, descriptions, names)
-    if texts is not None and config.label_texts is not None:
-        texts = [texts[i] if j < 0 else config.label_texts[j] for i, j in enumerate(source.tolist())]
-    replaced = {"id2label", "label2id", "labels", "edges", "label_texts", "label_names", "thresholds"}
-    replaced |= {"risk_alpha", "risk_threshold"}
-    fields = {name: value for name, value in config.to_dict().items() if name not in replaced}
-    # A new configuration sets the attention of its sub-configurations too.
-    encoder_config: Any = config.encoder_config
-    fields |= {"encoder_config": encoder_config, "attn_implementation": encoder_config._attn_implementation}
-    new = type(config)(
-        labels=list(extended.labels),
-        edges=extended.edges.tolist(),
-        label_texts=texts,
-        label_names=names,
-        thresholds=_extend_thresholds(config.thresholds, extended, source),
-        **fields,
-    )
-    return new, source
+        texts = label_texts(label_map.new, descriptions, names)
+        texts = label_map.carry(config.label_texts, texts) if config.label_texts is not None else texts
+    return map_config(config, label_map, texts, names), label_map
 
 
-def _extend_taxonomy(old: Taxonomy, paths: Sequence[Sequence[str]]) -> Taxonomy:
+def _extend_taxonomy(old: Taxonomy, paths: Sequence[Sequence[str]]) -> LabelMap:
     labels, edges = list(old.labels), old.edges.tolist()
     for path in paths:
         *above, name = path
@@ -138,82 +126,8 @@ def _extend_taxonomy(old: Taxonomy, paths: Sequence[Sequence[str]]) -> Taxonomy:
         if parent >= 0:
             edges.append([parent, len(labels)])
         labels.append(label)
-    children = {child for _, child in edges}
-    return Taxonomy.from_edges(
-        [(labels[parent], labels[child]) for parent, child in edges],
-        roots=[label for i, label in enumerate(labels) if i not in children],
-    )
+    extended, order = sorted_taxonomy(labels, edges)
+    return LabelMap(old, extended, np.where(order < old.num_labels, order, -1))
 
 
-def _extend_thresholds(
-    thresholds: Sequence[float] | None, taxonomy: Taxonomy, source: np.ndarray
-) -> list[float] | None:
-    if thresholds is None:
-        return None
-    extended: list[float] = []
-    for node, j in enumerate(source.tolist()):
-        own = thresholds[j] if j >= 0 else mean_of_siblings(np.array(thresholds), taxonomy, source, node)
-        extended.append(max([float(own), *(extended[parent] for parent in taxonomy.parents(node).tolist())]))
-    return extended
-
-
-def mean_of_siblings(values: np.ndarray, taxonomy: Taxonomy, source: np.ndarray, node: int) -> np.ndarray:
-    """Averages `values` [old L] over the old labels that share a parent with `node`, or over all if there are none."""
-    parents = set(taxonomy.parents(node).tolist())
-    siblings = [
-        int(source[other])
-        for other in np.flatnonzero((taxonomy.depths == taxonomy.depths[node]) & (source >= 0)).tolist()
-        if set(taxonomy.parents(other).tolist()) & parents or not parents
-    ]
-    return values[siblings].mean(axis=0) if siblings else values.mean(axis=0)
-
-
-def _copy_tensor_settings(target: nn.Module, reference: nn.Module) -> None:
-    """Gives parameters and buffers the dtype, device and `requires_grad` of those with the same names."""
-    for get_named in (nn.Module.named_parameters, nn.Module.named_buffers):
-        references = dict(get_named(reference))
-        for name, tensor in get_named(target):
-            tensor.data = tensor.data.to(references[name])
-            tensor.requires_grad_(references[name].requires_grad)
-
-
-def _copy_prototypes(target: Any, reference: Any, source: np.ndarray) -> None:
-    old, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
-    for name in ("weight", "anchors", "trained"):
-        if getattr(reference, name, None) is not None:
-            getattr(target, name)[old] = getattr(reference, name)[source[old]]
-    target.weight[new] = 0.0
-    if reference.is_anchored:
-        target.trained[new] = False
-    if (scale := reference.anchor_scale) is not None:
-        target.anchor_scale[: len(scale)] = scale
-        target.anchor_scale[len(scale) :] = scale[-1]  # a new level gets the scale of the deepest old one
-
-
-def _copy_head(target: Any, reference: Any, source: np.ndarray) -> None:
-    """Copies the scale and the stop scores. An inner node that was a leaf starts with a stop score of 0."""
-    if getattr(reference.head, "scale", None) is not None:
-        target.head.scale.copy_(reference.head.scale)
-    if getattr(reference.head, "stop", None) is not None:
-        old_inner = np.flatnonzero(~reference.taxonomy.is_leaf).tolist()
-        position = {node: i for i, node in enumerate(old_inner)}
-        for i, node in enumerate(np.flatnonzero(~target.taxonomy.is_leaf).tolist()):
-            if int(source[node]) in position:
-                target.head.stop[i] = reference.head.stop[position[int(source[node])]]
-
-
-def _copy_biases(target: Any, reference: Any, source: np.ndarray) -> None:
-    """Copies the biases of head or prototypes. The bias of a new label is the mean of its siblings' biases."""
-    for name in ("head", "prototypes"):
-        bias = getattr(getattr(reference, name), "bias", None)
-        if bias is None:
-            continue
-        values = bias.float().cpu().numpy()
-        rows = [
-            values[j] if j >= 0 else mean_of_siblings(values, target.taxonomy, source, i)
-            for i, j in enumerate(source.tolist())
-        ]
-        getattr(target, name).bias.copy_(torch.tensor(np.array(rows)))
-
-
-__all__ = ["add_labels", "extend_config", "mean_of_siblings"]
+__all__ = ["add_labels", "extend_config", "start_from_texts", "uses_label_text"]
