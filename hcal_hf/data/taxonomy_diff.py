@@ -13,9 +13,12 @@ from ..node_names import SEPARATOR
 from ..taxonomy import Taxonomy
 from .hierarchy_check import loosely
 
-Action = Literal["add", "remove", "rename", "move", "add_parent", "remove_parent"]
+Action = Literal["add", "remove", "rename", "move", "add_parent", "remove_parent", "merge", "remove_subtree"]
+# The actions that a comparison finds.
 ACTIONS: tuple[Action, ...] = ("add", "remove", "rename", "move", "add_parent", "remove_parent")
 _FIELDS = ("action", "path", "new_path", "certain", "reason")
+# Fields that are written if any change has them.
+_TEXT_FIELDS = ("name", "description")
 # Names of leaves that are at least as similar as this are probably two spellings of one.
 _SIMILAR = 0.8
 
@@ -26,11 +29,14 @@ class Change:
 
     Attributes:
         action: `add`, `remove`, `rename`, `move` (also with another name), and in a DAG `add_parent` or `remove_parent`.
+            [`change_taxonomy`] also applies `merge` and `remove_subtree`, which a comparison cannot find.
         path: the path of the label in the old taxonomy; empty for an added one. For `remove_parent` it is the path that no
-            longer exists.
+            longer exists. For a further parent of an added label it is the path of the addition.
         new_path: the path in the new taxonomy; empty for a removed one. For `add_parent` it is the additional path.
         certain: False if it is only probable that the two labels are the same.
         reason: the reason for this assumption, such as "same children".
+        name: the name for people of a renamed, moved or added label that is an identifier; empty if it has none.
+        description: a longer text of an added label; empty if it has none.
     """
 
     action: Action
@@ -38,6 +44,8 @@ class Change:
     new_path: list[str] = field(default_factory=list)
     certain: bool = True
     reason: str = ""
+    name: str = ""
+    description: str = ""
 
 
 @dataclass
@@ -59,9 +67,13 @@ class TaxonomyDiff:
         return {"old_labels": self.old_labels, "new_labels": self.new_labels, **numbers, "changes": changes}
 
     def to_csv(self, path: str | os.PathLike, separator: str = SEPARATOR) -> None:
-        """Writes one row per change: action, path, new_path, certain (yes or no) and reason."""
+        """Writes one row per change: action, path, new_path, certain (yes or no) and reason.
+
+        The columns name and description follow if any change has them. [`read_changes`] reads the file.
+        """
+        texts = [name for name in _TEXT_FIELDS if any(getattr(change, name) for change in self.changes)]
         with open(path, "w", encoding="utf-8-sig", newline="") as file:
-            writer = csv.DictWriter(file, _FIELDS)
+            writer = csv.DictWriter(file, [*_FIELDS, *texts], extrasaction="ignore")
             writer.writeheader()
             for change in self.changes:
                 paths = {name: _joined(getattr(change, name), separator) for name in ("path", "new_path")}
@@ -120,7 +132,7 @@ class _Side:
     """Holds one version of a taxonomy in the form that the comparison needs."""
 
     def __init__(self, taxonomy: Taxonomy):
-        self.names, self.parents = taxonomy.names, taxonomy.parent_lists
+        self.names, self.parents, self.labels = taxonomy.names, taxonomy.parent_lists, taxonomy.labels
         self.children: list[list[int]] = [[] for _ in taxonomy.labels]
         for parent, child in taxonomy.edges.tolist():
             self.children[parent].append(child)
@@ -130,8 +142,14 @@ class _Side:
         self.descriptions = [texts.get(label, "") for label in taxonomy.labels]
         # The labels are ids themselves if they have names.
         self.ids = [label if shown else ids.get(label, "") for label in taxonomy.labels]
+        self.shown_names, self.described = shown, texts
         self.titles = [shown.get(label, name) for label, name in zip(taxonomy.labels, taxonomy.names)]
         self.count = Counter(self.names)
+
+    def texts(self, node: int) -> dict[str, str]:
+        """Returns the name for people and the description of a label, "" for those that it does not have."""
+        label = self.labels[node]
+        return {"name": self.shown_names.get(label, ""), "description": self.described.get(label, "")}
 
     def path(self, node: int, parent: int | None = None) -> list[str]:
         """Returns the path to a node through one of its parents, by default the first, and their first parents."""
@@ -257,7 +275,11 @@ class _Matching:
                 changed += self._changes_of(node, self.match[node])
         old, new = self._open()
         changed += [Change("remove", self.old.path(node)) for node in old]
-        return changed + [Change("add", [], self.new.path(node)) for node in new]
+        for node in new:
+            first, *more = [self.new.path(node, parent) for parent in self.new.parents[node]] or [self.new.path(node)]
+            changed.append(Change("add", [], first, **self.new.texts(node)))
+            changed += [Change("add_parent", first, path) for path in more]
+        return changed
 
     def _changes_of(self, old: int, new: int) -> Iterable[Change]:
         doubt = self.doubts.get(old, "")
@@ -271,9 +293,10 @@ class _Matching:
         if was_moved:
             path = self.old.path(old, lost.pop(0) if lost else None)
             new_path = self.new.path(new, gained.pop(0) if gained else None)
-            yield Change("move", path, new_path, not doubt, doubt)
+            yield Change("move", path, new_path, not doubt, doubt, self.new.texts(new)["name"])
         elif is_renamed:
-            yield Change("rename", self.old.path(old), self.new.path(new), not doubt, doubt)
+            name = self.new.texts(new)["name"]
+            yield Change("rename", self.old.path(old), self.new.path(new), not doubt, doubt, name)
         for parent in lost:
             yield Change("remove_parent", self.old.path(old, parent), self.new.path(new), not doubt, doubt)
         for parent in gained:
