@@ -31,6 +31,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
+    "Change": "data.taxonomy_diff",
+    "ChangeTable": "data.change_table",
     "Comparison": "report.comparison",
     "DataArguments": "commands.run_arguments",
     "Decision": "decoding",
@@ -54,8 +56,10 @@ _LAZY = {
     "SplitRows": "report.summary",
     "Suggestions": "training.suggestions",
     "TableArguments": "commands.run_arguments",
+    "TaxonomyChange": "training.taxonomy_change",
     "WEIGHTERS": "training.weighting",
     "adapt": "training.adapt",
+    "apply_changes": "commands.taxonomy_apply_run",
     "best_of_all": "path_search",
     "bootstrap_interval": "metrics",
     "build_page": "commands.demo.page",
@@ -64,6 +68,7 @@ _LAZY = {
     "calibrate_risk": "training.risk",
     "calibration_metrics": "training.calibration",
     "calibration_scores": "metrics",
+    "change_taxonomy": "training.taxonomy_change",
     "choose_regime": "training.regime",
     "classification_scores": "metrics",
     "collect_predictions": "report.predictions",
@@ -95,6 +100,7 @@ _LAZY = {
     "predict_file": "commands.prediction_file",
     "prediction_errors": "training.suggestions",
     "quantize_int8": "commands.onnx_export",
+    "read_changes": "data.change_table",
     "read_label_names": "data.label_names",
     "read_named_taxonomy": "data.taxonomy_reader",
     "read_table": "data.tables",
@@ -118,6 +124,8 @@ __all__ = [
     "WEIGHTERS",
     "BadRowsError",
     "BestPaths",
+    "Change",
+    "ChangeTable",
     "Comparison",
     "DataArguments",
     "Decision",
@@ -146,7 +154,9 @@ __all__ = [
     "Suggestions",
     "TableArguments",
     "Taxonomy",
+    "TaxonomyChange",
     "adapt",
+    "apply_changes",
     "best_of_all",
     "bootstrap_interval",
     "build_page",
@@ -155,6 +165,7 @@ __all__ = [
     "calibrate_risk",
     "calibration_metrics",
     "calibration_scores",
+    "change_taxonomy",
     "choose_regime",
     "classification_scores",
     "collect_predictions",
@@ -186,6 +197,7 @@ __all__ = [
     "predict_file",
     "prediction_errors",
     "quantize_int8",
+    "read_changes",
     "read_label_names",
     "read_named_taxonomy",
     "read_table",
@@ -235,8 +247,10 @@ if TYPE_CHECKING:
     from .commands.saved_model import load_model
     from .commands.suggestion_file import write_suggestions
     from .commands.table_run import train_table
+    from .commands.taxonomy_apply_run import apply_changes
     from .commands.training_run import run_training
     from .commands.zero_shot_run import make_zero_shot
+    from .data.change_table import ChangeTable, read_changes
     from .data.collator import HcalDataCollator
     from .data.described_taxonomy import DescribedTaxonomy
     from .data.encoding import encode_dataset
@@ -245,7 +259,7 @@ if TYPE_CHECKING:
     from .data.split import split_rows
     from .data.tables import read_table
     from .data.taxonomy_builder import build_taxonomy
-    from .data.taxonomy_diff import diff_taxonomies
+    from .data.taxonomy_diff import Change, diff_taxonomies
     from .data.taxonomy_reader import read_named_taxonomy, read_taxonomy
     from .data.taxonomy_writer import write_taxonomy
     from .decoding import Decision, decode
@@ -282,6 +296,7 @@ if TYPE_CHECKING:
     from .training.sampler import HierarchySampler
     from .training.solver import fit_head, solve
     from .training.suggestions import Suggestions, draw_diverse, prediction_errors, suggest_documents
+    from .training.taxonomy_change import TaxonomyChange, change_taxonomy
     from .training.thresholds import tune_for_decoding, tune_thresholds
     from .training.trainer import HcalTrainer
     from .training.tuning import tune_model

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from . import taxonomy_files
+from . import taxonomy_apply, taxonomy_files
 from .command_line import OK, PROBLEM, UsageError, add_command, add_identity_option, add_text_option, at_least_0
 
 
@@ -11,11 +11,12 @@ def add_parser(commands: Any) -> None:
     """Adds the parser of the command."""
     group = commands.add_parser(
         "taxonomy",
-        help="Check, convert and compare hierarchies.",
-        description="Check a hierarchy or labels, convert a hierarchy, or compare two of them.",
+        help="Check, convert and compare hierarchies, and change that of a model.",
+        description="Check a hierarchy or labels, convert a hierarchy, compare two of them, or change that of a model.",
     )
     subcommands = group.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     taxonomy_files.add_parsers(subcommands)
+    taxonomy_apply.add_parser(subcommands)
     parser = add_command(
         subcommands,
         "check",

@@ -19,6 +19,7 @@ from ..label_extension import add_labels
 from ..modeling_hcal import HcalForSequenceClassification
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
+from .relabelled_rows import Relabelling, relabel
 from .run_arguments import SPLITS, DataArguments, ModelArguments
 from .run_data import ROW, load_data
 from .saved_model import load_model
@@ -45,7 +46,7 @@ def continue_from(
     raw = load_data(data_args, taxonomy=model.taxonomy)
     split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
     records = [] if data_args.new_rows_only else earlier_splits(str(model_args.start_from))
-    raw, used = add_earlier_rows(raw, records, data_args)
+    raw, used = add_earlier_rows(raw, records, data_args, model.config)
     if used:
         split["earlier"] = used
     else:
@@ -78,8 +79,14 @@ def earlier_splits(model: str) -> list[dict[str, Any]]:
     )  # a model that was trained on split files has only earlier records
 
 
+def is_unchanged(record: dict[str, Any]) -> bool:
+    """Returns whether the file of a record exists with the content that the model was trained on."""
+    path = Path(record["file"])
+    return path.is_file() and _sha256(path) == record.get("sha256")
+
+
 def add_earlier_rows(
-    raw: DatasetDict, records: list[dict[str, Any]], data_args: DataArguments
+    raw: DatasetDict, records: list[dict[str, Any]], data_args: DataArguments, config: HcalConfig | None = None
 ) -> tuple[DatasetDict, list[dict[str, Any]]]:
     """Adds the rows that a model was trained on, each to the part that it was in.
 
@@ -90,6 +97,7 @@ def add_earlier_rows(
         raw: the parts of the new table.
         records: from [`earlier_splits`].
         data_args: the columns.
+        config: the configuration of the model. Needed if its taxonomy has changed since the rows were labelled.
 
     Returns:
         the parts with all rows, and the records that were used.
@@ -101,7 +109,7 @@ def add_earlier_rows(
     tables, used = [], []
     for record in records:
         path = Path(record["file"])
-        if not path.is_file() or _sha256(path) != record.get("sha256"):
+        if not is_unchanged(record):
             logger.warning(
                 f"The rows of {path} are not used: the file is {'changed' if path.is_file() else 'missing'}."
             )
@@ -110,7 +118,13 @@ def add_earlier_rows(
         if not set(columns) <= set(table.column_names):
             logger.warning(f"The rows of {path} are not used: it has no columns {', '.join(map(repr, columns))}.")
             continue
-        tables.append(DatasetDict({n: table.select(record[n]).select_columns(columns) for n in SPLITS if n in record}))
+        parts = DatasetDict({n: table.select(record[n]).select_columns(columns) for n in SPLITS if n in record})
+        relabelling = Relabelling.read(record)
+        if relabelling is not None and config is not None:
+            options = data_args.label_options
+            for name, part in parts.items():
+                parts[name] = relabel(part, relabelling, config, options)
+        tables.append(parts)
         used.append(record)
     if not used:
         return raw, []

@@ -277,7 +277,8 @@ class _Matching:
         changed += [Change("remove", self.old.path(node)) for node in old]
         for node in new:
             first, *more = [self.new.path(node, parent) for parent in self.new.parents[node]] or [self.new.path(node)]
-            changed.append(Change("add", [], first, **self.new.texts(node)))
+            texts: dict[str, Any] = {**self.new.texts(node)}
+            changed.append(Change("add", [], first, **texts))
             changed += [Change("add_parent", first, path) for path in more]
         return changed
 

@@ -1,6 +1,6 @@
 """Works out the taxonomy that a list of changes leads to, and where each of its labels comes from."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,12 +11,12 @@ from ..label_map import LabelMap, sorted_taxonomy
 from ..node_depths import node_depths
 from ..node_names import SEPARATOR, check_names, quote_first
 from ..taxonomy import Taxonomy
+from .label_graph import ROOT, LabelGraph
 from .taxonomy_diff import ACTIONS, Change
 
 # Actions that only `hcal taxonomy apply` understands, because a comparison of two taxonomies cannot find them.
 MANUAL_ACTIONS = ("merge", "remove_subtree")
 _REMOVING = ("remove", "remove_subtree")
-_ROOT = -1
 
 
 @dataclass
@@ -54,7 +54,8 @@ def plan_changes(
     """Applies changes to a taxonomy.
 
     All changes apply at once, in any order: `path` is a path of the old taxonomy and `new_path` one of the new taxonomy.
-    A `path` may also be a label, or a name that only one label has. The parents in a `new_path` may have their old names.
+    A `path` may also be a label, or a name that only one label has. The parents in a `new_path` may have their old names,
+    and a single parent or merged label may be named without the path to it.
 
     Args:
         taxonomy: the old taxonomy.
@@ -72,20 +73,15 @@ def plan_changes(
     return _Draft(taxonomy, changes, places, documents).plan(single_path)
 
 
-class _Draft:
-    """Holds a taxonomy while it is changed. Nodes 0 to L - 1 are the old labels, and the following ones are new."""
+class _Draft(LabelGraph):
+    """Applies the changes one after the other to a graph of the labels."""
 
     def __init__(
         self, taxonomy: Taxonomy, changes: Sequence[Change], places: Sequence[str] | None, documents: np.ndarray | None
     ):
-        self.old, self.changes, self.documents = taxonomy, list(changes), documents
+        super().__init__(taxonomy)
+        self.changes, self.documents = list(changes), documents
         self.places = places or [f"Change {i} ({change.action})" for i, change in enumerate(self.changes, start=1)]
-        self.names = list(taxonomy.names)
-        self.parents = [set(parents) for parents in taxonomy.parent_lists]
-        self.children: dict[int, set[int]] = defaultdict(set)
-        self.by_name: dict[tuple[int, str], int] = {}
-        for node in range(len(self.names)):
-            self._enter(node)
         self.removed_by: dict[int, int] = {}  # node -> index of the change
         self.merged_into: dict[int, int] = {}  # node -> target
         self.sources: dict[int, list[int]] = {}  # target -> nodes, the target included if it existed
@@ -99,42 +95,23 @@ class _Draft:
 
     # ---- Edges ----
 
-    def _enter(self, node: int) -> None:
-        for parent in self.parents[node] or {_ROOT}:
-            self.children[parent].add(node)
-            self.by_name[parent, self.names[node]] = node
-
-    def _leave(self, node: int) -> None:
-        for parent in self.parents[node] or {_ROOT}:
-            self.children[parent].discard(node)
-            if self.by_name.get((parent, self.names[node])) == node:
-                del self.by_name[parent, self.names[node]]
-
     def _attach(self, i: int, node: int, parents: set[int]) -> None:
         """Gives a node other parents."""
-        self._leave(node)
+        self.leave(node)
         self.parents[node] = parents
-        for parent in parents or {_ROOT}:
+        for parent in parents or {ROOT}:
             self._check_free(i, node, parent)
-        self._enter(node)
+        self.enter(node)
 
     def _check_free(self, i: int, node: int, parent: int) -> None:
         other = self.by_name.get((parent, self.names[node]), node)
         if other != node:
-            where = f"below {self.shown(parent)!r}" if parent != _ROOT else "among the top labels"
+            where = f"below {self.shown(parent)!r}" if parent != ROOT else "among the top labels"
             self.fail(
                 i,
                 f"there is a label {self.names[node]!r} {where} already. To unite both, write a row with the action merge. "
                 "Otherwise give another name.",
             )
-
-    def shown(self, node: int) -> str:
-        """Returns the path to a node along one parent of each, as the draft is now."""
-        steps = [self.names[node]]
-        while self.parents[node] and len(steps) < 100:
-            node = min(self.parents[node])
-            steps.append(self.names[node])
-        return SEPARATOR.join(reversed(steps))
 
     # ---- Reading the changes ----
 
@@ -186,7 +163,9 @@ class _Draft:
             except ValueError:
                 pass
         try:
-            return self.old.index(label) if len(path) == 1 or label in self.old.label_index else self.old.index_path(path)
+            return (
+                self.old.index(label) if len(path) == 1 or label in self.old.label_index else self.old.index_path(path)
+            )
         except ValueError as problem:
             self.fail(i, str(problem))
 
@@ -238,7 +217,7 @@ class _Draft:
                     below.add(node)
                     self.removed_by.setdefault(node, i)
         for node in self.removed_by:
-            self._leave(node)
+            self.leave(node)
 
     def _detach_moved(self) -> None:
         for i, change, node in self._of("move", "remove_parent"):
@@ -247,19 +226,19 @@ class _Draft:
                 self.fail(i, "remove_parent needs the whole path through the parent that the label loses.")
             if len(change.path) > 1:
                 lost = self._old_node(i, change.path[:-1])
-            elif len(parents) > 1 and self.old.labels[node] == change.path[0]:
+            elif len(parents) > 1:
                 names = quote_first([self.old.labels[p] for p in parents])
-                self.fail(i, f"the label has {len(parents)} parents ({names}). Give the path through the one that it leaves.")
+                self.fail(i, f"the label has {len(parents)} parents ({names}). Give the path through one of them.")
             else:
-                lost = parents[0] if parents else _ROOT
+                lost = parents[0] if parents else ROOT
             if node in self.removed_by:
                 continue
-            self._leave(node)
+            self.leave(node)
             self.parents[node].discard(lost)
             self.moved.add(node)
             # Without an entry until it is attached. A label with other parents stays there.
             if self.parents[node]:
-                self._enter(node)
+                self.enter(node)
 
     def _rename(self) -> None:
         """Renames all labels at once, so that two labels can exchange their names."""
@@ -269,14 +248,14 @@ class _Draft:
                 self.shown_names[node] = change.name
             if change.new_path[-1] != self.names[node]:
                 renamed[node] = i
-                self._leave(node)
+                self.leave(node)
         for node, i in renamed.items():
             self.names[node] = self.changes[i].new_path[-1]
         for node, i in renamed.items():
             if self.parents[node] or node not in self.moved:
-                for parent in self.parents[node] or {_ROOT}:
+                for parent in self.parents[node] or {ROOT}:
                     self._check_free(i, node, parent)
-                self._enter(node)
+                self.enter(node)
 
     def _attach_all(self) -> None:
         """Places added, moved and merged labels, those with short paths first, because they can be parents of others."""
@@ -285,7 +264,10 @@ class _Draft:
             merges[tuple(change.new_path)].append(i)
         steps = [(len(change.new_path), 1, i) for i, change, _ in self._of("add", "move")]
         # A further parent of an added label follows the addition.
-        steps += [(max(len(change.path) * (node < 0), len(change.new_path)), 2, i) for i, change, node in self._of("add_parent")]
+        steps += [
+            (max(len(change.path) * (node < 0), len(change.new_path)), 2, i)
+            for i, change, node in self._of("add_parent")
+        ]
         steps += [(len(path), 0, rows[0]) for path, rows in merges.items()]
         for _, _, i in sorted(steps):
             change, node = self.changes[i], self.node_of[i]
@@ -298,9 +280,9 @@ class _Draft:
                 parent = self._new_parent(i, change.new_path)
                 if change.action == "add_parent" and change.new_path[-1] != self.names[node]:
                     self.fail(i, f"the path must end in the name of the label, {self.names[node]!r}.")
-                parents = self.parents[node] | ({parent} if parent != _ROOT else set())
-                if parent == _ROOT and parents:
-                    self.fail(i, "a top label has no parent, but this label keeps another one: remove it with remove_parent.")
+                parents = self.parents[node] | ({parent} if parent != ROOT else set())
+                if parent == ROOT and parents:
+                    self.fail(i, "a top label has no parent, but this label keeps one: remove it with remove_parent.")
                 self.moved.add(node)
                 self._attach(i, node, parents)
 
@@ -312,9 +294,9 @@ class _Draft:
         parent = self._new_parent(i, path)
         node = len(self.names)
         self.names.append(path[-1])
-        self.parents.append({parent} if parent != _ROOT else set())
+        self.parents.append({parent} if parent != ROOT else set())
         self._check_free(i, node, parent)
-        self._enter(node)
+        self.enter(node)
         if self.changes[i].name:
             self.shown_names[node] = self.changes[i].name
         if self.changes[i].description:
@@ -346,19 +328,25 @@ class _Draft:
             if source == target:
                 continue
             self.merged_into[source] = target
-            self._leave(source)
+            self.leave(source)
             if source in self.parents[target]:
-                self.fail(i, f"{self.shown(target)!r} is below {self.names[source]!r}. Merge the lower label into the upper one.")
+                self.fail(
+                    i,
+                    f"{self.shown(target)!r} is below {self.names[source]!r}. Merge the lower label into the upper one.",
+                )
             for child in sorted(self.children.pop(source, ())):
                 if child in waiting and child not in self.merged_into:
-                    self._leave(child)  # its name may be that of its own target
+                    self.leave(child)  # its name may be that of its own target
                     self.parents[child].discard(source)
                 elif child != target:
                     self._attach(i, child, (self.parents[child] - {source}) | {target})
 
     def _find(self, path: Sequence[str]) -> int | None:
-        """Finds the node on a path of the new taxonomy, or of the old one if the node still exists."""
-        node = _ROOT
+        """Finds the node on a path of the new taxonomy, or of the old one if the node still exists.
+
+        A single step may also be a label that is not at the top.
+        """
+        node = ROOT
         for step in path:
             found = self.by_name.get((node, step))
             if found is None:
@@ -367,24 +355,22 @@ class _Draft:
         else:
             return node
         try:
-            node = self.old.index_path(path)
+            node = self.old.index(path[0]) if len(path) == 1 else self.old.index_path(path)
         except ValueError:
             return None
         return None if node in self.removed_by else self.merged_into.get(node, node)
 
     def _new_parent(self, i: int, path: Sequence[str]) -> int:
         if len(path) == 1:
-            return _ROOT
-        parent = self._find(path[:-1])
+            return ROOT
+        parent, above = self._find(path[:-1]), SEPARATOR.join(path[:-1])
         if parent is None:
             try:
                 gone = self.old.index_path(path[:-1])
             except ValueError as problem:
-                self.fail(i, f"{SEPARATOR.join(path[:-1])!r} is no label of the new taxonomy, so nothing can be below it. {problem}")
+                self.fail(i, f"nothing can be below {above!r}, which is no label of the new taxonomy. {problem}")
             self.fail(
-                i,
-                f"{SEPARATOR.join(path[:-1])!r} is removed by {_inside(self.places[self.removed_by[gone]])}, so nothing can "
-                "be below it.",
+                i, f"nothing can be below {above!r}, which {_inside(self.places[self.removed_by[gone]])} removes."
             )
         return parent
 
@@ -395,7 +381,8 @@ class _Draft:
         for node, parents in enumerate(self.parents):
             if node in self.removed_by or node in self.merged_into or not parents & self.removed_by.keys():
                 continue
-            kept, first = parents - self.removed_by.keys(), min(self.removed_by[p] for p in parents & self.removed_by.keys())
+            kept = parents - self.removed_by.keys()
+            first = min(self.removed_by[parent] for parent in parents - kept)
             if kept:
                 self._attach(first, node, kept)
             else:
@@ -450,10 +437,12 @@ class _Draft:
             ) from problem
         numbered, order = sorted_taxonomy([str(node) for node in alive], pairs)
         nodes = [alive[i] for i in order.tolist()]
-        taxonomy = Taxonomy(self._labels(numbered, nodes), numbered.edges)
+        taxonomy = Taxonomy(self.labels(numbered, nodes), numbered.edges)
         for label, name, node in zip(taxonomy.labels, taxonomy.names, nodes):
             if name != self.names[node]:
-                raise ValueError(f"The label {label!r} would be read as a path that ends in {name!r}. Give it another name.")
+                raise ValueError(
+                    f"The label {label!r} would be read as a path that ends in {name!r}. Give it another name."
+                )
         index = {node: i for i, node in enumerate(nodes)}
         source = np.array([node if node < self.old.num_labels else -1 for node in nodes])
         merged = {}
@@ -476,30 +465,6 @@ class _Draft:
             {index[node]: name for node, name in self.shown_names.items() if node in index},
             {index[node]: text for node, text in self.descriptions.items()},
         )
-
-    def _labels(self, numbered: Taxonomy, nodes: Sequence[int]) -> list[str]:
-        """Returns the unique label of each node.
-
-        A label is the name of the node if it was before, and its path if it had to be made unique by its path. Additions
-        and new names become paths only if the name is taken.
-        """
-        names = [self.names[node] for node in nodes]
-        times = Counter(names)
-        keeps = [n < self.old.num_labels and self.old.labels[n] == self.names[n] for n in nodes]
-        plain = {name for name, keep in zip(names, keeps) if keep}
-        roots = set(names[: numbered.levels[0].stop])
-        labels: list[str] = []
-        paths: list[str] = []
-        for i, (node, name, keep) in enumerate(zip(nodes, names, keeps)):
-            parents = numbered.parent_lists[i]
-            paths.append(paths[parents[0]] + SEPARATOR + name if parents else name)
-            was_path = node < self.old.num_labels and self.old.names[node] != self.old.labels[node]
-            is_taken = (name in roots and parents) or (not keep and (name in plain or times[name] > 1))
-            labels.append(paths[i] if is_taken or (was_path and self.names[node] == self.old.names[node]) else name)
-        if len(set(labels)) < len(labels):
-            twice = [label for label, number in Counter(labels).items() if number > 1]
-            raise ValueError(f"Two labels would be called {twice[0]!r} after these changes. Give one of them another name.")
-        return labels
 
 
 def _inside(place: str) -> str:

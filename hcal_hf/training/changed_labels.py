@@ -25,7 +25,7 @@ def changed_probabilities(config: HcalConfig, label_map: LabelMap, embedded: np.
         label_map: both taxonomies.
         embedded (`np.ndarray` of shape `[L']`, bool): the labels with a new text embedding.
     """
-    old, new, source = label_map.old, label_map.new, label_map.source
+    new = label_map.new
     own = label_map.is_new | label_map.is_merged | embedded
     kept = ~label_map.is_new & ~label_map.is_merged
     is_softmax = config.label_mode == "single_path"

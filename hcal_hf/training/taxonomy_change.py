@@ -63,7 +63,10 @@ class TaxonomyChange:
         total = len(self.kept) + len(self.changed.keys() | self.to_train.keys())
         lines = [f"{len(self.labels):,} labels before and {total:,} after: {numbers}."]
         lines.append(f"Kept exactly: {len(self.kept):,} labels.")
-        for title, labels in (("Kept what was learned, with another probability", self.changed), ("Must be trained again", self.to_train)):
+        for title, labels in (
+            ("Kept what was learned, with another probability", self.changed),
+            ("Must be trained again", self.to_train),
+        ):
             lines.append(f"{title}: {len(labels):,} labels{':' if labels else '.'}")
             of_reason: dict[str, list[str]] = defaultdict(list)
             for label, reason in labels.items():
@@ -130,9 +133,13 @@ def change_taxonomy(
     )
     label_map = plan.label_map
     if tokenizer is None and (label_map.is_new.any() or reembed):
-        raise ValueError("Labels are added or embedded again, which needs the tokenizer of the encoder: pass tokenizer=...")
+        raise ValueError(
+            "Labels are added or embedded again, which needs the tokenizer of the encoder: pass tokenizer=..."
+        )
     if reembed and not config.prototype_anchor:
-        raise ValueError("reembed=True needs prototypes that are anchored to label text, but this model has none: leave it out.")
+        raise ValueError(
+            "reembed=True needs prototypes that are anchored to label text, but this model has none: leave it out."
+        )
     names = _map_names(config, plan)
     texts, embedded = _map_texts(config, plan, names, reembed)
     changed = changed_probabilities(config, label_map, embedded)
@@ -198,7 +205,12 @@ def _map_texts(
 
 
 def _report(
-    plan: TaxonomyPlan, config: HcalConfig, new_config: HcalConfig, changed: dict[int, str], uses_text: bool, reembed: bool
+    plan: TaxonomyPlan,
+    config: HcalConfig,
+    new_config: HcalConfig,
+    changed: dict[int, str],
+    uses_text: bool,
+    reembed: bool,
 ) -> TaxonomyChange:
     label_map, new, old = plan.label_map, plan.label_map.new, plan.label_map.old
     labels, fate = new.labels, plan.fate.tolist()
