@@ -187,8 +187,8 @@ class _Draft(LabelGraph):
                 first, second = sorted([final[0], (others or final[1:])[0]])
                 self.fail(
                     second,
-                    f"{self.old.labels[node]!r} is also changed by {_inside(self.places[first])} "
-                    f"({self.changes[first].action}), which excludes this change: remove one of them.",
+                    f"{self.old.labels[node]!r} is also changed by {_inside(self.places[first])}, "
+                    "which excludes this change: remove one of them.",
                 )
             named = {self.changes[i].new_path[-1]: i for i in of_node if self.changes[i].action in ("rename", "move")}
             if len(named) > 1:

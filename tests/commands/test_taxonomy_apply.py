@@ -137,10 +137,10 @@ def test_an_edited_card_goes_along(hcal, model, changes, tmp_path):
 
 def test_invalid_changes_write_nothing(hcal, model, tmp_path):
     path = tmp_path / "changes.csv"
-    path.write_text("action,path,new_path\nremove,poetry,\nrename,phisics,x\n", encoding="utf-8")
+    path.write_text("action,path,new_path\nremove,poetry,\nrename,physic,x\n", encoding="utf-8")
     code, _, err = hcal("taxonomy", "apply", model, path, "--output-dir", "new")
     assert code == 1
-    assert "Row 3 of changes.csv: Unknown label 'phisics'. Closest known: 'physics'" in err
+    assert "Row 3 of changes.csv: Unknown label 'physic'. Closest known: 'physics'" in err
     assert not (tmp_path / "new").exists()
     assert hcal("taxonomy", "apply", model, path)[0] == 2
     assert hcal("taxonomy", "apply", model, path, "--dry-run", "--output-dir", "new")[0] == 2

@@ -157,12 +157,12 @@ DAG = Taxonomy.from_edges([("a", "x"), ("b", "x"), ("x", "z")])
         (["move: A > x -> B > z"], "there is a label 'z' below 'B' already"),
         (
             ["remove: A > x"],
-            "'x1' would have no parent. Move or remove the labels below 'A > x' too, or write remove_subtree",
+            "'x1' would have no parent. Move or remove the labels below 'A > x' too, or write",
         ),
         (["remove_subtree: A", "remove_subtree: B"], "The changes remove every label"),
         (
             ["remove: y", "rename: y -> w"],
-            r"Change 2 \(rename\): 'y' is also changed by change 1 \(remove\) \(remove\)",
+            r"Change 2 \(rename\): 'y' is also changed by change 1 \(remove\), which excl",
         ),
         (["remove: y", "remove: A > y"], "'y' is also changed by change 1"),
         (["remove: y", "remove: y"], r"Change 2 \(remove\): it repeats change 1"),

@@ -52,6 +52,12 @@ def probabilities_of(model):
     return {label: torch.sigmoid(logits) for label, logits in logits_of(model).items()}
 
 
+def bias_of(model):
+    """Returns a copy of the biases [L] of head or prototypes, None without any."""
+    biases = [getattr(module, "bias", None) for module in (model.head, model.prototypes)]
+    return next((bias.detach().clone() for bias in biases if bias is not None), None)
+
+
 def apply(model, *lines, tokenizer=None, **options):
     return change_taxonomy(model, [change(line) for line in lines], tokenizer, **options)
 
@@ -121,7 +127,7 @@ def test_mapped_parameters_equal_those_of_a_slow_loop(head, mode):
             model = random_model(old, 1, head=head, label_mode=mode, **options)
             with torch.no_grad():
                 vectors = model.prototypes.vectors(model.projection).clone()
-            biases = next((m.bias.detach() for m in (model.head, model.prototypes) if getattr(m, "bias", None) is not None), None)  # fmt: skip # noqa: E501
+            biases = bias_of(model)
             stop, thresholds = getattr(model.head, "stop", None), model.config.thresholds
             inner = np.flatnonzero(~old.is_leaf).tolist()
             apply(model, "rename: C -> D", "move: B > w -> A > x > w", "merge: A > x -> A > xy", "merge: A > y -> A > xy",
@@ -140,8 +146,7 @@ def test_mapped_parameters_equal_those_of_a_slow_loop(head, mode):
                     expected = mean * sum(vectors[j].norm() * share for j, share in of_old)
                 torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-4, msg=label)
                 if biases is not None:
-                    now = next(m.bias for m in (model.head, model.prototypes) if getattr(m, "bias", None) is not None)
-                    assert now[i].item() == pytest.approx(
+                    assert bias_of(model)[i].item() == pytest.approx(
                         sum(biases[j].item() * share for j, share in of_old), abs=1e-6
                     )
                 if stop is not None and not new.is_leaf[i]:
