@@ -84,6 +84,7 @@ class _Draft(LabelGraph):
         self.places = places or [f"Change {i} ({change.action})" for i, change in enumerate(self.changes, start=1)]
         self.removed_by: dict[int, int] = {}  # node -> index of the change
         self.merged_into: dict[int, int] = {}  # node -> target
+        self.to_merge: set[int] = set()
         self.sources: dict[int, list[int]] = {}  # target -> nodes, the target included if it existed
         self.moved: set[int] = set()
         self.shown_names: dict[int, str] = {}
@@ -122,6 +123,7 @@ class _Draft(LabelGraph):
             is_old = change.action != "add_parent" or tuple(change.path) not in added
             self.node_of.append(self._read(i, change) if is_old else -1)
         self._check_conflicts()
+        self.to_merge = {node for _, _, node in self._of("merge")}
         self._remove()
         self._detach_moved()
         self._rename()
@@ -323,7 +325,6 @@ class _Draft(LabelGraph):
         if chained := [row for row in rows if self.node_of[row] in self.sources]:
             self.fail(chained[0], "other labels are merged into this label. Merge all of them into the same label.")
         self.sources[target] = sources
-        waiting = {node for _, _, node in self._of("merge")}
         for source in sources:
             if source == target:
                 continue
@@ -335,7 +336,7 @@ class _Draft(LabelGraph):
                     f"{self.shown(target)!r} is below {self.names[source]!r}. Merge the lower label into the upper one.",
                 )
             for child in sorted(self.children.pop(source, ())):
-                if child in waiting and child not in self.merged_into:
+                if child in self.to_merge and child not in self.merged_into:
                     self.leave(child)  # its name may be that of its own target
                     self.parents[child].discard(source)
                 elif child != target:
