@@ -266,6 +266,14 @@ def test_merging_two_leaves_gives_the_mean_direction():
     assert report.changed["xy"].startswith("merged")
 
 
+def test_a_leaf_that_is_merged_into_an_inner_label_does_not_change_its_stop_score():
+    model = random_model(Taxonomy.from_paths([["A", "x"], ["A", "y"], ["B"]]), partial_paths=True)
+    stop = model.head.stop.detach().clone()
+    apply(model, "merge: B -> A")
+    assert model.config.labels == ["A", "x", "y"]
+    assert torch.equal(model.head.stop, stop)
+
+
 def test_labels_that_must_be_trained_again_are_listed():
     model = random_model(build_taxonomy(), partial_paths=True)
     report = apply(
