@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from .classification_loss import check_classification_loss
 from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
 
@@ -37,6 +38,8 @@ class ConfigChecks:
     partial_paths: bool
     head: Any
     objective: Any
+    classification_loss: Any
+    classification_loss_kwargs: dict[str, Any] | None
     projection_dim: int | None
     prototype_temperature: float | int
     perturbation: float | int
@@ -145,6 +148,10 @@ class ConfigChecks:
                     f"The threshold of {self.labels[child]!r} is below that of its parent {self.labels[parent]!r}. Raise "
                     "it to at least the parent's."
                 )
+
+    def validate_classification_loss(self) -> None:
+        """Checks that the classification loss and its options fit the other fields."""
+        check_classification_loss(self)
 
     def validate_hierarchy(self) -> None:
         """Checks the hierarchy, and that it fits label_mode, head and objective."""

@@ -88,6 +88,15 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             Whether the levels above the leaves are trained on the feature of each document, or on the mean feature of each
             class in the batch (child-to-parent aggregation, HCAL). `aggregate` needs the `independent` head,
             single_path, and leaves at one depth.
+        classification_loss (`"auto"`, `"bce"`, `"asl"` or `"zlpr"`, defaults to `"auto"`):
+            The loss of the levels. `auto` is the cross-entropy of the head: binary for sigmoid heads (`bce` says so
+            explicitly), categorical for softmax heads. `asl` is the asymmetric loss of sigmoid heads or the focal loss of
+            softmax heads, with probabilities mapped back to calibrated ones ([`hcal_hf.asymmetric_loss`]). `zlpr` ranks the
+            labels of each document against 0 and needs multi_path with the head `independent`
+            ([`hcal_hf.classification_loss.zlpr_losses`]).
+        classification_loss_kwargs (`dict`, *optional*):
+            The options of `asl` ([`hcal_hf.classification_loss.AsymmetricOptions`]), such as `{"gamma_negative": 2}`. The
+            only option of `zlpr` is `released` (bool), which ranks the labels of all levels together.
         pooling (`"mean"`, `"cls"` or `"last"`, defaults to `"mean"`):
             How token states become the document vector: their mean, the first state, or the last one (for decoder-only
             encoders).
@@ -174,6 +183,8 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         "lookahead_sigmoid",
     ] = "auto"
     objective: Literal["document", "aggregate"] = "document"
+    classification_loss: Literal["auto", "bce", "asl", "zlpr"] = "auto"
+    classification_loss_kwargs: dict[str, Any] | None = None
     pooling: Literal["mean", "cls", "last"] = "mean"
     projection_dim: int | None = None
     projection_bias: bool = False

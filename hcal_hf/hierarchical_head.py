@@ -5,10 +5,13 @@ edges, so the largest tensors are [B, L]. Scores are stored label by label, with
 that sums over children and copies from parents move whole rows.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 
+from .classification_loss import asymmetric_options
 from .configuration_hcal import HcalConfig
 from .log_space import tempered
 from .targets import Targets
@@ -22,7 +25,7 @@ class HierarchicalHead(nn.Module):
     """Base class of the heads.
 
     Args:
-        config ([`HcalConfig`]): its label_mode, partial_paths and prototype_temperature are used.
+        config ([`HcalConfig`]): its label_mode, partial_paths, prototype_temperature and classification loss are used.
         taxonomy ([`Taxonomy`]): the hierarchy that `config` holds.
     """
 
@@ -36,6 +39,7 @@ class HierarchicalHead(nn.Module):
         self.taxonomy = taxonomy
         self.temperature = float(config.prototype_temperature)
         self.num_tasks = len(taxonomy.levels)
+        self.asymmetric = asymmetric_options(config)
         self.level_sizes = [level.stop - level.start for level in taxonomy.levels]
         for name, value in self.hierarchy_buffers().items():
             self.register_buffer(name, value, persistent=False)
@@ -76,15 +80,36 @@ class HierarchicalHead(nn.Module):
         """Computes the denominators [T] of `losses`, int64. They depend only on the labels."""
         raise NotImplementedError
 
+    @property
+    def focal(self) -> tuple[float, bool] | None:
+        """The gamma of the focal loss of a softmax head, and whether its factor is detached. None without it."""
+        options = self.asymmetric
+        return None if options is None or options.is_cross_entropy else (options.gamma_positive, options.detach)
+
+    @property
+    def sums_losses(self) -> bool:
+        """Whether the model is trained on sums of losses instead of means, as ASL was released."""
+        return self.asymmetric is not None and self.asymmetric.released
+
+    def start_step(self) -> None:
+        """Forgets what was observed for an optimiser step, before its first micro-batch."""
+
+    def after_step(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Updates the state of the loss, once per optimiser step, after all its micro-batches.
+
+        Args:
+            reduce: sums a tensor over all processes.
+        """
+
     def negative_log_likelihood(
         self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
     ) -> torch.Tensor:
         """Computes -log P(labels), summed over the documents.
 
         Scores are first divided by `score_temperature`. The result is convex in 1 / temperature, except for
-        `lookahead_sigmoid`. A coherent single_path head gives the likelihood of the end nodes. The other heads give each
-        level or label its own probability; their result is the sum over the levels or over the (document, label) pairs
-        that `losses` uses.
+        `lookahead_sigmoid` and for the asymmetric loss, where P is the mapped probability. A coherent single_path head
+        gives the likelihood of the end nodes. The other heads give each level or label its own probability; their result is
+        the sum over the levels or over the (document, label) pairs that have a cross-entropy.
         """
         losses = self.losses(tempered(scores, score_temperature), targets)
         return (losses * self.counts(targets)).sum()

@@ -190,6 +190,10 @@ def map_model(model: Any, config: HcalConfig, label_map: LabelMap) -> None:
     _map_prototypes(mapped.prototypes, model.prototypes, model.projection, label_map)
     if getattr(model.head, "scale", None) is not None:
         mapped.head.scale.copy_(model.head.scale)
+    if (gammas := getattr(model.head, "gamma_negative", None)) is not None:
+        levels = min(len(gammas), mapped.head.num_tasks)
+        mapped.head.gamma_negative[:levels] = gammas[:levels]
+        mapped.head.gamma_negative[levels:] = gammas[-1]  # a new level gets that of the deepest old one
     if getattr(model.head, "stop", None) is not None:
         _map_stop_scores(mapped.head.stop, model.head.stop, label_map)
     for target, reference in ((mapped.head, model.head), (mapped.prototypes, model.prototypes)):

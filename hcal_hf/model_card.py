@@ -357,7 +357,9 @@ def _training(model: Any, training: Mapping[str, str] | None, base: str | None) 
         "head": config.head,
         "score function": f"{config.score_function}, temperature {config.prototype_temperature:g}",
         "label mode": config.label_mode + (", partial paths" if config.partial_paths else ", full paths"),
-        "objective": config.objective + contrast,
+        "objective": config.objective
+        + ("" if config.classification_loss == "auto" else f", {config.classification_loss}")
+        + contrast,
         "prototypes": f"{_prototype_shape(model)}, anchors: {config.prototype_anchor or 'none'}, "
         f"perturbation {config.perturbation:g}",
     }

@@ -367,6 +367,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 )
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
+                uniform = self.weigh_sums(uniform, task_counts[: self.num_levels])
                 loss = (self.weigh_contrast(uniform, present) * task_losses).sum()
                 if gradient_norms:
                     norms = feature_gradient_norms(task_losses[: self.num_levels], features)

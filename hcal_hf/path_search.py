@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .asymmetric_loss import log_shares
 from .decoding import end_probabilities
 from .log_space import segment_logsumexp
 from .prototypes import CHUNK
@@ -30,8 +31,13 @@ class BestPaths(NamedTuple):
 
 
 def is_searchable(model: Any) -> bool:
-    """Tells whether [`PathSearch`] supports a model: its hierarchy is a forest and its head is one of `SEARCHABLE`."""
-    return model.config.head in SEARCHABLE and model.taxonomy.is_forest
+    """Tells whether [`PathSearch`] supports a model.
+
+    Its hierarchy must be a forest, its head one of `SEARCHABLE`, and an asymmetric loss that of conditional pairs.
+    """
+    return (
+        model.config.head in SEARCHABLE and model.taxonomy.is_forest and not getattr(model.head, "is_marginal", False)
+    )
 
 
 class PathSearch:
@@ -62,8 +68,9 @@ class PathSearch:
         if not is_searchable(model):
             raise ValueError(
                 f"PathSearch needs a forest and a head of {', '.join(SEARCHABLE)}, but this model has the head "
-                f"{config.head!r}{'' if taxonomy.is_forest else ' and labels with several parents'}. Compute the scores of "
-                "all labels instead: model(...).logits."
+                f"{config.head!r}{'' if taxonomy.is_forest else ' and labels with several parents'}"
+                f"{' and an asymmetric loss of marginal pairs' if getattr(head, 'is_marginal', False) else ''}. Compute "
+                "the scores of all labels instead: model(...).logits."
             )
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}.")
@@ -80,6 +87,7 @@ class PathSearch:
         factor = head.scores(torch.ones_like(zeros)[None])[0] - head.scores(zeros[None])[0]
         self.scale = self.scale * factor / config.score_temperature
         self.offset = self.offset / config.score_temperature
+        self.head = head
         self.is_sigmoid = config.head == "conditional_sigmoid"
         stop = getattr(head, "stop", None)
         self.stop = None if stop is None else stop.detach() / config.score_temperature
@@ -112,7 +120,12 @@ class PathSearch:
         skipped = best.log_probs.new_full((documents,), -torch.inf)  # the largest log P of a node that width excludes
         roots = torch.arange(self.num_roots, device=features.device)
         scores = features.to(self.vectors) @ self.vectors[roots].T * self.scale[roots] + self.offset[roots]
-        log_probs = F.logsigmoid(scores) if self.is_sigmoid else F.log_softmax(scores, dim=1)
+        if self.is_sigmoid:
+            log_probs = F.logsigmoid(self.head.calibrated(scores, roots))
+        else:
+            log_probs = F.log_softmax(scores, dim=1)
+            if self.head.focal is not None:
+                log_probs = F.log_softmax(log_shares(log_probs, *self.head.focal), dim=1)
         nodes = roots.expand(documents, -1)
         while nodes.shape[1]:
             is_inner = (nodes >= 0) & (self.sizes[nodes.clamp(min=0)] > 0)
@@ -143,12 +156,15 @@ class PathSearch:
         document = documents[family]
         scores = self._scores(features, document, children)
         if self.is_sigmoid:
-            conditional = F.logsigmoid(scores)
+            conditional = F.logsigmoid(self.head.calibrated(scores, children))
         else:
-            sums = segment_logsumexp(scores[:, None], family, len(parents))[:, 0]
-            if self.stop is not None:
-                stops = self.stop[self.rank[parents]].to(sums)
-                sums = torch.logaddexp(sums, stops)
+            stops = None if self.stop is None else self.stop[self.rank[parents]].to(scores)
+            sums = _log_sums(scores, stops, family, len(parents))
+            if self.head.focal is not None:
+                scores = log_shares(scores - sums[family], *self.head.focal)
+                stops = None if stops is None else log_shares(stops - sums, *self.head.focal)
+                sums = _log_sums(scores, stops, family, len(parents))
+            if stops is not None:
                 ends = torch.full_like(log_probs, -torch.inf)
                 ends[documents, columns] = log_probs[documents, columns] + stops - sums
                 best = _merged(best, nodes, ends)
@@ -169,6 +185,12 @@ class PathSearch:
             for document_chunk, node_chunk in zip(document.split(size), nodes.split(size))
         ]
         return torch.cat(products) * self.scale[nodes] + self.offset[nodes]
+
+
+def _log_sums(scores: torch.Tensor, stops: torch.Tensor | None, family: torch.Tensor, number: int) -> torch.Tensor:
+    """Computes the log-sum-exp of each family's scores and of its stop score."""
+    sums = segment_logsumexp(scores[:, None], family, number)[:, 0]
+    return sums if stops is None else torch.logaddexp(sums, stops)
 
 
 def best_of_all(logits: torch.Tensor, model: Any, k: int) -> BestPaths:

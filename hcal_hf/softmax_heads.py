@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .asymmetric_loss import focal_losses, log_shares
 from .configuration_hcal import HcalConfig
 from .hierarchical_head import FADING, HierarchicalHead, slices_of
 from .log_space import clamp_log_probs, segment_logsumexp, tempered
@@ -17,24 +18,45 @@ from .taxonomy import Taxonomy
 class LevelSoftmaxHead(HierarchicalHead):
     """The head `independent` for single_path: one softmax per level over cosine / tau, as in HCAL.
 
-    A document contributes to the levels that its path reaches. The levels may contradict each other.
+    A document contributes to the levels that its path reaches. The levels may contradict each other. With
+    `classification_loss="asl"`, the loss is the focal loss of each level's softmax, and the probabilities are those after
+    [`hcal_hf.asymmetric_loss.log_shares`].
     """
 
     def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
-        scores = tempered(scores, score_temperature)
+        return clamp_log_probs(torch.cat(self._calibrated(tempered(scores, score_temperature)), dim=1))
+
+    def _calibrated(self, scores: torch.Tensor) -> list[torch.Tensor]:
+        """Computes the log-probabilities [B, n_k] of each level."""
         by_level = [F.log_softmax(scores[:, level], dim=1) for level in self.taxonomy.levels]
-        return clamp_log_probs(torch.cat(by_level, dim=1))
+        if (focal := self.focal) is None:
+            return by_level
+        return [F.log_softmax(log_shares(log_p, *focal), dim=1) for log_p in by_level]
 
     def _at_levels(self, targets: Targets) -> torch.Tensor:
         return targets.derived("at_levels", lambda: targets.at_levels(self.taxonomy.levels, self.depths, self.offsets))
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
-        at_levels = self._at_levels(targets)
-        sums = [
-            F.cross_entropy(scores[:, level], at_levels[:, k], ignore_index=-100, reduction="sum")
-            for k, level in enumerate(self.taxonomy.levels)
-        ]
-        return torch.stack(sums) / self.counts(targets).clamp(min=1)
+        by_level = [scores[:, level] for level in self.taxonomy.levels]
+        return self._cross_entropies(by_level, targets, self.focal) / self.counts(targets).clamp(min=1)
+
+    def _cross_entropies(
+        self, by_level: list[torch.Tensor], targets: Targets, focal: tuple[float, bool] | None = None
+    ) -> torch.Tensor:
+        """Sums the cross-entropies or focal losses [D] of the scores [B, n_k] of each level."""
+        at_levels, sums = self._at_levels(targets), []
+        for k, scores in enumerate(by_level):
+            reduction = "sum" if focal is None else "none"
+            losses = F.cross_entropy(scores, at_levels[:, k], ignore_index=-100, reduction=reduction)
+            sums.append(losses if focal is None else focal_losses(-losses, *focal).sum())
+        return torch.stack(sums)
+
+    def negative_log_likelihood(
+        self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
+    ) -> torch.Tensor:
+        if self.focal is None:
+            return super().negative_log_likelihood(scores, targets, score_temperature)
+        return self._cross_entropies(self._calibrated(tempered(scores, score_temperature)), targets).sum()
 
     def counts(self, targets: Targets) -> torch.Tensor:
         return (self._at_levels(targets) >= 0).sum(dim=0)
@@ -77,6 +99,10 @@ class SiblingSoftmaxHead(HierarchicalHead):
 
     With partial_paths each inner node has a learned stop score, initially 0, that competes with its children. A document
     that ends at an inner node has "stop" as its target at the next level.
+
+    With `classification_loss="asl"`, each softmax among siblings has the focal loss. The losses of `path_softmax` and
+    `lookahead_softmax` sum it over the path down to the level, as their cross-entropy is the sum over these steps. The
+    probabilities among siblings are those after [`hcal_hf.asymmetric_loss.log_shares`].
     """
 
     parents: torch.Tensor
@@ -132,24 +158,27 @@ class SiblingSoftmaxHead(HierarchicalHead):
         """
         levels = self.taxonomy.levels
         scores = tempered(scores, score_temperature)
-        stop_scores = self._stop_scores(score_temperature)
+        stops = self._stop_scores(score_temperature)
         values = list(scores.T.split(self.level_sizes))
         sums: list[torch.Tensor] = []
         for k in range(len(levels) - 2, -1, -1):
             inner = self.inner[self.inner_slices[k]]
             lse = segment_logsumexp(values[k + 1], self.segments[levels[k + 1]], len(inner))
-            if stop_scores is not None:
-                lse = torch.logaddexp(lse, stop_scores[self.inner_slices[k]].to(lse)[:, None])
+            if stops is not None:
+                lse = torch.logaddexp(lse, stops[k].to(lse))
             sums.append(lse)
             if self.carries[k]:
                 values[k] = values[k].index_add(0, inner, lse, alpha=self.carries[k])
         return values, [values[0].logsumexp(dim=0, keepdim=True), *reversed(sums)]
 
-    def _stop_scores(self, score_temperature: float) -> torch.Tensor | None:
-        return None if self.stop is None else tempered(self.stop, score_temperature)
+    def _stop_scores(self, score_temperature: float = 1.0) -> list[torch.Tensor] | None:
+        """Returns the stop scores [I, 1] of the inner nodes of each level except the last."""
+        if self.stop is None:
+            return None
+        return [tempered(self.stop, score_temperature)[inner][:, None] for inner in self.inner_slices[:-1]]
 
     def log_probs(self, scores: torch.Tensor, score_temperature: float = 1.0) -> torch.Tensor:
-        values, sums = self._values(scores, score_temperature)
+        values, sums, _ = self._calibrated(scores, score_temperature)
         log_probs = [values[0] - sums[0]]
         for k, level in enumerate(self.taxonomy.levels[1:], start=1):
             # log P(child | parent) of an only child is 0 and must not become positive by rounding.
@@ -159,7 +188,9 @@ class SiblingSoftmaxHead(HierarchicalHead):
         return clamp_log_probs(torch.cat(log_probs)).T.contiguous()
 
     def losses(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:
-        steps, taken = self._steps(scores, targets)
+        steps, taken = self._steps(*self._values(scores), self._stop_scores(), targets)
+        if self.focal is not None:
+            steps = torch.where(taken, -focal_losses(steps, *self.focal), 0.0)
         if any(self.carries):  # log P(node) instead of log P(node | parent)
             steps = torch.where(taken, steps.cumsum(dim=1), 0.0)
         return -steps.sum(dim=0) / taken.sum(dim=0).clamp(min=1)
@@ -168,25 +199,51 @@ class SiblingSoftmaxHead(HierarchicalHead):
         self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
     ) -> torch.Tensor:
         # The probabilities of the steps of a path multiply to the probability of its end node.
-        return -self._steps(scores, targets, score_temperature)[0].sum()
+        return -self._steps(*self._calibrated(scores, score_temperature), targets)[0].sum()
+
+    def _calibrated(
+        self, scores: torch.Tensor, score_temperature: float
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor] | None]:
+        """Computes values, log-sum-exps and stop scores as for `_steps`. Their softmax is the calibrated probability."""
+        values, sums = self._values(scores, score_temperature)
+        stops = self._stop_scores(score_temperature)
+        if (focal := self.focal) is None:
+            return values, sums, stops
+        shares = [log_shares(values[0] - sums[0], *focal)]
+        totals = [shares[0].logsumexp(dim=0, keepdim=True)]
+        stop_shares = []
+        for k, level in enumerate(self.taxonomy.levels[1:], start=1):
+            segments = self.segments[level]
+            shares.append(log_shares(values[k] - sums[k].index_select(0, segments), *focal))
+            totals.append(
+                segment_logsumexp(shares[k], segments, self.inner_slices[k - 1].stop - self.inner_slices[k - 1].start)
+            )
+            if stops is not None:
+                stop_shares.append(log_shares(stops[k - 1] - sums[k], *focal))
+                totals[k] = torch.logaddexp(totals[k], stop_shares[-1])
+        return shares, totals, None if stops is None else stop_shares
 
     def _steps(
-        self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
+        self,
+        values: list[torch.Tensor],
+        sums: list[torch.Tensor],
+        stops: list[torch.Tensor] | None,
+        targets: Targets,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes the log-probability of each step of the true paths [B, D], and which steps are taken [B, D], bool.
 
-        A step has log P(node at level k | its parent), or that of stopping where the path ends at an inner node, and 0
-        below the end.
+        `values` and `sums` are those of `_values`. `stops` holds the stop scores [I, 1] or [I, B] of the inner nodes of
+        each level except the last. A step has log P(node at level k | its parent), or that of stopping where the path ends
+        at an inner node, and 0 below the end.
         """
-        values, sums = self._values(scores, score_temperature)
-        stop_scores = self._stop_scores(score_temperature)
         steps = self._path_steps(targets)
         chosen, totals = [], []
         for k in range(self.num_tasks):
             family = steps.families[k][None]
             value = values[k].gather(0, steps.nodes[k][None])
-            if k and stop_scores is not None:
-                value = torch.where(steps.ends[k], stop_scores[self.inner_slices[k - 1]][family].to(value), value)
+            if k and stops is not None:
+                stop = stops[k - 1].expand(-1, family.shape[1]).gather(0, family)
+                value = torch.where(steps.ends[k], stop.to(value), value)
             chosen.append(value)
             totals.append(sums[k].gather(0, family))
         log_probs = torch.where(steps.taken, torch.cat(chosen) - torch.cat(totals), 0.0)

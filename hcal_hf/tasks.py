@@ -124,6 +124,18 @@ class TaskMixin:
             return weights
         return torch.cat([weights, self.config.contrast_alpha * weights * present])
 
+    def weigh_sums(self, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Turns the weights of mean losses into weights of sums, for a loss that is summed as released.
+
+        With equal weights, the weighted mean losses then add up to the sum over all levels. All other losses keep their
+        weights.
+
+        Args:
+            weights (`torch.Tensor` of shape `[D]`): weights of the classification tasks.
+            counts (`torch.Tensor` of shape `[D]`, int64): the denominators of the mean losses.
+        """
+        return weights * (counts > 0).sum() * counts if self.head.sums_losses else weights
+
     @property
     def document_tasks(self) -> list[bool]:
         """For each task, True if its loss is a mean over documents, False if it compares the classes or pairs of a batch.

@@ -24,6 +24,13 @@ CONFIGS = {
         "head": "conditional_softmax",
         "prototype_anchor": "label_text",
     },
+    "softmax, focal": {"head": "conditional_softmax", "partial_paths": True, "classification_loss": "asl"},
+    "sigmoid, adaptive asymmetric": {
+        "label_mode": "multi_path",
+        "head": "conditional_sigmoid",
+        "classification_loss": "asl",
+        "classification_loss_kwargs": {"gap": -0.2, "gamma_positive": 1},
+    },
     "sigmoid": {"label_mode": "multi_path", "head": "conditional_sigmoid"},
     "sigmoid, linear": {"label_mode": "multi_path", "head": "conditional_sigmoid", "score_function": "linear"},
     "sigmoid, partial": {"label_mode": "multi_path", "head": "conditional_sigmoid", "partial_paths": True},
@@ -41,6 +48,8 @@ def trained(name, labels=60, seed=0):
                 parameter.add_(torch.randn(parameter.shape), alpha=0.5)
         if model.prototypes.is_anchored:
             model.prototypes.anchors.normal_()
+        if hasattr(model.head, "gamma_negative"):
+            model.head.gamma_negative.copy_(torch.arange(model.num_levels) / 2)
     return model, torch.randn(9, model.config.encoder_config.hidden_size)
 
 

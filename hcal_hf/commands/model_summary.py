@@ -16,6 +16,8 @@ _SETTINGS = (
     "head",
     "partial_paths",
     "objective",
+    "classification_loss",
+    "classification_loss_kwargs",
     "pooling",
     "projection_dim",
     "score_function",

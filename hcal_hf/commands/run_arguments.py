@@ -56,6 +56,13 @@ class ModelArguments:
     partial_paths: bool = field(
         default=DEFAULTS["partial_paths"], metadata={"help": "Whether a path may end at an inner node."}
     )
+    classification_loss: str = field(
+        default=DEFAULTS["classification_loss"],
+        metadata={"help": "auto (the cross-entropy of the head), bce, asl (asymmetric loss), or zlpr."},
+    )
+    classification_loss_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the loss as JSON, such as {"gamma_negative": 2}.'}
+    )
     pooling: str = field(default=DEFAULTS["pooling"], metadata={"help": "mean, cls or last."})
     projection_dim: int | None = field(
         default=DEFAULTS["projection_dim"],
@@ -91,6 +98,10 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         self.contrast_kwargs = _json_object("contrast_kwargs", self.contrast_kwargs, '{"label_weight": 0.2}')
+        example = '{"gamma_negative": 2}'
+        self.classification_loss_kwargs = _json_object(
+            "classification_loss_kwargs", self.classification_loss_kwargs, example
+        )
 
 
 @dataclass

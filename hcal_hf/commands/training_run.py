@@ -190,6 +190,7 @@ def _config_fields(model_args: ModelArguments) -> dict[str, Any]:
         JointContrastOptions.from_kwargs(config_fields["contrast_kwargs"]).check_pooled()
     # These values were the most accurate in recipes/benchmarks.
     frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
+    frozen = frozen and model_args.classification_loss != "asl"  # which L-BFGS cannot fit
     if config_fields["score_function"] is None:
         config_fields["score_function"] = "linear" if frozen else "cosine"
     if config_fields["prototype_anchor"] == "auto":

@@ -356,8 +356,9 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
     def _new_model(self, documents: Any) -> HcalForSequenceClassification:
         """Builds the model, with the defaults that were most accurate in recipes/benchmarks."""
         fields = dict(self.model_kwargs or {})
-        # L-BFGS cannot fit contrasts and aggregates, which are defined on batches.
+        # L-BFGS cannot fit contrasts and aggregates, which are defined on batches, and the asymmetric loss.
         on_batches = fields.get("contrast") is not None or fields.get("objective", "document") != "document"
+        on_batches = on_batches or fields.get("classification_loss") == "asl"
         linear = self.freeze_encoder and not on_batches
         anchor = self.prototype_anchor
         if anchor == "auto":

@@ -43,7 +43,8 @@ class HcalTrainingArguments(TrainingArguments):
             How a model with a frozen encoder is trained on `pooled_states`. `lbfgs` fits all documents at once and chooses
             the strength of the regularisation on the evaluation documents ([`hcal_hf.solve`]). It does not use learning
             rates, epochs, batch sizes or weighters. `optimizer` trains in batches, like any other model. `auto` uses
-            `lbfgs` if it is defined, which is the case for linear scores and losses of single documents.
+            `lbfgs` if it is defined, which is the case for linear scores and losses of single documents except
+            `classification_loss="asl"`.
         head_prior (`"initial"` or `"model"`, defaults to `"initial"`):
             The values towards which `lbfgs` regularises the head: the label text or 0, or the values that the model has
             when training starts. `model` is for a trained model that continues with new documents.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
+from ..classification_loss import unsolvable_loss
 from ..decoding import PAIRS_PER_CHUNK, Decision
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
@@ -72,6 +73,8 @@ def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
             f"L-BFGS fits linear scores, but the model has score_function={config.score_function!r}: make it with "
             'score_function="linear", or train it with head_solver="optimizer".'
         )
+    if reason := unsolvable_loss(config):
+        return reason
     if config.objective != "document" or config.contrast:
         return (
             f"L-BFGS fits losses of single documents, but the model has objective={config.objective!r} and "

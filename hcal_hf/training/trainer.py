@@ -273,6 +273,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
         present = total > 0
         counts_if_needed = (total[:levels],) if weighter.needs_counts else ()
         level_weights = weighter(means[:levels], present[:levels], *counts_if_needed)
+        level_weights = self.unwrapped_model.weigh_sums(level_weights, total[:levels])
         weights = self.unwrapped_model.weigh_contrast(level_weights, present)
         loss = (weights * factors * losses).sum()
         penalty = weighter.penalty(present[:levels])
@@ -356,6 +357,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
         if self._window_starts:
             self._window.zero_()
             self._squared_norms.zero_()
+            self.unwrapped_model.head.start_step()
             self.loss_weighter.zero_grad()  # the Trainer clears only the model's gradients
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window_starts = self.accelerator.sync_gradients
@@ -366,6 +368,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
             # Averaged first, because a gradient scaler must decide equally on all processes.
             self._average_weighter_gradients()
             self._update_weighter(loss.dtype)
+            self.unwrapped_model.head.after_step(functools.partial(self.accelerator.reduce, reduction="sum"))
         return loss
 
     def _update_weighter(self, dtype: torch.dtype) -> None:

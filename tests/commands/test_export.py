@@ -45,6 +45,24 @@ CASES = {
         {"label_mode": "multi_path", "head": "conditional_sigmoid", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]},
     ),
     "lookahead sigmoid": (DAG, {"label_mode": "multi_path", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]}),
+    "asymmetric": (
+        DAG,
+        {
+            "label_mode": "multi_path",
+            "classification_loss": "asl",
+            "classification_loss_kwargs": {"gap": 0.1, "gamma_positive": 1, "margin": 0.05},
+        },
+    ),
+    "asymmetric, marginal": (
+        DAG,
+        {
+            "label_mode": "multi_path",
+            "head": "conditional_sigmoid",
+            "classification_loss": "asl",
+            "classification_loss_kwargs": {"pairs": "marginal"},
+        },
+    ),
+    "focal": (build_ragged(), {"partial_paths": True, "classification_loss": "asl"}),
     "labels": (DAG, {"label_mode": "multi_path", "head": "independent", "score_function": "linear"}),
 }
 TEXTS = [

@@ -23,6 +23,17 @@ RAGGED = {"partial_paths": True, "head": "independent"}
 CLASSES = {"label_mode": "multi_path", "head": "independent", "contrast": "aggregate"}
 PAIRS = {"label_mode": "multi_path", "contrast": "hjcl"}
 VIEWS = {**PAIRS, "contrast_kwargs": {"variant": "released_max", "instance_temperature": 1.0}}
+ADAPTIVE = {
+    "label_mode": "multi_path",
+    "classification_loss": "asl",
+    "classification_loss_kwargs": {"gap": -0.2, "rate": 0.5, "gamma_positive": 0.5, "margin": 0.05},
+}
+SUMMED = {
+    "label_mode": "multi_path",
+    "head": "independent",
+    "classification_loss": "asl",
+    "classification_loss_kwargs": {"released": True},
+}
 PAPER = {"objective": "aggregate", "head": "independent"}
 
 # name: (weighter, its arguments, configuration of the model, global batch size, accumulation steps with two processes)
@@ -36,6 +47,8 @@ SETTINGS = {
     "dwa": ("dwa", {"period": 3}, RAGGED, 8, 1),
     "famo": ("famo", {"learning_rate": 0.2}, RAGGED, 8, 2),
     "gradnorm": ("gradnorm", {"learning_rate": 0.2}, RAGGED, 8, 2),
+    "adaptive asymmetric loss": ("uniform", {}, ADAPTIVE, 8, 2),
+    "asymmetric loss as released": ("uniform", {}, SUMMED, 8, 2),
     "aggregate, uniform": ("uniform", {}, PAPER, 8, 1),
     "aggregate, hcal": ("hcal", {}, PAPER, 8, 1),
     "aggregate, gradnorm": ("gradnorm", {"learning_rate": 0.2}, PAPER, 8, 1),
