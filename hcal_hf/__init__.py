@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 
 # The module of each name that is imported at its first use: datasets, evaluate and the Trainer take seconds to import.
 _LAZY = {
+    "AsymmetricOptions": "classification_loss",
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
     "Change": "data.taxonomy_diff",
@@ -122,6 +123,7 @@ _LAZY = {
 __all__ = [
     "HEADS",
     "WEIGHTERS",
+    "AsymmetricOptions",
     "BadRowsError",
     "BestPaths",
     "Change",
@@ -235,6 +237,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .classification_loss import AsymmetricOptions
     from .commands.comparison_run import compare_models
     from .commands.demo.page import build_page
     from .commands.evaluation_run import EvaluationArguments, evaluate_model

@@ -173,7 +173,7 @@ def saved_model(tmp_path, make_model, taxonomy):
 
 def test_a_saved_configuration_holds_the_format_version(saved_model):
     fields = json.loads((saved_model / "config.json").read_text(encoding="utf-8"))
-    assert fields["hcal_format_version"] == FORMAT_VERSION == 2
+    assert fields["hcal_format_version"] == FORMAT_VERSION == 3
 
 
 @pytest.mark.parametrize("version", [None, 0])
@@ -199,7 +199,7 @@ def test_a_newer_format_is_refused_before_its_other_fields_are_validated(saved_m
     file.write_text(
         json.dumps({**json.loads(file.read_text(encoding="utf-8")), "head": "a_head_of_the_future"}), encoding="utf-8"
     )
-    message = "has hcal_format_version 3, but this hcal_hf reads versions up to 2. .*update hcal_hf"
+    message = "has hcal_format_version 4, but this hcal_hf reads versions up to 3. .*update hcal_hf"
     with pytest.raises(ValueError, match=message):
         load.from_pretrained(saved_model)
 
