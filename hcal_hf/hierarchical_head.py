@@ -101,6 +101,10 @@ class HierarchicalHead(nn.Module):
             reduce: sums a tensor over all processes.
         """
 
+    def report(self) -> dict[str, torch.Tensor]:
+        """Returns further values `[D]` for the training log, by name, one for each level."""
+        return {}
+
     def negative_log_likelihood(
         self, scores: torch.Tensor, targets: Targets, score_temperature: float = 1.0
     ) -> torch.Tensor:

@@ -135,6 +135,9 @@ class SigmoidHead(HierarchicalHead):
         )
         self._observed = None
 
+    def report(self) -> dict[str, torch.Tensor]:
+        return {"gamma": self.gamma_negative} if self.is_adaptive else {}
+
 
 class LabelSigmoidHead(SigmoidHead):
     """The head `independent` for multi_path: one sigmoid per label.

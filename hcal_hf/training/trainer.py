@@ -45,7 +45,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
 
     - Every logging step reports for each task the mean loss and weight since the last log (`loss_level_0`,
       `weight_level_0`, ...) and the share of its first logged loss that remains (`remaining_level_0`, which shows how far
-      the task has converged). `hcal_rate` and `dwa` also report the rates that their weights depend on.
+      the task has converged). `hcal_rate` and `dwa` also report the rates that their weights depend on, and an asymmetric
+      loss its adaptive gamma-.
     - Losses over documents are normalised over the whole accumulation window and all processes. Batch 2 with 4
       accumulation steps equals batch 8, and two processes equal one, even if documents reach different levels. Weighters
       that follow the losses of the current batch (`per_batch`, such as `hcal`) weight each micro-batch by its own losses
@@ -392,7 +393,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
     def _task_logs(self) -> dict[str, float]:
         reduce = functools.partial(self.accelerator.reduce, reduction="sum")
         logs = self.task_log.report(reduce, self.state.log_history)
-        for quantity, values in self.loss_weighter.report().items():
+        reports = {**self.loss_weighter.report(), **self.unwrapped_model.head.report()}
+        for quantity, values in reports.items():
             logs |= {f"{quantity}_{name}": value for name, value in zip(self.task_names, values.tolist())}
         return logs
 

@@ -67,12 +67,14 @@ def test_the_adaptive_gamma_moves_once_per_step_from_all_micro_batches(tmp_path)
     )
     trainer.train()
     assert len(seen) == 3
+    logged = [entry["gamma_level_1"] for entry in trainer.state.log_history if "gamma_level_1" in entry]
+    assert logged[-1] == pytest.approx(head.gamma_negative[1].item())
     gammas = [gamma for _, gamma in seen] + [head.gamma_negative]
     for (sums, before), after in zip(seen, gammas[1:]):
         for k, (positive, positives, negative, negatives) in enumerate(sums.T.tolist()):
             expected = before[k].item()
             if positives and negatives:
-                expected += 0.5 * (-0.2 - (positive / positives - negative / negatives))
+                expected += 0.1 * (0.2 - (positive / positives - negative / negatives))
             assert after[k].item() == pytest.approx(min(max(expected, 0.5), 8.0))
     assert seen[0][0][1, 0] == 8  # the documents of four micro-batches, with one root each
 

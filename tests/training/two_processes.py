@@ -26,7 +26,7 @@ VIEWS = {**PAIRS, "contrast_kwargs": {"variant": "released_max", "instance_tempe
 ADAPTIVE = {
     "label_mode": "multi_path",
     "classification_loss": "asl",
-    "classification_loss_kwargs": {"gap": -0.2, "rate": 0.5, "gamma_positive": 0.5, "margin": 0.05},
+    "classification_loss_kwargs": {"gap": 0.2, "rate": 0.1, "gamma_positive": 0.5, "margin": 0.05},
 }
 SUMMED = {
     "label_mode": "multi_path",
