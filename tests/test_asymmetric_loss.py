@@ -154,6 +154,22 @@ def test_a_false_leaf_pushes_a_true_parent_only_as_released():
     assert gradients[1] == pytest.approx((0, 0, 0.04221567), abs=1e-8)
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+def test_a_negative_pair_has_a_gradient_to_false_parents_only(margin):
+    """A true root A, its false child b, and its false grandchild c: the pair of c pushes b and not A."""
+    from hcal_hf import Taxonomy
+
+    taxonomy = Taxonomy.from_edges([("A", "b"), ("b", "c")])
+    head = make_asl(taxonomy, "conditional_sigmoid", pairs="marginal", margin=margin)
+    scores = torch.tensor([[1.0, 0.5, 0.7]], dtype=torch.float64, requires_grad=True)
+    targets = Targets(torch.tensor([[1.0, 0.0, 0.0]]), 3)
+    log_p, log_not = head._pair_log_probs(scores, targets)
+    asymmetric_losses(log_p, log_not, targets.multi_hot > 0, head.shape())[0, 2].backward()
+    assert scores.grad[0, 0] == 0
+    assert scores.grad[0, 1] > 0.01
+    assert scores.grad[0, 2] > 0.01
+
+
 def test_the_adaptive_gamma_reaches_the_target_of_the_specification():
     """The population form: one label with probability 0.1, and p at the optimum of each gamma-."""
     gamma = torch.tensor([0.0], dtype=torch.float64)
@@ -373,6 +389,14 @@ def test_the_map_is_where_the_expected_gradient_is_zero_and_increases(shape, det
     inside = (found > 2e-7) & (z.sigmoid() > shape.margin) & (z.sigmoid() < 0.99)
     assert (found[inside].diff() > 0).all()
     assert inside.sum() > 700
+
+
+@pytest.mark.parametrize("excess", [1e-9, 1e-6, 9e-5, 1.1e-4])
+def test_the_map_is_exact_just_above_the_margin(excess):
+    p, shape = 0.3 + excess, {"gamma_negative": 0.1, "gamma_positive": 0.5, "margin": 0.3}
+    z = torch.tensor([math.log(p / (1 - p))], dtype=torch.float64)
+    found = torch.sigmoid(calibrated_logits(*logs(z), Shape(0.1, 0.5, 0.3, False))).item()
+    assert found == pytest.approx(slow_map(p, **shape), rel=1e-6)
 
 
 def test_the_map_without_gammas_is_the_identity():

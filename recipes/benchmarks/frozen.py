@@ -15,7 +15,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,17 @@ COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine + hjcl": {"contrast": "hjcl", "tuned": HJCL_SETTINGS},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
+# The settings (gamma-, gamma+, margin) tried for the asymmetric loss.
+ASYMMETRIC = (
+    (1, 0, 0.0),
+    (2, 0, 0.0),
+    (4, 0, 0.0),
+    (2, 0, 0.05),
+    (4, 0, 0.05),
+    (2, 1, 0.0),
+    (2, 2, 0.0),
+    (4, 1, 0.05),
+)
 # Our heads of the comparison.
 COMPARED = {"single_path": ("lookahead_softmax",), "multi_path": ("lookahead_sigmoid", "conditional_sigmoid")}
 # All parts of HCAL with equal weights. --ablation removes one at a time, or adds adaptive weights.
@@ -118,6 +129,18 @@ def by_adamw(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, A
         tried = {"learning_rate": rate, "prototype_learning_rate": prototype_rate, **others}
         if chosen in (None, tried):
             yield attempt_of(task, train(task, {**setting, **tried}, seed), tried)
+
+
+def by_adamw_asymmetric(task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
+    """Trains the default multi_path head with the asymmetric loss, for each of its settings and pair of learning rates."""
+    for gamma_negative, gamma_positive, margin in ASYMMETRIC:
+        loss = {"gamma_negative": gamma_negative, "gamma_positive": gamma_positive, "margin": margin}
+        rates = None if chosen is None else {name: value for name, value in chosen.items() if name not in loss}
+        if chosen not in (None, {**(rates or {}), **loss}):
+            continue
+        setting = {**ANCHORS, "classification_loss": "asl", "classification_loss_kwargs": loss}
+        for attempt in by_adamw({"head": DEFAULT_HEADS["multi_path"], **setting}, task, seed, rates):
+            yield replace(attempt, setting={**attempt.setting, **loss})
 
 
 def as_released(task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
@@ -216,6 +239,10 @@ def ours_of(task: Task) -> dict[str, Group]:
         name = f"{head}, {title}"
         attempts = functools.partial(by_adamw, {"head": head, **setting})
         groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
+    if task.label_mode == "multi_path":
+        name = f"{DEFAULT_HEADS['multi_path']}, cosine + anchors, asymmetric loss"
+        outputs = (DEFAULT_HEADS["multi_path"], "decoded")
+        groups[name] = Group(by_adamw_asymmetric, {name: outputs}, ours=True, seeds=SEEDS)
     for title, setting in ABLATIONS.items():
         fields = {"head": ABLATED_HEADS.get(title, DEFAULT_HEADS)[task.label_mode], **setting}
         decision = "levels" if task.label_mode == "single_path" else "thresholds"
