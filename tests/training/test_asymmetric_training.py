@@ -111,7 +111,7 @@ def frozen_trainer(folder, solver, **config):
     taxonomy = build_taxonomy()
     model = build_model(taxonomy, score_function="linear", label_mode="multi_path", **config)
     model.encoder.requires_grad_(False)
-    features = pooled_features(model, dataset(taxonomy, None), build_tokenizer())
+    features = pooled_features(model, dataset(taxonomy, {}), build_tokenizer())
     args = HcalTrainingArguments(
         str(folder),
         head_solver=solver,
