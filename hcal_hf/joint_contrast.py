@@ -238,7 +238,7 @@ def label_contrast(
     num_pairs = same.sum(dim=1)
     num_negatives = len(nodes) - num_pairs
     losses = torch.logaddexp(negatives, positives) - positives - (num_negatives + 1).to(scores).log()[:, None]
-    counted = same & (num_negatives > 0)[:, None]
+    counted = same
     terms = num_pairs
     if not released:
         alone = num_pairs == 1

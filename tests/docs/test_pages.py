@@ -26,6 +26,7 @@ NOT_RUN = {
     ("README.md", "make quickstart   # sets everything up, "): "CI runs both",
     ("README.md", 'pip install ".[quickstart,xlsx]"'): "installs",
     ("docs/benchmarks/index.md", "make benchmark DATA_DIR=DIR"): "takes half an hour and needs the data",
+    ("docs/concepts/methods.md", "python recipes/benchmarks/frozen.py --da"): "needs data sets",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets"): "serves until it is stopped",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
     ("docs/how-to/labelling.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
