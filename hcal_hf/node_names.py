@@ -1,6 +1,6 @@
 """Checks, splits and quotes the names of taxonomy nodes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 SEPARATOR = " > "
@@ -9,6 +9,19 @@ SEPARATOR = " > "
 def split_path(text: str, separator: str = SEPARATOR) -> list[str]:
     """Splits a path string into its steps and strips white space, so "A > B" and "A>B" are the same path."""
     return [step.strip() for step in text.split(separator.strip() or separator)]
+
+
+def check_sequence(values: Iterable[str], what: str) -> None:
+    """Checks that values are a sequence of strings and not one string or an object.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if isinstance(values, str | bytes | Mapping):
+        kind = "text" if isinstance(values, str | bytes) else "object"
+        raise ValueError(
+            f"{what} must be a list of strings, got the {kind} {values!r:.80}: write [...] around its items."
+        )
 
 
 def check_names(names: Sequence[str], what: str) -> None:
@@ -41,10 +54,10 @@ def check_pairs(edges: list[tuple[str, str]]) -> None:
     Raises:
         ValueError: for the first edge that is not.
     """
-    if set(map(len, edges)) <= {2} and str not in set(map(type, edges)):
+    if set(map(len, edges)) <= {2} and set(map(type, edges)) <= {tuple, list}:
         return
     for edge in edges:
-        if isinstance(edge, str) or len(edge) != 2:
+        if isinstance(edge, str | Mapping) or len(edge) != 2:
             raise ValueError(f"An edge must be a (parent, child) pair of labels, got {edge!r}.")
 
 
@@ -58,6 +71,8 @@ def unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     for path in paths:
         if isinstance(path, str):
             raise ValueError(f"A path must be a sequence of names, got the string {path!r}: use split_path({path!r}).")
+        if isinstance(path, Mapping | set | frozenset):
+            raise ValueError(f"A path must be a sequence of names, got {path!r} of type {type(path).__name__}.")
         unique[tuple(path)] = None
     if () in unique:
         raise ValueError("A path must have at least one step, got an empty one: leave it out.")
@@ -70,6 +85,40 @@ def unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
                 f"in another way, such as {name.replace(SEPARATOR, ' - ')!r}."
             )
     return list(unique)
+
+
+def names_in_paths(labels: Sequence[str], parent_lists: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Computes each node's name inside a path: its label without the parent's path, if the label starts with that path.
+
+    Args:
+        labels: the L labels, parents before children.
+        parent_lists: the parents of each node.
+
+    Raises:
+        ValueError: if two nodes below one parent have the same name.
+    """
+    if not any(SEPARATOR in label for label in labels):
+        return tuple(labels)
+    names = list(labels)
+    taken: dict[tuple[int, str], int] = {}
+    for node, label in enumerate(labels):
+        if SEPARATOR not in label:
+            continue
+        above, step = "", node
+        while parents := parent_lists[step]:
+            step = parents[0]
+            above = names[step] + SEPARATOR + above
+        if above and label.startswith(above) and len(label) > len(above):
+            names[node] = label[len(above) :]
+    for node, name in enumerate(names):
+        for parent in parent_lists[node] or [-1]:
+            other = taken.setdefault((parent, name), node)
+            if other != node:
+                raise ValueError(
+                    f"{labels[other]!r} and {labels[node]!r} are both {name!r} inside a path, because a label that starts "
+                    f"with its parent's path and {SEPARATOR!r} is named by the rest. Rename one of them."
+                )
+    return tuple(names)
 
 
 def quote_duplicates(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ All structure is stored in flat numpy arrays over edges. No [num_labels, num_lab
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, count, islice
 from pathlib import Path
@@ -15,9 +15,20 @@ from typing import Any, Literal
 import numpy as np
 from transformers.utils import logging
 
+from .json_file import read_json
 from .node_depths import node_depths
 from .node_lookup import NodeLookup
-from .node_names import SEPARATOR, check_names, check_pairs, quote_duplicates, quote_first, unique_paths
+from .node_names import (
+    SEPARATOR,
+    check_names,
+    check_pairs,
+    check_sequence,
+    names_in_paths,
+    quote_duplicates,
+    quote_first,
+    unique_paths,
+)
+from .node_paths import MAX_PATHS, check_node, edge_array, index_paths
 
 logger = logging.get_logger(__name__)
 
@@ -47,9 +58,10 @@ class Taxonomy:
     """
 
     def __init__(self, labels: Sequence[str], edges: Sequence[Sequence[int]] | np.ndarray = ()):
+        check_sequence(labels, "labels")
         labels = tuple(labels)
         check_names(labels, "label")
-        edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
+        edges = edge_array(edges)
         if edges.size and (edges.min() < 0 or edges.max() >= len(labels)):
             bad = edges[((edges < 0) | (edges >= len(labels))).any(axis=1)][0].tolist()
             raise ValueError(f"Edge {bad} points outside the {len(labels)} labels (0 to {len(labels) - 1}).")
@@ -99,6 +111,7 @@ class Taxonomy:
         """
         edges = list(edges)
         check_pairs(edges)
+        check_sequence(roots, "roots")
         roots = list(roots)
         if len(set(roots)) != len(roots):
             raise ValueError(f"Roots must be unique, but {quote_duplicates(roots)} are given more than once.")
@@ -211,15 +224,19 @@ class Taxonomy:
         [`Taxonomy.to_json`]), `edges` as label pairs with optional `roots`, or `paths` with optional `identity`.
 
         Raises:
-            ValueError: if the file has none of the three forms or does not describe a valid taxonomy.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not JSON ([`read_json`]), has none of the three forms or several of them, or does not
+                describe a valid taxonomy.
         """
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path)
+        if isinstance(data, dict) and len(forms := [name for name in ("labels", "paths") if name in data]) > 1:
+            raise ValueError(f"{path} has {' and '.join(map(repr, forms))}, which are different forms: keep one.")
         if isinstance(data, dict) and "labels" in data:
             return cls(data["labels"], data.get("edges", ()))
         if isinstance(data, dict) and "paths" in data:
             return cls.from_paths(data["paths"], identity=data.get("identity", "path"))
         if isinstance(data, dict) and ("edges" in data or "roots" in data):
-            return cls.from_edges([tuple(edge) for edge in data.get("edges", ())], roots=data.get("roots", ()))
+            return cls.from_edges(data.get("edges", ()), roots=data.get("roots", ()))
         keys = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(
             f'{path} must hold an object with "labels" and "edges" (indices), "edges" (label pairs) and "roots", or '
@@ -305,29 +322,7 @@ class Taxonomy:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Each node's name inside a path: its label without the parent's path, if the label starts with that path."""
-        if not any(SEPARATOR in label for label in self.labels):
-            return self.labels
-        names = list(self.labels)
-        taken: dict[tuple[int, str], int] = {}
-        for node, label in enumerate(self.labels):
-            if SEPARATOR not in label:
-                continue
-            above, step = "", node
-            while len(parents := self.parents(step)):
-                step = int(parents[0])
-                above = names[step] + SEPARATOR + above
-            if above and label.startswith(above) and len(label) > len(above):
-                names[node] = label[len(above) :]
-        for node, name in enumerate(names):
-            for parent in self.parent_lists[node] or [-1]:
-                other = taken.setdefault((parent, name), node)
-                if other != node:
-                    raise ValueError(
-                        f"{self.labels[other]!r} and {self.labels[node]!r} are both {name!r} inside a path, "
-                        f"because a label that starts with its parent's path and {SEPARATOR!r} is named by the rest. "
-                        "Rename one of them."
-                    )
-        return tuple(names)
+        return names_in_paths(self.labels, self.parent_lists)
 
     def texts(self, names: Sequence[str] | None = None) -> list[str]:
         """Returns the text of each label, by its own or other names: "parent names: name", with spaces for underscores."""
@@ -345,16 +340,13 @@ class Taxonomy:
         """Returns the paths of names from a root to a node, at most `limit` of them.
 
         A forest has exactly one path per node, a DAG may have very many.
-        """
-        return [[self.names[i] for i in path] for path in islice(self._index_paths(int(node)), limit)]
 
-    def _index_paths(self, node: int) -> Iterator[list[int]]:
-        parents = self.parents(node)
-        if not len(parents):
-            yield [node]
-        for parent in parents.tolist():
-            for path in self._index_paths(parent):
-                yield [*path, node]
+        Raises:
+            ValueError: as for [`Taxonomy.complete`].
+        """
+        return [
+            [self.names[i] for i in path] for path in islice(index_paths(self.parent_lists, self._check(node)), limit)
+        ]
 
     # ---- Labels of documents ----
 
@@ -379,12 +371,9 @@ class Taxonomy:
         """Returns the sorted indices of the nodes and all their ancestors.
 
         Raises:
-            ValueError: for an index outside 0 to L - 1.
+            ValueError: for an index outside 0 to L - 1, or one that is not a whole number.
         """
-        complete = set(map(int, nodes))
-        for node in complete:
-            if not 0 <= node < self.num_labels:
-                raise ValueError(f"Node {node} is outside the {self.num_labels} labels (0 to {self.num_labels - 1}).")
+        complete = set(map(self._check, nodes))
         open_nodes = list(complete)
         while open_nodes:
             for parent in self.parent_lists[open_nodes.pop()]:
@@ -437,14 +426,31 @@ class Taxonomy:
         """
         return self._lookup.nodes_of_labels(labels)
 
-    def decode(self, nodes: Iterable[int]) -> list[list[str]]:
+    def decode(self, nodes: Iterable[int], limit: int | None = MAX_PATHS) -> list[list[str]]:
         """Returns the paths of names that end at those nodes of a set that have no child in the set.
 
-        This inverts [`Taxonomy.encode`] for ancestor-complete sets of a forest. In a DAG, a node gives all its paths.
+        This inverts [`Taxonomy.encode`] for ancestor-complete sets of a forest. In a DAG, a node gives at most `limit`
+        of its paths. A warning is logged if it has more.
+
+        Raises:
+            ValueError: for an index outside 0 to L - 1, or one that is not a whole number.
         """
-        members = sorted(set(map(int, nodes)))
+        members = sorted(set(map(self._check, nodes)))
         inner = {parent for node in members for parent in self.parent_lists[node]}
-        return [path for node in members if node not in inner for path in self.paths(node)]
+        found: list[list[str]] = []
+        for node in members:
+            if node in inner:
+                continue
+            paths = self.paths(node, None if limit is None else limit + 1)
+            if limit is not None and len(paths) > limit:
+                logger.warning(
+                    f"{self.labels[node]!r} has more than {limit:,} paths from a root: only these are returned."
+                )
+            found += paths[:limit]
+        return found
+
+    def _check(self, node: Any) -> int:
+        return check_node(node, self.num_labels)
 
     # ---- Look-up tables, built when first needed ----
 

@@ -43,7 +43,7 @@ def parse_graph(source: Path | str, format_: str, encoding: str | None = None) -
         raise ImportError('Reading SKOS needs rdflib: pip install "hcal-hf[skos]".', name="rdflib") from missing
     graph = Graph()
     if isinstance(source, Path):
-        from .table_formats import open_bytes
+        from .compressed import open_bytes
 
         with open_bytes(source) as file:
             data = file.read().removeprefix(b"\xef\xbb\xbf")

@@ -1,12 +1,13 @@
 """Reads the raw records of each table format. [`hcal_hf.data.tables.TableFile`] chooses the format."""
 
 import codecs
+import contextlib
 import csv
 import datetime
-import gzip
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,7 @@ from typing import IO, Any
 from transformers.utils import logging
 
 from .annotation_exports import flatten_export
+from .compressed import check_zip, decompress, open_bytes
 
 logger = logging.get_logger(__name__)
 
@@ -52,11 +54,6 @@ class Row:
 
     cells: tuple[Any, ...]
     problem: str | None = None
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file for reading its bytes, decompressed if it ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
 def detect_encoding(path: Path) -> str:
@@ -96,9 +93,8 @@ def open_text(path: Path, encoding: str, is_csv: bool) -> tuple[IO[bytes], IO[st
     Bytes outside the encoding become surrogates, which [`text_problem`] finds in the rows that contain them.
     """
     raw = open(path, "rb")  # noqa: SIM115 (closed by the reader)
-    unpacked: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
     newline = "" if is_csv else "\n"
-    return raw, io.TextIOWrapper(unpacked, encoding=encoding, errors="surrogateescape", newline=newline)
+    return raw, io.TextIOWrapper(decompress(path, raw), encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def detect_delimiter(lines: Sequence[str]) -> str:
@@ -348,6 +344,8 @@ def open_excel(path: Path) -> Any:
         raise ImportError(
             f'Reading {path} needs openpyxl: pip install "hcal-hf[xlsx]", or save it as CSV.'
         ) from missing
+    with contextlib.suppress(zipfile.BadZipFile):
+        check_zip(path)
     try:
         return load_workbook(path, read_only=True, data_only=True)
     except Exception as problem:  # openpyxl raises errors of zipfile, XML and its own

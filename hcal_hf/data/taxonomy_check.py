@@ -1,10 +1,11 @@
 """Checks a file with a hierarchy, or with labelled documents, before training."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ..json_file import read_json
+from ..node_paths import edge_array
 from ..taxonomy import SEPARATOR, Taxonomy
 from .document_check import DocumentCheck, row_name
 from .hierarchy_check import check_edges, check_paths, try_to_build
@@ -87,12 +88,12 @@ def check_file(
 
 def _check_json(path: Path) -> ValidationReport:
     report = ValidationReport(str(path))
-    data = _read_json(path)
+    data = read_json(path)
     if not is_taxonomy_json(data):
         return _check_other(path, SEPARATOR, "path", None)
     if "labels" in data:
-        names, pairs = data["labels"], data.get("edges", ())
-        bad = [pair for pair in pairs if len(pair) != 2 or not all(0 <= i < len(names) for i in pair)]
+        names, pairs = data["labels"], edge_array(data.get("edges", ())).tolist()
+        bad = [pair for pair in pairs if not all(0 <= i < len(names) for i in pair)]
         if bad:
             raise ValueError(f"{path}: edge {bad[0]} does not point to two of the {len(names)} labels.")
         triples = [(names[parent], names[child], f"edge {i}") for i, (parent, child) in enumerate(pairs)]
@@ -139,16 +140,6 @@ def _check_other(
     ]
     check_edges(report, triples, labels[taxonomy.levels[0]], lambda: taxonomy)
     return report
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as problem:
-        raise ValueError(f"{path} is no JSON: {problem}") from problem
-    return data
 
 
 def _check_edge_table(table: TableFile, columns: Sequence[str]) -> ValidationReport:

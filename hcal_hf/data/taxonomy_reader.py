@@ -13,9 +13,10 @@ from transformers.utils import logging
 from ..taxonomy import Taxonomy
 from . import skos
 from .code_rules import CodeRule, parse_rule
+from .compressed import open_bytes
 from .node_table import NodeTable
 from .table_formats import FORMATS as TABLE_FORMATS
-from .table_formats import detect_encoding, open_bytes
+from .table_formats import detect_encoding
 from .tables import TableFile, read_table
 from .taxonomy_object import (
     add_child_lists,

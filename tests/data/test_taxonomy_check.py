@@ -217,7 +217,7 @@ def test_mistakes_in_taxonomy_json_are_reported(check):
     }  # fmt: skip
     _, found = check('{"labels": ["A", "B", "C"], "edges": [[2, 1]]}', "taxonomy.json")
     assert "must be sorted by depth" in found["hierarchy"].examples[0]
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         check("{", "taxonomy.json")
     with pytest.raises(ValueError, match=r"has no hierarchy: it is an object with the keys"):
         check('{"nodes": []}', "taxonomy.json")
