@@ -18,6 +18,9 @@ TABLE_OPTIONS = ("text", "labels", "separator", "delimiter", "empty_means_none",
 # A risk_threshold above every probability, with the same value as `hcal_hf.training.risk.NEVER`.
 _NEVER = 2.0
 
+# Divided by a temperature outside this range, scores overflow or lose their differences in float32.
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
+
 # The label mode of each head. None means both.
 _HEAD_MODES = {
     "independent": None,
@@ -82,23 +85,23 @@ class ConfigChecks:
         """Checks the ranges of sizes, widths and temperatures, and the number of label texts."""
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}.")
-        if not self.prototype_temperature > 0:
-            raise ValueError(f"prototype_temperature must be above 0, got {self.prototype_temperature}.")
-        if not self.perturbation >= 0:
-            raise ValueError(f"perturbation must be 0 (off) or above, got {self.perturbation}.")
-        if not self.contrast_alpha >= 0:
-            raise ValueError(f"contrast_alpha must be 0 or above, got {self.contrast_alpha}.")
+        for name in ("prototype_temperature", "score_temperature"):
+            value = getattr(self, name)
+            if not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+                hint = "; trainer.calibrate_temperature sets it" if name == "score_temperature" else ""
+                raise ValueError(
+                    f"{name} must lie between {LOWEST_TEMPERATURE:g} and {HIGHEST_TEMPERATURE:g}, got {value}: scores "
+                    f"divided by numbers beyond that are no longer exact{hint}."
+                )
+        for name, meaning in (("perturbation", "0 (off)"), ("contrast_alpha", "0")):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be {meaning} or a finite number above, got {value}.")
         for field_name in ("label_texts", "label_names"):
             texts = getattr(self, field_name)
             if texts is not None and len(texts) != len(self.labels):
                 raise ValueError(
                     f"{field_name} must hold one text for each of {len(self.labels)} labels, got {len(texts)}."
                 )
-        if not 0 < self.score_temperature < math.inf:
-            raise ValueError(
-                f"score_temperature must be a finite number above 0 (1: scores as they are), got {self.score_temperature}:"
-                " trainer.calibrate_temperature sets it."
-            )
 
     def validate_contrast(self) -> None:
         """Checks the options of the contrast."""

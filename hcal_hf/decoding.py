@@ -131,9 +131,13 @@ def decode(
         bool `torch.Tensor` of shape `[N, L]`.
 
     Raises:
-        ValueError: for an unknown method, `path` with multi_path, a threshold outside 0 to 1 or of another shape, a
+        ValueError: for logits that are NaN or not floating-point numbers (the message names document and label), an unknown
+            method or label_mode, `path` with multi_path, a threshold outside 0 to 1 or of another shape, a
             threshold with `expected_f1` or `risk`, `risk` without `risk_threshold`, or another method with one.
     """
+    if label_mode not in ("single_path", "multi_path"):
+        raise ValueError(f'label_mode must be "single_path" or "multi_path", got {label_mode!r}.')
+    check_scores(logits, taxonomy)
     method = default_method(label_mode) if method is None else method
     if method not in METHODS:
         raise ValueError(f"decode must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -162,6 +166,28 @@ def decode(
     for chunk, target in zip(logits.split(documents), label_sets.split(documents)):
         target.copy_(_decode_log_probs(F.logsigmoid(chunk.to(working)), taxonomy, decision, lowest))
     return label_sets
+
+
+def check_scores(scores: torch.Tensor, taxonomy: Taxonomy, what: str = "logits") -> None:
+    """Checks that the scores of N documents are numbers.
+
+    Args:
+        scores (`torch.Tensor` of shape `[N, L]`): logits or other scores of the labels.
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        what: the name of the scores in the message.
+
+    Raises:
+        ValueError: for the first score that is NaN, with its document and label, and for integers.
+    """
+    if not scores.is_floating_point():
+        raise ValueError(f"{what} must be floating-point numbers, got {scores.dtype}.")
+    bad = torch.isnan(scores)
+    if bad.any():
+        row, node = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"{what}: document {row} has NaN for the label {taxonomy.labels[node]!r}, and {int(bad.any(dim=1).sum()):,} of "
+            f"{len(scores):,} documents have NaN for a label. Check the weights of the model, or compute in a wider dtype."
+        )
 
 
 def _decode_log_probs(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
-from .decoding import UNTHRESHOLDED, Decision, log_thresholds
+from .decoding import UNTHRESHOLDED, Decision, check_scores, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
 
@@ -131,6 +131,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             best = self._search(self.model(**model_inputs, return_logits=False).features, num_paths)
         else:
             best = best_of_all(self.model(**model_inputs).logits, self.model, num_paths)
+        if torch.isnan(best.log_probs).any():
+            raise ValueError("The probabilities of the paths are NaN: check the weights of the model.")
         return {"nodes": best.nodes, "log_probs": best.log_probs}
 
     def _decide(
@@ -167,6 +169,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
             nodes = self._decide(logits, decode, threshold)[0].nonzero()[:, 0].tolist()
         else:
             nodes = []
+            check_scores(logits, taxonomy)
             log_probs = F.logsigmoid(logits)
             passes = (log_probs >= log_thresholds(0.0 if threshold is None else threshold, log_probs))[0].tolist()
             for level in taxonomy.levels:

@@ -18,6 +18,7 @@ from ..pipeline_hcal import NO_LIMIT, HierarchicalTextClassificationPipeline
 # The largest number of logits per batch, 64 MB in float32. Short texts and many labels would otherwise fill the memory.
 MAX_LOGITS = 2**24
 NO_TOKENS = "the text has no tokens"
+NO_NUMBERS = "the model computed NaN"
 # A layer's output for this many float32 tokens stays in a CPU's caches. An accelerator needs larger batches.
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 8192
 
@@ -131,7 +132,8 @@ class Predictor:
         """Predicts the labels of N texts, in the order of the texts.
 
         Args:
-            texts: the texts. A value that is empty or not a string gets no labels, and a `problem`.
+            texts: the texts. A value that is empty or not a string gets no labels, and a `problem`. So does a text for
+                which the model computes NaN.
             problems (*optional*): for each text a reason not to use it, or None.
             on_progress: called after each batch with the share of the tokens that are done, from 0 to 1.
 
@@ -172,7 +174,7 @@ class Predictor:
         for batch in self._batches(lengths):
             inputs = [{name: values[i] for name, values in columns.items()} for i in batch.tolist()]
             try:
-                row, node, score = self._decide(inputs)
+                row, node, score, without = self._decide(inputs)
             except torch.OutOfMemoryError as problem:
                 raise RuntimeError(
                     f"{len(batch)} texts of up to {lengths[batch[0]]} tokens do not fit into memory: set "
@@ -180,6 +182,8 @@ class Predictor:
                 ) from problem
             finished += lengths[batch].sum()
             on_progress(finished / lengths.sum())
+            for i in texts.usable[batch][without].tolist():
+                texts.problems[i] = NO_NUMBERS
             rows.append(texts.usable[batch][row])
             nodes.append(node)
             scores.append(score)
@@ -197,14 +201,19 @@ class Predictor:
             start += number
 
     @torch.no_grad()
-    def _decide(self, inputs: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _decide(self, inputs: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Predicts one batch. Returns for each label the index of its text, its node and its probability.
 
-        The labels are in the order of the texts, and within a text in the order of the pipeline.
+        The labels are in the order of the texts, and within a text in the order of the pipeline. The last array holds the
+        indices of the texts whose logits are NaN, which get no labels.
         """
         padded = pad_without_fast_tokenizer_warning(self.tokenizer, inputs, return_tensors="pt")
         logits = self.model(**{name: value.to(self.model.device) for name, value in padded.items()}).logits
         args = self.args
+        is_number = ~torch.isnan(logits).any(dim=1)
+        numbers = is_number.nonzero()[:, 0]
+        if len(numbers) < len(logits):
+            logits = logits[numbers]
         if args.top_k is None:
             decisions = self.pipeline._decide(logits, args.decode, args.threshold)
             row, node = decisions.nonzero().T
@@ -221,11 +230,12 @@ class Predictor:
             row, place = passes.gather(1, best).nonzero().T
             node = best[row, place]
         score = torch.sigmoid(logits[row, node]).float()
-        rows, nodes, scores = row.cpu().numpy(), node.cpu().numpy(), score.cpu().numpy()
+        rows, nodes, scores = numbers[row].cpu().numpy(), node.cpu().numpy(), score.cpu().numpy()
+        without = (~is_number).nonzero()[:, 0].cpu().numpy()
         if args.max_depth is None:
-            return rows, nodes, scores
+            return rows, nodes, scores, without
         kept = self.model.taxonomy.depths[nodes] <= args.max_depth
-        return rows[kept], nodes[kept], scores[kept]
+        return rows[kept], nodes[kept], scores[kept], without
 
     def _table(
         self, rows: list[np.ndarray], nodes: list[np.ndarray], scores: list[np.ndarray], problems: list[str | None]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..decoding import PAIRS_PER_CHUNK, Decision, end_probabilities
+from ..decoding import PAIRS_PER_CHUNK, Decision, check_scores, end_probabilities
 from ..heads import HierarchicalHead
 from ..log_space import log_probs_to_logits
 from ..metrics import brier_score, calibration_scores, expected_calibration_error
@@ -46,10 +46,12 @@ def fit_temperature(head: HierarchicalHead, scores: torch.Tensor, targets: Any) 
         predicted correctly, because a smaller T is then always better, or if the scores are not related to the labels.
 
     Raises:
-        ValueError: if there are no documents or the shapes differ.
+        ValueError: if there are no documents, the shapes differ, or a score is NaN.
     """
     if not len(scores):
         raise ValueError("fit_temperature needs held-out documents with labels, got none.")
+
+    check_scores(scores, head.taxonomy, "scores")
 
     def loss(log_t: float) -> float:
         return negative_log_likelihood(head, scores, targets, math.exp(log_t))

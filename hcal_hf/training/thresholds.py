@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from ..decoding import Decision, lower_to_ancestors, raise_to_descendants
+from ..decoding import Decision, check_scores, lower_to_ancestors, raise_to_descendants
 from ..taxonomy import Taxonomy
 
 logger = logging.get_logger(__name__)
@@ -148,6 +148,7 @@ def tune_for_decoding(
     Returns:
         float64 `np.ndarray` of shape `[L]`.
     """
+    check_scores(logits, taxonomy)
     log_probs = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     if label_mode == "single_path":
         kwargs["candidates"] = Decision(label_mode, partial_paths, head).best_path(log_probs, taxonomy)
@@ -166,7 +167,8 @@ def check_documents(probabilities: Any, targets: Any, taxonomy: Taxonomy) -> tup
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or p.shape[1] != taxonomy.num_labels:
         raise ValueError(f"probabilities must have shape [documents, {taxonomy.num_labels}], got {list(p.shape)}.")
-    outside = ~((p >= 0) & (p <= 1))
+    check_scores(torch.from_numpy(p), taxonomy, "probabilities")
+    outside = (p < 0) | (p > 1)
     if outside.any():
         raise ValueError(
             f"probabilities must lie between 0 and 1, got {p[outside][0]}: give sigmoid(logits), not logits."

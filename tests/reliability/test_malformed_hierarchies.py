@@ -163,7 +163,7 @@ def test_members_of_an_excel_file_count_too(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("xl/worksheets/sheet1.xml", bytes(100_000))
     monkeypatch.setenv(LIMIT_VARIABLE, "99999")
-    with pytest.raises(ValueError, match="a.xlsx has .* decompresses to more than 99,999"):
+    with pytest.raises(ValueError, match=r"a\.xlsx has .* decompresses to more than 99,999"):
         check_zip(path)
     with pytest.raises(ValueError, match="decompresses to more than 99,999"):
         read_table(path)
