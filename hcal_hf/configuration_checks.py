@@ -18,6 +18,9 @@ TABLE_OPTIONS = ("text", "labels", "separator", "delimiter", "empty_means_none",
 # A risk_threshold above every probability, with the same value as `hcal_hf.training.risk.NEVER`.
 _NEVER = 2.0
 
+# A larger projection would not fit into memory.
+LARGEST_DIMENSION = 2**20
+
 # Divided by a temperature outside this range, scores overflow or lose their differences in float32.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
 
@@ -83,8 +86,10 @@ class ConfigChecks:
 
     def validate_numbers(self) -> None:
         """Checks the ranges of sizes, widths and temperatures, and the number of label texts."""
-        if self.projection_dim is not None and self.projection_dim < 1:
-            raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}.")
+        if self.projection_dim is not None and not 1 <= self.projection_dim <= LARGEST_DIMENSION:
+            raise ValueError(
+                f"projection_dim must be from 1 to {LARGEST_DIMENSION:,}, got {self.projection_dim:,}: choose 64 to 1,024."
+            )
         for name in ("prototype_temperature", "score_temperature"):
             value = getattr(self, name)
             if not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:

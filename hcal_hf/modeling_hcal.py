@@ -384,6 +384,12 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         )
 
     @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens that the encoder has embeddings for."""
+        embeddings: Any = self.get_input_embeddings()
+        return int(embeddings.num_embeddings)
+
+    @property
     def max_tokens(self) -> int | None:
         """The largest number of tokens that the encoder has positions for, or None without such a limit."""
         config: Any = self.config.encoder_config

@@ -12,9 +12,7 @@ from transformers.pipelines.base import GenericTensor
 from .decoding import UNTHRESHOLDED, Decision, check_scores, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
-
-# A larger `model_max_length` means that the tokenizer does not store the limit.
-NO_LIMIT = 10**9
+from .token_limits import check_tokenizer, token_limit
 
 # The maximum number of paths per label, because a label of a DAG can have very many.
 MAX_PATHS = 100
@@ -65,6 +63,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # A model in training mode would perturb its prototypes and apply dropout.
         self.model.eval()
+        check_tokenizer(self.model, self.tokenizer)
         self._search: PathSearch | None = None
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -114,8 +113,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if not isinstance(inputs, str | dict):
             raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
         texts = {"text": inputs} if isinstance(inputs, str) else inputs
-        if truncation and kwargs.get("max_length") is None and self.tokenizer.model_max_length > NO_LIMIT:
-            kwargs["max_length"] = self.model.max_tokens  # this tokenizer does not store the limit
+        if truncation:
+            kwargs["max_length"] = token_limit(self.model, self.tokenizer, kwargs.get("max_length"))
             truncation = truncation if kwargs["max_length"] else False
         tokens = self.tokenizer(**texts, return_tensors="pt", truncation=truncation, **kwargs)
         if not tokens["input_ids"].numel():

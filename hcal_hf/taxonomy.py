@@ -344,9 +344,8 @@ class Taxonomy:
         Raises:
             ValueError: as for [`Taxonomy.complete`].
         """
-        return [
-            [self.names[i] for i in path] for path in islice(index_paths(self.parent_lists, self._check(node)), limit)
-        ]
+        paths = index_paths(self.parent_lists, check_node(node, self.num_labels))
+        return [[self.names[i] for i in path] for path in islice(paths, limit)]
 
     # ---- Labels of documents ----
 
@@ -373,7 +372,7 @@ class Taxonomy:
         Raises:
             ValueError: for an index outside 0 to L - 1, or one that is not a whole number.
         """
-        complete = set(map(self._check, nodes))
+        complete = {check_node(node, self.num_labels) for node in nodes}
         open_nodes = list(complete)
         while open_nodes:
             for parent in self.parent_lists[open_nodes.pop()]:
@@ -435,7 +434,7 @@ class Taxonomy:
         Raises:
             ValueError: for an index outside 0 to L - 1, or one that is not a whole number.
         """
-        members = sorted(set(map(self._check, nodes)))
+        members = sorted({check_node(node, self.num_labels) for node in nodes})
         inner = {parent for node in members for parent in self.parent_lists[node]}
         found: list[list[str]] = []
         for node in members:
@@ -448,9 +447,6 @@ class Taxonomy:
                 )
             found += paths[:limit]
         return found
-
-    def _check(self, node: Any) -> int:
-        return check_node(node, self.num_labels)
 
     # ---- Look-up tables, built when first needed ----
 

@@ -26,7 +26,8 @@ from transformers.utils import logging
 
 from ..decoding import default_method
 from ..modeling_hcal import HcalForSequenceClassification
-from ..pipeline_hcal import MAX_PATHS, NO_LIMIT
+from ..pipeline_hcal import MAX_PATHS
+from ..token_limits import token_limit
 from .saved_model import load_model
 
 logger = logging.get_logger(__name__)
@@ -248,7 +249,7 @@ def _save_tokenizer(tokenizer: Any, model: HcalForSequenceClassification, path: 
             f"{type(tokenizer).__name__}: load it with AutoTokenizer.from_pretrained."
         )
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    longest = tokenizer.model_max_length if tokenizer.model_max_length <= NO_LIMIT else model.max_tokens
+    longest = token_limit(model, tokenizer)
     if longest:
         backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     else:

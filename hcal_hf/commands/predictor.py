@@ -13,7 +13,8 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from ..data.texts import text_problem
 from ..decoding import log_thresholds
 from ..modeling_hcal import HcalForSequenceClassification
-from ..pipeline_hcal import NO_LIMIT, HierarchicalTextClassificationPipeline
+from ..pipeline_hcal import HierarchicalTextClassificationPipeline
+from ..token_limits import check_max_length, token_limit
 
 # The largest number of logits per batch, 64 MB in float32. Short texts and many labels would otherwise fill the memory.
 MAX_LOGITS = 2**24
@@ -65,7 +66,9 @@ class PredictionArguments:
         return [columns] if isinstance(columns, str) else list(columns)
 
     def __post_init__(self) -> None:
-        for name in ("window", "batch_tokens", "max_length"):
+        if self.max_length is not None:
+            check_max_length(self.max_length)
+        for name in ("window", "batch_tokens"):
             value = getattr(self, name)
             if (value is not None or name == "window") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
@@ -112,10 +115,7 @@ class Predictor:
             model=model, tokenizer=tokenizer, device=model.device, **args.decision_options
         )
         self.model, self.tokenizer, self.args = model, tokenizer, args
-        max_length = args.max_length
-        if max_length is None:
-            max_length = tokenizer.model_max_length if tokenizer.model_max_length <= NO_LIMIT else model.max_tokens
-        self.max_length: int | None = max_length
+        self.max_length: int | None = token_limit(model, tokenizer, args.max_length)
         cpu_batch_tokens = CPU_BATCH_TOKENS * (2 if args.bf16 else 1)
         self.batch_tokens = args.batch_tokens or (cpu_batch_tokens if model.device.type == "cpu" else BATCH_TOKENS)
         self.labels = pa.array(model.taxonomy.labels, pa.string())

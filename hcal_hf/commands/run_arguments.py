@@ -14,7 +14,9 @@ from transformers.integrations import is_tensorboard_available
 
 from ..configuration_hcal import TABLE_OPTIONS, HcalConfig
 from ..taxonomy import SEPARATOR
+from ..token_limits import check_max_length
 from ..training.arguments import PAPER_SETTINGS, HcalTrainingArguments
+from .value_types import check_types
 
 SPLITS = ("train", "validation", "test")
 DEFAULTS = {name: f.default for name, f in HcalConfig.__dataclass_fields__.items()}
@@ -143,6 +145,8 @@ class TableArguments:
         for name in ("text", "labels", "leave_out"):
             if isinstance(getattr(self, name), str):  # in a configuration file
                 setattr(self, name, [getattr(self, name)])
+        if self.max_length is not None:
+            check_max_length(self.max_length)
 
     @property
     def label_options(self) -> dict[str, Any]:
@@ -262,7 +266,17 @@ def _read_config(path: str) -> dict[str, Any]:
         import yaml
     except ImportError as missing:
         raise ImportError('Reading a YAML configuration needs pyyaml: pip install "hcal-hf[quickstart]".') from missing
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        reason = getattr(problem, "problem", None) or str(problem)
+        raise ValueError(f"{path} is not valid YAML{where}: {reason}.") from problem
+    except RecursionError as problem:
+        raise ValueError(f"{path} is nested too deeply.") from problem
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not a text file in UTF-8: {problem}.") from problem
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of arguments, got {type(values).__name__}.")
     if isinstance(values.get("label_names"), str):
@@ -273,6 +287,7 @@ def _read_config(path: str) -> dict[str, Any]:
     for key in values:
         if key not in argument_names:
             raise ValueError(
-                f"{path}: unknown key {key!r}. Closest: {difflib.get_close_matches(key, argument_names, n=3)}."
+                f"{path}: unknown key {key!r}. Closest: {difflib.get_close_matches(str(key), argument_names, n=3)}."
             )
+    check_types(path, values, (ModelArguments, DataArguments, HcalTrainingArguments))
     return values

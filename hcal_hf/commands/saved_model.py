@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from ..configuration_hcal import HcalConfig
 from ..modeling_hcal import HcalForSequenceClassification
+from ..token_limits import check_tokenizer
 
 
 def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification, Any]:
@@ -16,10 +17,20 @@ def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification,
         kwargs: passed to the model's `from_pretrained` (`dtype`, ...).
 
     Raises:
-        ValueError: if there is no model, or if it is not an HCAL model.
+        ValueError: if there is no model, if it is not an HCAL model, or if it has no tokenizer that fits it.
     """
     load_config(name)  # raises a one-line error, where from_pretrained would not
-    return HcalForSequenceClassification.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
+    model = HcalForSequenceClassification.from_pretrained(name, **kwargs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as problem:
+        reason = str(problem).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name} has no tokenizer that can be read ({reason}): save the tokenizer of training next to the model, "
+            "tokenizer.save_pretrained(folder)."
+        ) from problem
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
 
 
 def load_config(name: str) -> HcalConfig:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..taxonomy import SEPARATOR, Taxonomy
+from ..token_limits import check_max_length
 from .label_checks import describe_misfit, find_misfits
 from .labels import LabelReader
 from .rows import AnyDataset, BadRow, BadRowsError, check_columns, class_names, iterate_splits
@@ -76,6 +77,10 @@ def encode_dataset(
     """
     if on_bad_row not in ("raise", "drop"):
         raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
+    if label_mode not in (None, "single_path", "multi_path"):
+        raise ValueError(f'label_mode must be "single_path", "multi_path" or None, got {label_mode!r}.')
+    if max_length is not None:
+        check_max_length(max_length)
     reader = None
     if labels is not None:
         reader = LabelReader(labels, separator, delimiter, empty_means_none)
@@ -250,6 +255,10 @@ def _encode_table(
     split: Dataset, encoder: RowEncoder, split_name: str, num_proc: int | None, keep_columns: Sequence[str]
 ) -> tuple[Dataset, list[BadRow], str]:
     """Returns the encoded table without its bad rows, the bad rows, and a summary of the changes ("" if none)."""
+    if not len(split):  # `map` would return the old columns
+        kept = {name: split.features[name] for name in keep_columns}
+        new = {name: feature for name, feature in encoder.features().items() if name not in _ROW_REPORT}
+        return Dataset.from_dict({name: [] for name in {**kept, **new}}, Features({**kept, **new})), [], ""
     mapped = split.map(
         encoder,
         batched=True,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from ..taxonomy import SEPARATOR, Taxonomy
@@ -14,11 +15,32 @@ def label_column(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         the number of labels in each row [N], and the labels of all rows, concatenated.
+
+    Raises:
+        ValueError: if a row has no list of whole numbers.
     """
     # Formatting a shuffled table copies all its columns, so the others are left out first.
     column: Any = dataset.select_columns("labels").with_format("arrow")[:]["labels"]
     lists = column.combine_chunks()
-    return lists.value_lengths().to_numpy(), lists.flatten().to_numpy().astype(np.int64)
+    if lists.null_count:
+        row = int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(
+            f"Training row {row} has no labels (None): encode the table with encode_dataset, which leaves it out."
+        )
+    if not is_list(lists.type) or not (pa.types.is_integer(lists.type.value_type) or not len(lists.flatten())):
+        example = dataset[0]["labels"] if len(dataset) else None
+        raise ValueError(
+            f"labels must be lists of node indices, but row 0 has {example!r}: encode the table with encode_dataset."
+        )
+    nodes = lists.flatten()
+    if not pa.types.is_integer(lists.type.value_type):  # empty lists have no type
+        return lists.value_lengths().to_numpy(), np.zeros(0, dtype=np.int64)
+    return lists.value_lengths().to_numpy(), nodes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether a column of this type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_paths: bool) -> None:
@@ -27,8 +49,11 @@ def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_pat
     Raises:
         BadRowsError: if rows are not one path each (single_path), or have paths that end at inner nodes (without
             `partial_paths`).
+        ValueError: if the labels are not sorted, ancestor-complete node indices of the taxonomy.
     """
-    suspects = find_misfits(*label_column(dataset), taxonomy, label_mode, partial_paths)
+    sizes, all_nodes = label_column(dataset)
+    _check_nodes(sizes, all_nodes, taxonomy)
+    suspects = find_misfits(sizes, all_nodes, taxonomy, label_mode, partial_paths)
     split_name, bad_rows = str(getattr(dataset, "split", None) or "dataset"), []
     for row in np.flatnonzero(suspects).tolist():
         nodes = np.asarray(dataset[row]["labels"], dtype=np.int64)
@@ -36,6 +61,33 @@ def check_encoded(dataset: Any, taxonomy: Taxonomy, label_mode: str, partial_pat
             bad_rows.append((split_name, row, problem))
     if bad_rows:
         raise BadRowsError(bad_rows)
+
+
+def _check_nodes(sizes: np.ndarray, nodes: np.ndarray, taxonomy: Taxonomy) -> None:
+    """Raises a ValueError unless all rows hold sorted, ancestor-complete node indices of the taxonomy."""
+    outside = (nodes < 0) | (nodes >= taxonomy.num_labels)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    if outside.any():
+        raise ValueError(
+            f"labels must be node indices from 0 to {taxonomy.num_labels - 1}, got {nodes[outside][0]} in row "
+            f"{rows[outside][0]}: encode the table with encode_dataset and the taxonomy of the model."
+        )
+    keys = rows * taxonomy.num_labels + nodes
+    wrong = np.concatenate([keys[1:][np.diff(keys) <= 0], _without_parents(rows, nodes, taxonomy)])
+    if len(wrong):
+        row = int(wrong.min() // taxonomy.num_labels)
+        raise ValueError(
+            f"labels must be sorted and hold each ancestor once, but row {row} has {nodes[rows == row].tolist()}: encode "
+            "the table with encode_dataset."
+        )
+
+
+def _without_parents(rows: np.ndarray, nodes: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """Returns row * L + node of the nodes of which a parent is missing in their row."""
+    keys = rows * taxonomy.num_labels + nodes
+    owners, parents = taxonomy.parents_of(nodes)
+    missing = ~np.isin(rows[owners] * taxonomy.num_labels + parents, keys)
+    return keys[owners[missing]]
 
 
 def find_misfits(

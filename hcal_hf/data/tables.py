@@ -33,6 +33,7 @@ from .table_formats import (
     read_json_array,
     sample_lines,
 )
+from .texts import text_problem
 
 logger = logging.get_logger(__name__)
 
@@ -281,6 +282,12 @@ def _from_pandas(frame: Any) -> Any:
         cells = [None if _is_nan(value) else value for value in values.tolist()]
         try:
             columns[str(name)] = pa.array(cells)
+        except UnicodeEncodeError as problem:
+            problems = (
+                (i, text_problem(cell)) for i, cell in enumerate(cells) if isinstance(cell, str) and cell.strip()
+            )
+            row, reason = next((i, reason) for i, reason in problems if reason)
+            raise ValueError(f"Column {name!r}, row {row}: {reason}") from problem
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             columns[str(name)] = pa.array([_as_text(cell) for cell in cells], pa.string())
     return Dataset(pa.table(columns))

@@ -41,7 +41,7 @@ def build_taxonomy(
 
     Raises:
         BadRowsError: if labels are not paths from a root.
-        ValueError: if the paths do not form a taxonomy.
+        ValueError: if no row has a label, or the paths do not form a taxonomy.
     """
     reader = LabelReader(labels, separator, delimiter)
     if labels == "labels" and _is_taxonomy_file(dataset):
@@ -70,6 +70,11 @@ def build_taxonomy(
     if bad_rows:
         split_name, row, reason = bad_rows[0]
         logger.warning(f"Skipped {len(bad_rows):,} rows for the taxonomy, first: {split_name}[{row}]: {reason}.")
+    if not paths:
+        raise ValueError(
+            f"No row has a label in {', '.join(map(repr, reader.column_list))}, so there is no hierarchy to build. Give "
+            "one with --taxonomy FILE, or in Python with read_taxonomy."
+        )
     return Taxonomy.from_paths(paths, identity=identity)
 
 

@@ -17,8 +17,8 @@ from ..data.rows import BadRowsError
 from ..decoding import PAIRS_PER_CHUNK, UNTHRESHOLDED, decode, end_probabilities
 from ..encoder_loading import FILE_ARGUMENTS
 from ..modeling_hcal import HcalForSequenceClassification
-from ..pipeline_hcal import NO_LIMIT
 from ..taxonomy import SEPARATOR, Taxonomy
+from ..token_limits import token_limit
 from ..training.arguments import HcalTrainingArguments
 from ..training.features import pooled_features
 from ..training.solver import STRENGTHS, fit_head, solve_without_validation, unsolvable_because
@@ -421,9 +421,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
 
     def _tokens(self, texts: list[str]) -> Dataset:
         """Tokenizes texts."""
-        max_length = self.max_length
-        if max_length is None and self.tokenizer_.model_max_length > NO_LIMIT:
-            max_length = self.model_.max_tokens  # this tokenizer does not store the limit
+        max_length = token_limit(self.model_, self.tokenizer_, self.max_length)
         table = Dataset.from_dict({"text": texts})
         return encode_dataset(table, self.taxonomy_, self.tokenizer_, labels=None, max_length=max_length)
 

@@ -112,7 +112,13 @@ class HcalTrainingArguments(TrainingArguments):
         if getattr(self, "greater_is_better", None) is None and is_violation:
             self.greater_is_better = False  # transformers assumes that only losses are better when smaller
         super().__post_init__()
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         weighter_kwargs: Any = self.loss_weighting_kwargs or {}
+        if not isinstance(weighter_kwargs, dict):
+            raise ValueError(
+                f'loss_weighting_kwargs must be an object such as {{"gamma": 0.5}}, got {weighter_kwargs!r}.'
+            )
         check_weighter(self.loss_weighting, weighter_kwargs)
         if self.head_solver not in ("auto", "optimizer", "lbfgs"):
             raise ValueError(f'head_solver must be "auto", "optimizer" or "lbfgs", got {self.head_solver!r}.')

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
 from ..data.label_checks import check_encoded, label_column
+from ..data.token_checks import check_tokens
 from ..decoding import Decision
 from ..modeling_hcal import HcalForSequenceClassification, HcalOutput
 from .arguments import HcalTrainingArguments
@@ -192,9 +193,12 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
 
         Raises:
             BadRowsError: if the model could never predict the labels of a row.
-            ValueError: for `args.tune` without evaluation documents.
+            ValueError: for `args.tune` without evaluation documents, and for training rows without tokens or labels that
+                the model has.
         """
         model = self.unwrapped_model
+        if self.train_dataset is None:
+            raise ValueError("There are no training documents: pass train_dataset to HcalTrainer.")
         if self.args.tune != "none" and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
             raise ValueError(f'tune="{self.args.tune}" needs one eval_dataset: give one, or tune="none".')
         if model.config.score_temperature != 1:
@@ -208,6 +212,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
         self._window_starts = True
         if self.model_init is not None:  # each trial of a search starts with a new model
             self.loss_weighter.load_state_dict(self._fresh_weighter)
+        if isinstance(self.train_dataset, Dataset):
+            check_tokens(self.train_dataset, model.vocabulary_size, model.max_tokens)
         in_memory = isinstance(self.train_dataset, Dataset) and "labels" in self.train_dataset.column_names
         if in_memory:
             config = model.config

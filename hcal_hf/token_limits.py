@@ -1,0 +1,66 @@
+"""Checks a tokenizer and token ids against the encoder of a model, and finds the longest text that it can read."""
+
+from typing import Any
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# A larger `model_max_length` means that the tokenizer does not store the limit.
+NO_LIMIT = 10**9
+
+
+def token_limit(model: Any, tokenizer: Any, max_length: int | None = None) -> int | None:
+    """Returns the maximum number of tokens of a text, or None without a limit.
+
+    It is `max_length`, or by default the limit that the tokenizer stores, but never more than the encoder has positions.
+    A warning is logged if `max_length` is lowered.
+
+    Args:
+        model ([`HcalForSequenceClassification`]): the model.
+        tokenizer: its tokenizer.
+        max_length (`int`, *optional*): the limit that a user has set.
+
+    Raises:
+        ValueError: if `max_length` is not a whole number of at least 1.
+    """
+    if max_length is not None:
+        check_max_length(max_length)
+        if model.max_tokens is not None and max_length > model.max_tokens:
+            logger.warning(
+                f"max_length={max_length:,} is more than the encoder can read: texts are truncated to {model.max_tokens:,} "
+                "tokens."
+            )
+    elif tokenizer.model_max_length <= NO_LIMIT:
+        max_length = tokenizer.model_max_length
+    limits = [limit for limit in (max_length, model.max_tokens) if limit is not None]
+    return min(limits, default=None)
+
+
+def check_max_length(max_length: Any) -> None:
+    """Checks a maximum number of tokens.
+
+    Raises:
+        ValueError: if it is not a whole number from 1 to 10^9.
+    """
+    is_whole = isinstance(max_length, int) and not isinstance(max_length, bool)
+    if not is_whole or not 1 <= max_length <= NO_LIMIT:
+        at_most = f" and at most {NO_LIMIT:,}" if is_whole and max_length > NO_LIMIT else ""
+        raise ValueError(f"max_length must be a whole number of at least 1{at_most}, got {max_length!r}.")
+
+
+def check_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Checks that the encoder has an embedding for each token of a tokenizer.
+
+    Raises:
+        ValueError: if the tokenizer has more tokens.
+    """
+    number = model.vocabulary_size
+    if tokenizer is not None and len(tokenizer) > number:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the encoder has embeddings for {number:,}: use the "
+            "tokenizer that was saved with the model, or call model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+__all__ = ["NO_LIMIT", "check_max_length", "check_tokenizer", "token_limit"]
