@@ -1,6 +1,7 @@
 """Configuration of an HCAL model: an encoder, a label hierarchy, and how labels are scored and trained."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -13,6 +14,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_checks import FORMAT_VERSION, TABLE_OPTIONS, ConfigChecks, check_format_version, derived_label_maps
 from .hub import CustomPipelines
+from .integrity import CHECKSUMS, check_config, config_checksums, defaults_of
 from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
 
@@ -140,6 +142,10 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         label_names (`list[str]`, *optional*):
             The name of each of the L labels for people, where the labels are codes. Shown after the label, and used for
             the default `label_texts`.
+        tokenizer_checksum (`str`, *optional*):
+            Identifies the tokens of the tokenizer that the model was trained with. Another tokenizer is refused.
+        tokenizer_checksum (`str`, *optional*):
+            Identifies the tokens of the tokenizer that the model was trained with. Another tokenizer is refused.
         table_options (`dict`, *optional*):
             How the tables of training were read: `text` and `labels` (lists of columns), `separator`, `delimiter`,
             `empty_means_none` and `leave_out`, as for [`hcal_hf.encode_dataset`]. The commands read other tables in the
@@ -202,6 +208,7 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     score_temperature: float | int = 1.0
     label_names: list[str] | None = None
     table_options: dict[str, Any] | None = None
+    tokenizer_checksum: str | None = None
     hcal_format_version: int = FORMAT_VERSION
 
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -212,12 +219,27 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds a configuration from the content of a config.json of this or an earlier format.
 
+        Args:
+            config_dict: the content.
+            kwargs: fields that replace those of the file. `accept_edits=True` accepts a file that was edited after it was
+                saved.
+
         Raises:
-            ValueError: if a newer library wrote it in a format that this one does not know, or a field is invalid.
+            ValueError: if a newer library wrote it in a format that this one does not know, if it was edited, or if a field
+                is invalid.
         """
         # Checked before all other fields, because a newer format may hold values that this library does not know.
         check_format_version(config_dict.get("hcal_format_version", 0))
-        return super().from_dict({**config_dict, "hcal_format_version": FORMAT_VERSION}, **kwargs)
+        if not kwargs.pop("accept_edits", False):
+            check_config(config_dict, defaults_of(cls))
+        values = {name: value for name, value in config_dict.items() if name != CHECKSUMS}
+        return super().from_dict({**values, "hcal_format_version": FORMAT_VERSION}, **kwargs)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Returns the content of config.json, with checksums of the parts that decide answers."""
+        values = json.loads(super().to_json_string(use_diff))
+        values[CHECKSUMS] = config_checksums(values, defaults_of(type(self)))
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):

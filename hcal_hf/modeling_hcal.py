@@ -22,6 +22,7 @@ from .configuration_hcal import HcalConfig
 from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, load_encoder
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
+from .integrity import check_loaded_weights, vocabulary_checksum
 from .label_extension import add_labels
 from .log_space import log_probs_to_logits
 from .objectives import feature_gradient_norms
@@ -111,6 +112,27 @@ class HcalPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a saved model as [`~transformers.PreTrainedModel.from_pretrained`] does, and checks it.
+
+        Args:
+            pretrained_model_name_or_path: the folder of the model, or its name on the Hub.
+            args, kwargs: as in transformers. In addition, `accept_edits=True` accepts a config.json that was edited after
+                the model was saved, and `allow_new_weights=True` accepts missing and misshapen weights, which are then new
+                and random, to be trained.
+
+        Raises:
+            ValueError: if config.json was edited, or if weights are missing, unknown, misshapen, NaN or infinite.
+        """
+        wants_info, allow_new = kwargs.pop("output_loading_info", False), kwargs.pop("allow_new_weights", False)
+        allow_new = kwargs.pop("ignore_mismatched_sizes", False) or allow_new
+        loaded, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        check_loaded_weights(loaded, info, str(pretrained_model_name_or_path), allow_new)
+        return (loaded, info) if wants_info else loaded
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Uploads the model and its code to the Hub.
@@ -259,6 +281,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         if not self.prototypes.is_anchored:
             raise ValueError('The prototypes have no anchors: build the model with prototype_anchor="label_text".')
         assert self.config.label_texts is not None
+        self.config.tokenizer_checksum = vocabulary_checksum(tokenizer)
         states = embed_texts(self, tokenizer, self.config.label_texts, batch_size)
         self.prototypes.anchors.copy_(states)
 

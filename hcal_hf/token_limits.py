@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .integrity import check_vocabulary
+
 logger = logging.get_logger(__name__)
 
 # A larger `model_max_length` means that the tokenizer does not store the limit.
@@ -50,10 +52,10 @@ def check_max_length(max_length: Any) -> None:
 
 
 def check_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Checks that the encoder has an embedding for each token of a tokenizer.
+    """Checks that a tokenizer is the one of the model, and that the encoder has an embedding for each of its tokens.
 
     Raises:
-        ValueError: if the tokenizer has more tokens.
+        ValueError: if the tokenizer has more tokens, or other ones than in training ([`check_vocabulary`]).
     """
     number = model.vocabulary_size
     if tokenizer is not None and len(tokenizer) > number:
@@ -61,6 +63,7 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
             f"The tokenizer has {len(tokenizer):,} tokens, but the encoder has embeddings for {number:,}: use the "
             "tokenizer that was saved with the model, or call model.resize_token_embeddings(len(tokenizer))."
         )
+    check_vocabulary(model.config, tokenizer)
 
 
 __all__ = ["NO_LIMIT", "check_max_length", "check_tokenizer", "token_limit"]

@@ -33,24 +33,24 @@ def test_saving_keeps_the_configuration_and_label_maps_follow_from_the_labels(tm
         ("head", "flat", "head"),
         ("objective", "all", "objective"),
         ("projection_dim", "256", "projection_dim"),
-        ("projection_dim", 0, "at least 1, got 0"),
-        ("prototype_temperature", 0.0, "above 0, got 0.0"),
+        ("projection_dim", 0, "from 1 to 1,048,576, got 0"),
+        ("prototype_temperature", 0.0, "must lie between 0.001 and 1000, got 0.0"),
         ("prototype_temperature", "cold", "prototype_temperature"),
-        ("perturbation", -0.1, "0 (off) or above, got -0.1"),
+        ("perturbation", -0.1, "0 (off) or a finite number above, got -0.1"),
         ("thresholds", [0.5] * 12 + [1.01], "from 0 to 1, got 1.01 for "),
         ("thresholds", [-0.01] + [0.5] * 12, "from 0 to 1, got -0.01 for 'science'"),
         ("thresholds", [float("nan")] * 13, "from 0 to 1, got nan for 'science'"),
         ("thresholds", [0.5] * 12, "one number for each of 13 labels, got 12"),
         ("thresholds", [0.5, 0.2] + [0.4] * 11, "is below that of its parent 'science'. Raise it to at least"),
         ("risk_alpha", 0.1, "risk_alpha and risk_threshold belong together"),
-        ("score_temperature", 0.0, "a finite number above 0 (1: scores as they are), got 0.0"),
+        ("score_temperature", 0.0, "must lie between 0.001 and 1000, got 0.0"),
         (
             "score_temperature",
             -1.0,
-            "above 0 (1: scores as they are), got -1.0: trainer.calibrate_temperature sets it",
+            "must lie between 0.001 and 1000, got -1.0",
         ),
-        ("score_temperature", float("inf"), "a finite number above 0 (1: scores as they are), got inf"),
-        ("score_temperature", float("nan"), "a finite number above 0 (1: scores as they are), got nan"),
+        ("score_temperature", float("inf"), "must lie between 0.001 and 1000, got inf"),
+        ("score_temperature", float("nan"), "must lie between 0.001 and 1000, got nan"),
         ("score_temperature", "warm", "score_temperature"),
         ("partial_paths", "yes", "partial_paths"),
         ("labels", "abc", "labels"),
@@ -91,7 +91,7 @@ def test_limits_of_the_allowed_ranges_are_accepted(taxonomy, tmp_path):
         config.save_pretrained(tmp_path)
         assert HcalConfig.from_pretrained(tmp_path).risk_threshold == threshold
     config.score_temperature = 0.0
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match=r"between 0\.001 and 1000"):
         config.save_pretrained(tmp_path)
 
 

@@ -267,7 +267,7 @@ def test_a_configuration_without_labels_is_refused():
 
 def test_loading_an_encoder_checkpoint_initialises_head_and_prototypes(taxonomy, encoder_dir):
     config = HcalConfig.from_taxonomy(taxonomy, AutoConfig.from_pretrained(encoder_dir), label_mode="multi_path")
-    model = HcalForSequenceClassification.from_pretrained(encoder_dir, config=config)
+    model = HcalForSequenceClassification.from_pretrained(encoder_dir, config=config, allow_new_weights=True)
     expected = AutoModel.from_pretrained(encoder_dir).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.encoder.state_dict().items())
     assert model.head.depths.tolist() == taxonomy.depths.tolist()

@@ -18,11 +18,20 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="Maximum number of labels below each label. Default: 10.",
     )
+    parser.add_argument(
+        "--accept",
+        action="store_true",
+        help="Accept a config.json or tokenizer that was changed after the model was saved, and store new checksums. MODEL "
+        "must be a folder.",
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     """Runs the command. Returns its result, its text and the exit code."""
     from .model_summary import as_text, inspect_model
+    from .saved_model import accept_edits
 
+    if args.accept:
+        accept_edits(args.model)
     report = inspect_model(args.model, args.depth, args.max_children)
     return report, as_text(report), OK

@@ -1,10 +1,12 @@
 """Loads saved models for the commands."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from ..configuration_hcal import HcalConfig
+from ..integrity import vocabulary_checksum
 from ..modeling_hcal import HcalForSequenceClassification
 from ..token_limits import check_tokenizer
 
@@ -21,23 +23,36 @@ def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification,
     """
     load_config(name)  # raises a one-line error, where from_pretrained would not
     model = HcalForSequenceClassification.from_pretrained(name, **kwargs)
+    tokenizer = load_tokenizer(name)
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads the tokenizer of a saved model.
+
+    Raises:
+        ValueError: if there is none.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as problem:
         reason = str(problem).strip().partition("\n")[0]
         raise ValueError(
             f"{name} has no tokenizer that can be read ({reason}): save the tokenizer of training next to the model, "
             "tokenizer.save_pretrained(folder)."
         ) from problem
-    check_tokenizer(model, tokenizer)
-    return model, tokenizer
 
 
-def load_config(name: str) -> HcalConfig:
+def load_config(name: str, accept_edits: bool = False) -> HcalConfig:
     """Loads the configuration of a saved model.
 
+    Args:
+        name: the folder of the model, or its name on the Hub.
+        accept_edits: accept a config.json that was changed after the model was saved.
+
     Raises:
-        ValueError: if there is no model, or if it is not an HCAL model.
+        ValueError: if there is no model, if it is not an HCAL model, or if it was changed.
     """
     try:
         stored, _ = PreTrainedConfig.get_config_dict(name)
@@ -50,4 +65,18 @@ def load_config(name: str) -> HcalConfig:
         raise ValueError(
             f"{name} is a model of type {stored.get('model_type')!r}, not an HCAL model: train one with hcal train."
         )
-    return HcalConfig.from_pretrained(name)
+    return HcalConfig.from_pretrained(name, accept_edits=accept_edits)
+
+
+def accept_edits(folder: str) -> None:
+    """Accepts a config.json and a tokenizer that were changed after the model was saved, and stores new checksums.
+
+    Raises:
+        ValueError: if there is no such folder, or no HCAL model in it.
+    """
+    if not Path(folder, "config.json").is_file():
+        raise ValueError(f"--accept needs the folder of a saved model, and {folder} has no config.json.")
+    config = load_config(folder, accept_edits=True)
+    if config.tokenizer_checksum is not None:
+        config.tokenizer_checksum = vocabulary_checksum(load_tokenizer(folder))
+    config.save_pretrained(folder)

@@ -19,7 +19,9 @@ from ..data.collator import HcalDataCollator
 from ..data.label_checks import check_encoded, label_column
 from ..data.token_checks import check_tokens
 from ..decoding import Decision
+from ..integrity import vocabulary_checksum
 from ..modeling_hcal import HcalForSequenceClassification, HcalOutput
+from ..token_limits import check_tokenizer
 from .arguments import HcalTrainingArguments
 from .callbacks import ReembedLabels
 from .card_mixin import ModelCardMixin
@@ -147,6 +149,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
             )
         self.tuned: dict[str, float] = {}
         warn_of_float16(model)
+        if processing_class is not None:
+            check_tokenizer(model, processing_class)
         self._unwrapped: tuple[nn.Module, HcalForSequenceClassification] | None = None
         super().__init__(
             model=model_argument,
@@ -212,6 +216,8 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
         self._window_starts = True
         if self.model_init is not None:  # each trial of a search starts with a new model
             self.loss_weighter.load_state_dict(self._fresh_weighter)
+        if self.processing_class is not None:
+            model.config.tokenizer_checksum = vocabulary_checksum(self.processing_class)
         if isinstance(self.train_dataset, Dataset):
             check_tokens(self.train_dataset, model.vocabulary_size, model.max_tokens)
         in_memory = isinstance(self.train_dataset, Dataset) and "labels" in self.train_dataset.column_names
