@@ -25,6 +25,8 @@ PARTS = {
         "partial_paths",
         "head",
         "objective",
+        "classification_loss",
+        "classification_loss_kwargs",
         "pooling",
         "projection_dim",
         "projection_bias",

@@ -12,7 +12,6 @@ from typing import Any
 from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoTokenizer, pipeline, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_hcal import display_names
@@ -26,6 +25,7 @@ from ..report.predictions import collect_predictions
 from ..report.report import write_report
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
+from ..training.checkpoints import last_whole_checkpoint
 from ..training.features import CACHE_FOLDER, pooled_features
 from ..training.trainer import HcalTrainer
 from .continued_run import SPLIT_FILE, continue_from, split_record
@@ -120,7 +120,7 @@ def run_training(
     _announce_launch(trainer)
     resume: Any = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false", "none"):
-        resume = get_last_checkpoint(args.output_dir) if str(resume).lower() == "true" else None
+        resume = last_whole_checkpoint(str(args.output_dir)) if str(resume).lower() == "true" else None
     trainer.train(resume_from_checkpoint=resume)
     _report_tuning(trainer.tuned, args.tune)
     if data_args.max_length is not None:

@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
 from ..modeling_hcal import HcalForSequenceClassification
 from .progress_bar import progress_bar
+
+logger = logging.get_logger(__name__)
 
 # The folder of features within a model's folder. Pushes leave out names that start with _.
 CACHE_FOLDER = "_features"
@@ -66,15 +70,14 @@ def pooled_features(
                 digest.update(name.encode())
                 digest.update(batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
         path = Path(cache_dir) / f"{digest.hexdigest()}.safetensors"
-    if path is not None and path.exists():
-        states = load_file(path)["pooled_states"]
-    else:
+    states = None if path is None else _read_cache(path, len(tokens), model.projection.in_features)
+    if states is None:
         states = _compute(model, tokens, lengths, HcalDataCollator(tokenizer, model.taxonomy), batch_size, desc)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Renamed when complete, because another process may read or write the same file.
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"pooled_states": states}, temporary)
+            save_file({"pooled_states": states}, temporary, metadata={"sha256": _digest(states)})
             try:
                 temporary.replace(path)
             except PermissionError:  # on Windows, if another process has the same file open
@@ -86,6 +89,35 @@ def pooled_features(
     if "labels" in dataset.column_names:
         features = concatenate_datasets([features, dataset.select_columns("labels")], axis=1)
     return features.with_format("numpy", columns=["pooled_states"], output_all_columns=True)
+
+
+def _read_cache(path: Path, documents: int, size: int) -> np.ndarray | None:
+    """Reads cached features. Returns None, with a warning, for a file that is damaged or holds others."""
+    if not path.exists():
+        return None
+    problem = "is not complete"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            states: np.ndarray = file.get_tensor("pooled_states")
+            stored = (file.metadata() or {}).get("sha256")
+        if states.shape != (documents, size) or states.dtype != np.float32:
+            problem = (
+                f"holds features of shape {list(states.shape)} and type {states.dtype}, not [{documents}, {size}]"
+            )
+        elif not np.isfinite(states).all():
+            problem = "holds NaN or infinite features"
+        elif stored is not None and stored != _digest(states):
+            problem = "was changed after it was written"
+        else:
+            return states
+    except (SafetensorError, OSError):
+        pass
+    logger.warning(f"The cached features in {path} are computed again: the file {problem}.")
+    return None
+
+
+def _digest(states: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest()
 
 
 @torch.no_grad()

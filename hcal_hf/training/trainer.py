@@ -1,15 +1,12 @@
 """Trains HCAL models: weights the losses of the levels and logs each of them."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_concat
@@ -25,6 +22,7 @@ from ..token_limits import check_tokenizer
 from .arguments import HcalTrainingArguments
 from .callbacks import ReembedLabels
 from .card_mixin import ModelCardMixin
+from .checkpoints import CheckpointMixin
 from .evaluation import BatchMetrics, score_decision
 from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
@@ -37,10 +35,8 @@ from .weighting import LossWeighter, build_weighter
 
 logger = logging.get_logger(__name__)
 
-WEIGHTER_NAME = "loss_weighter.safetensors"
 
-
-class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer):
+class HcalTrainer(CheckpointMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer):
     """
     Trains an [`HcalForSequenceClassification`] on sum_k w_k L_k over its tasks, with weights from a [`LossWeighter`].
 
@@ -185,7 +181,7 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
             self._unwrapped = (self.model, self.accelerator.unwrap_model(self.model))
         return self._unwrapped[1]
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as [`~transformers.Trainer.train`] does, after checking the training rows.
 
         Tables in memory are checked against the model's `label_mode` and `partial_paths`; a stream is checked batch by
@@ -228,7 +224,12 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
             _, occurring = label_column(self.train_dataset)
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(np.unique(occurring))] = True
-        output = self._solve_head(model) if self._solves_head(model) else super().train(*args, **kwargs)
+        with self._only_training():
+            if self._solves_head(model):
+                output = self._solve_head(model)
+            else:
+                checkpoint = self._checked_checkpoint(resume_from_checkpoint)
+                output = super().train(checkpoint, *args, **kwargs)
         self.tuned = {} if self.args.tune == "none" else tune_model(self, metric=self.args.tune)
         return output
 
@@ -476,29 +477,3 @@ class HcalTrainer(ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, T
         for parameter in self.loss_weighter.parameters():
             if parameter.grad is not None and self.accelerator.num_processes > 1:
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-
-    # ---- Checkpoints ----
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {name: value.detach().contiguous() for name, value in self.loss_weighter.state_dict().items()}
-            metadata = {"weighter": type(self.loss_weighter).__name__}
-            save_file(state, os.path.join(output_dir, WEIGHTER_NAME), metadata=metadata)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = os.path.join(checkpoint, WEIGHTER_NAME)
-        if not os.path.isfile(path):
-            logger.warning(f"{checkpoint} has no {WEIGHTER_NAME}: the loss weighter starts from its initial state.")
-            return
-        with safe_open(path, framework="pt", device=str(self.args.device)) as file:
-            saved = (file.metadata() or {}).get("weighter")
-            if saved != type(self.loss_weighter).__name__:
-                raise ValueError(
-                    f"{checkpoint} was trained with the loss weighter {saved}, this run uses "
-                    f"{type(self.loss_weighter).__name__}: resume with the same one, or start a new run from the model."
-                )
-            self.loss_weighter.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118

@@ -166,7 +166,7 @@ def test_wrong_columns_and_options_are_refused(train, tmp_path, options, message
     ("content", "message"),
     [
         ("text,labels\n", "names columns but has no rows"),
-        ("text,labels\na,\nb,\n", "No row of"),
+        ("text,labels\na,\nb,\n", "No row has a label in 'labels'"),
         ("text,labels\na,x\nb,x\nc,x\n", "has a single label, 'x': there is nothing to choose between"),
     ],
 )

@@ -44,7 +44,7 @@ def test_options_of_encoding_are_checked(encode, options, message):
 
 def test_half_characters_are_a_problem_of_their_row(encode):
     with pytest.raises(ValueError, match="half characters that are not Unicode"):
-        encode(pd.DataFrame({"text": ["a \ud800"], "labels": [PATH]}))
+        encode(pd.DataFrame({"text": ["a \ud800"], "labels": [PATH]}, dtype=object))
 
 
 @pytest.mark.parametrize("columns", [{"labels": []}, {"labels": [None, None]}])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from hcal_hf import HcalForSequenceClassification, encode_dataset
 from hcal_hf.training import features
@@ -66,3 +68,36 @@ def test_a_saved_model_reuses_the_cached_features_of_its_training(taxonomy, enco
     before = encoder_fingerprint(model)
     model.save_pretrained(tmp_path / "saved")
     assert encoder_fingerprint(HcalForSequenceClassification.from_pretrained(tmp_path / "saved")) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), "is not complete"),
+        (lambda path: path.write_bytes(b""), "is not complete"),
+        (lambda path: save_file({"other": np.zeros(3, np.float32)}, path), "is not complete"),
+        (lambda path: save_file({"pooled_states": np.zeros((1, 2), np.float32)}, path), "holds features of shape"),
+        (lambda path: change(path, np.nan), "holds NaN or infinite features"),
+        (lambda path: change(path, 0.5), "was changed after it was written"),
+    ],
+)
+def test_damaged_caches_are_computed_again(make_model, taxonomy, encoded, tokenizer, tmp_path, caplog, damage, reason):
+    model, data = make_model(taxonomy), encoded
+    first = pooled_features(model, data, tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    with caplog.at_level("WARNING"):
+        again = pooled_features(model, data, tokenizer, cache_dir=tmp_path)
+    assert reason in caplog.text
+    np.testing.assert_array_equal(np.asarray(again["pooled_states"][:]), np.asarray(first["pooled_states"][:]))
+    caplog.clear()
+    pooled_features(model, data, tokenizer, cache_dir=tmp_path)
+    assert "computed again" not in caplog.text
+
+
+def change(path, value):
+    """Changes one number and keeps the metadata."""
+    with safe_open(path, framework="numpy") as file:
+        states, metadata = file.get_tensor("pooled_states"), file.metadata()
+    states[0, 0] = value
+    save_file({"pooled_states": states}, path, metadata=metadata)
