@@ -1,5 +1,6 @@
 """Models that predict before the first label: scores from label texts, and adaptation to unlabelled texts."""
 
+import copy
 import json
 
 import numpy as np
@@ -195,6 +196,77 @@ def test_adaptation_finds_clusters_that_names_only_hint_at(encoder_dir, tokenize
     assert result.texts == len(texts)
     assert 0 < result.agreement <= 1
     assert accuracy() > max(before, 0.9), (before, accuracy())
+
+
+def test_labelled_texts_pull_their_labels_as_in_a_slow_loop(model, tokenizer, taxonomy, monkeypatch):
+    monkeypatch.setattr(module, "STRENGTH", 1e-12)  # the fit stays at the adapted vectors
+    monkeypatch.setattr(module, "ROUNDS", 2)
+    leaves = np.flatnonzero(taxonomy.is_leaf)
+    labelled, ends = TEXTS[:3], [leaves[0], leaves[0], leaves[1]]
+    states = embed_texts(model, tokenizer, TEXTS).double()
+    anchors = model.prototypes.anchors.double()
+    weight = model.projection.weight.detach().double()
+    features = F.normalize((states - states.mean(dim=0)) @ weight.T, dim=-1)
+    start = F.normalize((anchors - anchors.mean(dim=0)) @ weight.T, dim=-1)[leaves]
+    pull = 10.0 * start
+    pull[0] += 5.0 * 2 * F.normalize(features[0] + features[1], dim=0)
+    pull[1] += 5.0 * features[2]
+    vectors = F.normalize(pull, dim=-1)
+    for _ in range(2):
+        shares = (features[3:] @ vectors.T / 0.05).softmax(dim=1)
+        shares = shares / shares.sum(dim=0).sqrt()
+        shares = shares / shares.sum(dim=1, keepdim=True)
+        attracted = torch.stack(
+            [sum(shares[i, label] * features[3 + i] for i in range(77)) for label in range(len(start))]
+        )
+        vectors = F.normalize(pull + shares.sum(dim=0)[:, None] * F.normalize(attracted, dim=-1), dim=-1)
+    paths = [taxonomy.paths(int(end))[0] for end in ends]
+    result = adapt(model, tokenizer, TEXTS, labelled_texts=labelled, labels=paths)
+    assert (result.texts, result.labelled, result.rounds) == (80, 3, 2)
+    found = model.prototypes.vectors(model.projection)[leaves].double()
+    torch.testing.assert_close(found, vectors, atol=1e-4, rtol=1e-3)
+
+
+def test_the_fit_to_labelled_texts_leaves_other_labels_alone(model, tokenizer, taxonomy, monkeypatch):
+    leaves = np.flatnonzero(taxonomy.is_leaf)
+    options = {"labelled_texts": TEXTS[:4], "labels": [taxonomy.paths(int(leaves[i % 2]))[0] for i in range(4)]}
+    model_without = copy.deepcopy(model)
+    monkeypatch.setattr(module, "STRENGTH", 1e-12)
+    adapt(model_without, tokenizer, TEXTS, **options)
+    monkeypatch.undo()
+    adapt(model, tokenizer, TEXTS, **options)
+    moved = (model.prototypes.weight - model_without.prototypes.weight).abs().amax(dim=1)
+    trained = np.unique(np.concatenate([taxonomy.encode(path) for path in options["labels"]]))
+    assert moved[trained].min() > 1e-3
+    assert moved[np.setdiff1d(np.arange(len(taxonomy)), trained)].max() < 1e-6
+
+    def nll(fitted):
+        found = probabilities(fitted, tokenizer, TEXTS[:4])
+        return -sum(float(found[i, leaves[i % 2]].log()) for i in range(4))
+
+    assert nll(model) < nll(model_without)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a b"], [], "There are 1 labelled_texts but 0 labels"),
+        (["a b"], [["nowhere"]], "nowhere"),
+        ([""], [["science", "physics"]], "Labelled text 0: "),
+        (["a b"], [["science"]], "Labelled text 0: "),
+    ],
+)
+def test_labelled_texts_that_do_not_fit_are_refused(encoder_dir, tokenizer, texts, labels, message):
+    taxonomy = Taxonomy.from_paths([["science", "physics"], ["arts", "music"]])
+    model = HcalForSequenceClassification.zero_shot(encoder_dir, taxonomy)
+    with pytest.raises(ValueError, match=message):
+        adapt(model, tokenizer, TEXTS, labelled_texts=texts, labels=labels)
+
+
+def test_labelled_texts_need_a_single_path(encoder_dir, tokenizer, dag):
+    model = HcalForSequenceClassification.zero_shot(encoder_dir, dag)
+    with pytest.raises(ValueError, match="labelled_texts need label_mode=\"single_path\", got 'multi_path'"):
+        adapt(model, tokenizer, TEXTS, labelled_texts=["a"], labels=[["arts", "music"]])
 
 
 def test_what_cannot_be_adapted_is_refused(model, encoder_dir, taxonomy, tokenizer):

@@ -16,6 +16,7 @@ from ..configuration_hcal import TABLE_OPTIONS, HcalConfig
 from ..taxonomy import SEPARATOR
 from ..token_limits import check_max_length
 from ..training.arguments import PAPER_SETTINGS, HcalTrainingArguments
+from ..training.regime import FINE_TUNED, FROZEN, REGIMES
 from .value_types import check_types
 
 SPLITS = ("train", "validation", "test")
@@ -97,6 +98,26 @@ class ModelArguments:
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Compute the features of the encoder once, and train only the head."}
     )
+    regimes: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "How the model is trained: adapted (label text, unlabelled rows and a few labelled ones), frozen or "
+            "fine-tuned. If there are several, the validation documents decide. Default: frozen with freeze_encoder, else "
+            "fine-tuned."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.regimes, str):  # in a configuration file
+            self.regimes = [self.regimes]
+        for name in self.regimes:
+            if name not in REGIMES:
+                raise ValueError(f"regimes holds {name!r}: the regimes are {', '.join(REGIMES)}.")
+
+    @property
+    def default_regime(self) -> str:
+        """The regime of a run that names none."""
+        return FROZEN if self.freeze_encoder else FINE_TUNED
 
     def __post_init__(self) -> None:
         self.contrast_kwargs = _json_object("contrast_kwargs", self.contrast_kwargs, '{"label_weight": 0.2}')

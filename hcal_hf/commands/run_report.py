@@ -39,14 +39,15 @@ class RunRows:
     ):
         self.raw, self.columns = raw, tables.table_options["text"]
         self.kept: dict[str, np.ndarray] = {}
+        self.unlabelled: dict[str, np.ndarray] = {}
         self.splits: list[SplitRows] = []
         for name, table in raw.items():
-            used, unlabelled, problems = len(encoded[name]), 0, []
+            used, problems = len(encoded[name]), []
             if used < len(table):
                 left_out = find_left_out(table, _encoder(table, taxonomy, tables, config))
-                self.kept[name], unlabelled = left_out.kept, left_out.unlabelled
+                self.kept[name], self.unlabelled[name] = left_out.kept, left_out.unlabelled
                 problems = [f"row {row + 1}: {problem}" for row, problem in left_out.bad.items()]
-            self.splits.append(SplitRows(name, used, unlabelled, problems))
+            self.splits.append(SplitRows(name, used, len(self.unlabelled.get(name, ())), problems))
 
     def numbers(self, split: str) -> np.ndarray:
         """Returns the number of each encoded row in the table that was read, from 1."""
@@ -57,11 +58,17 @@ class RunRows:
         """Returns a function from positions in an encoded split to texts."""
 
         def read(positions: Sequence[int]) -> list[str]:
-            rows = [int(self.kept[split][i]) if split in self.kept else int(i) for i in positions]
-            table = self.raw[split].select(rows)
-            return [str(join_texts(cells)) for cells in zip(*(table[name][:] for name in self.columns))]
+            return self._read(split, [int(self.kept[split][i]) if split in self.kept else int(i) for i in positions])
 
         return read
+
+    def unlabelled_texts(self) -> list[str]:
+        """Returns the texts of the rows without known labels, from all splits."""
+        return [text for split, rows in self.unlabelled.items() for text in self._read(split, rows.tolist())]
+
+    def _read(self, split: str, rows: Sequence[int]) -> list[str]:
+        table = self.raw[split].select(rows)
+        return [str(join_texts(cells)) for cells in zip(*(table[name][:] for name in self.columns))]
 
 
 def _encoder(table: Dataset, taxonomy: Taxonomy, tables: TableArguments, config: HcalConfig) -> RowEncoder:

@@ -20,7 +20,7 @@ from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
-from ..training.regime import FROZEN, Regime, choose_regime
+from ..training.regime import FROZEN, FROZEN_SETTINGS, Regime, choose_regime
 from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
 from .run_data import read_or_build_taxonomy
 from .saved_model import load_model
@@ -38,8 +38,9 @@ def train_table(
     """Trains a model on one table of texts and labels, which is split 80/10/10.
 
     Decides what a configuration file would say: whether documents have several paths (`label_mode`) or end at inner
-    nodes (`partial_paths`), the encoder, and whether it is frozen or fine-tuned ([`choose_regime`]). Each decision is
-    printed with its reason, and `config.yaml` in the output folder repeats the run.
+    nodes (`partial_paths`), the encoder, and whether label text is adapted or a frozen or fine-tuned encoder is trained
+    ([`choose_regime`]). Any number of rows may have no label, also all of them if there is a taxonomy: their texts serve to
+    adapt label text. Each decision is printed with its reason, and `config.yaml` in the output folder repeats the run.
 
     Args:
         file: a table ([`read_table`] lists the formats).
@@ -82,6 +83,8 @@ class _TableRun:
         given: the names of the arguments that the caller has set, which are kept.
         time_budget: minutes that fine-tuning may take.
         notes: the decisions, one sentence each, which are also printed.
+        labelled: the numbers of the rows with labels.
+        leaves: the number of leaves of the hierarchy.
     """
 
     path: Path
@@ -92,6 +95,8 @@ class _TableRun:
     given: set[str]
     time_budget: float
     notes: list[str] = field(default_factory=list)
+    labelled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    leaves: int | None = None
 
     def note(self, line: str) -> None:
         """Prints a decision, and keeps it for the report."""
@@ -109,12 +114,17 @@ class _TableRun:
             self.note(f"Encoder: {DEFAULT_ENCODER}.")
             warn_if_not_english(texts)
         decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
-        if "freeze_encoder" not in self.given and model_args.preset is None:
+        if not self.given & {"freeze_encoder", "regimes"} and model_args.preset is None:
             tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
             regime = self._choose_regime(model_args.encoder, tokenizer, texts)
-            model_args.freeze_encoder = regime.name == "frozen"
+            model_args.freeze_encoder = regime.name == FROZEN
+            model_args.regimes = [*regime.alternatives, regime.name]
             self.note(f"Regime: {regime.name}. {regime.reason}")
-            decided += self._apply(regime)
+            if regime.alternatives:
+                self.note(
+                    f"The validation documents will decide between {', '.join(regime.alternatives)} and {regime.name}."
+                )
+            decided += ["regimes", *self._apply(regime)]
         return decided
 
     def continue_model(self) -> list[str]:
@@ -142,9 +152,9 @@ class _TableRun:
         model_args.freeze_encoder = model.config.score_function == "linear"
         if model_args.freeze_encoder:
             self.note("Regime: frozen, as the model was trained.")
-            return decided + self._apply(Regime("frozen", FROZEN, ""))
+            return decided + self._apply(Regime(FROZEN, FROZEN_SETTINGS, ""))
         regime = self._choose_regime(model.encoder, tokenizer, self._sample_texts())
-        if regime.name == "frozen":
+        if regime.name == FROZEN:
             raise ValueError(
                 f"{model_args.start_from} was fine-tuned, and continuing takes longer than allowed. {regime.reason} Give "
                 "more minutes by --time-budget."
@@ -159,9 +169,20 @@ class _TableRun:
     def _choose_regime(self, encoder: Any, tokenizer: Any, texts: list[str]) -> Regime:
         """Chooses the regime by the number of tokens of each training document, estimated from a sample of texts."""
         tokens = tokenizer(texts, truncation=True, max_length=self.data_args.max_length)["input_ids"]
-        documents = max(int(0.8 * len(self.table)), 1)
+        number = len(self.labelled) if self.leaves else len(self.table)
+        documents = int(np.ceil(0.8 * number))
         lengths = np.resize(np.fromiter(map(len, tokens), dtype=np.int64), documents).tolist()
-        return choose_regime(encoder, tokenizer, lengths, self.time_budget, self.args.device)
+        return choose_regime(
+            encoder,
+            tokenizer,
+            lengths,
+            self.time_budget,
+            self.args.device,
+            leaves=self.leaves,
+            label_mode=self.model_args.label_mode,
+            unlabelled=len(self.table) - number,
+            validation=int(0.1 * number),
+        )
 
     def _apply(self, regime: Regime) -> list[str]:
         """Sets the settings of a regime, except for those that are given. Returns their names."""
@@ -179,6 +200,7 @@ class _TableRun:
         problems: list[str | None] = [None] * len(table)
         rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
         usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
+        self.labelled, self.leaves = np.flatnonzero(usable), int(taxonomy.is_leaf.sum())
         sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         nodes = np.array([node for row in rows for node in row], dtype=np.int64)
         several = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, "single_path", True) & usable)
@@ -186,10 +208,14 @@ class _TableRun:
         if "label_mode" not in given and model_args.preset is None:
             model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
             reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
+            if not len(self.labelled):
+                reason = "no row has a label; give --label-mode multi_path if documents can have several"
             self.note(f"label_mode: {model_args.label_mode} ({reason}).")
         if "partial_paths" not in given and model_args.preset is None:
             model_args.partial_paths = bool(len(partial))
             reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
+            if not len(self.labelled):
+                reason = "no row has a label; give --partial-paths if paths can end at inner labels"
             self.note(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
 
 
@@ -217,7 +243,10 @@ def _check_columns(path: Path, columns: Sequence[str], data_args: DataArguments)
 def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
     taxonomy = read_or_build_taxonomy(table, data_args)
     if not len(taxonomy):
-        raise ValueError(f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}.")
+        raise ValueError(
+            f"No row of {data_args.data_dir} has a label in {', '.join(map(repr, data_args.labels))}: give the hierarchy "
+            "with --taxonomy, to classify the texts by the names of its labels."
+        )
     if taxonomy.num_labels == 1:
         raise ValueError(
             f"{data_args.data_dir} has a single label, {taxonomy.labels[0]!r}: there is nothing to choose between."

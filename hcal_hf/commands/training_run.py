@@ -5,10 +5,11 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoTokenizer, pipeline, set_seed
@@ -27,9 +28,11 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.checkpoints import last_whole_checkpoint
 from ..training.features import CACHE_FOLDER, pooled_features
+from ..training.regime import ADAPTED, FINE_TUNED, FROZEN
 from ..training.trainer import HcalTrainer
 from .continued_run import SPLIT_FILE, continue_from, split_record
 from .progress import show_one_line
+from .regime_comparison import train_best
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
 from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows
@@ -58,114 +61,206 @@ def run_training(
         ValueError: if data, the encoder or the training split is missing.
     """
     set_seed(args.seed)
-    if not model_args.encoder and not model_args.start_from:
-        raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
-    details = Details.read(data_args.card)
-    if data_args.dataset and not os.path.exists(data_args.dataset) and details.dataset_tags is None:
-        details.dataset_tags = data_args.dataset
-    start = None
-    if model_args.start_from:
-        start, tokenizer, raw, split = continue_from(model_args, data_args, args)
-        taxonomy = start.taxonomy
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
-        raw = load_data(data_args)
-        split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
-        taxonomy = read_or_build_taxonomy(raw, data_args)
-    with args.main_process_first(desc="encoding"):
-        # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
-        encoded = encode_splits(raw, taxonomy, tokenizer, data_args, model_args.label_mode, model_args.partial_paths)
+    run = _Run.load(model_args, data_args, args)
+    regimes = list(model_args.regimes) or [model_args.default_regime]
+    trainer, lines = train_best(regimes, run.train, args)
+    return run.finish(trainer, [*notes, *lines])
 
-    counts = None
-    if data_args.weight:
-        counts = encoded["train"][COUNT][:]
-        encoded = encoded.remove_columns(COUNT)
-    names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
-    if start is not None:
-        model = start
-        model.config.table_options = data_args.table_options
-        model.config.label_names = display_names(taxonomy, names) if names else model.config.label_names
-    else:
-        model = HcalForSequenceClassification.from_encoder(
-            model_args.encoder,
-            taxonomy,
-            model_args.preset,
-            table_options=data_args.table_options,
-            label_names=names,
-            **_config_fields(model_args),
+
+@dataclass
+class _Run:
+    """Holds the data of a run.
+
+    Attributes:
+        model_args, data_args, args: the arguments.
+        tokenizer: the tokenizer of the encoder.
+        raw, encoded: the splits before and after encoding.
+        taxonomy ([`Taxonomy`]): the hierarchy.
+        split: how one file was split, for later runs that continue from the model.
+        start ([`HcalForSequenceClassification`], *optional*): the model to continue from.
+        counts: how many times each training document counts, if that is not once.
+    """
+
+    model_args: ModelArguments
+    data_args: DataArguments
+    args: HcalTrainingArguments
+    tokenizer: Any
+    raw: DatasetDict
+    encoded: DatasetDict
+    taxonomy: Taxonomy
+    split: dict[str, Any]
+    start: HcalForSequenceClassification | None
+    counts: list[int] | None
+
+    @classmethod
+    def load(cls, model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments) -> "_Run":
+        """Loads and encodes the data. The arguments are those of [`run_training`]."""
+        if not model_args.encoder and not model_args.start_from:
+            raise ValueError("There is no encoder: give encoder=... (a name on the Hub or a folder).")
+        start = None
+        if model_args.start_from:
+            start, tokenizer, raw, split = continue_from(model_args, data_args, args)
+            taxonomy = start.taxonomy
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+            raw = load_data(data_args)
+            split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
+            taxonomy = read_or_build_taxonomy(raw, data_args)
+        with args.main_process_first(desc="encoding"):
+            # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
+            mode, partial_paths = model_args.label_mode, model_args.partial_paths
+            encoded = encode_splits(raw, taxonomy, tokenizer, data_args, mode, partial_paths)
+        counts = None
+        if data_args.weight:
+            counts = encoded["train"][COUNT][:]
+            encoded = encoded.remove_columns(COUNT)
+        if data_args.max_length is not None:  # so that texts are cut as in training wherever the model is used
+            tokenizer.model_max_length = data_args.max_length
+        return cls(model_args, data_args, args, tokenizer, raw, encoded, taxonomy, split, start, counts)
+
+    def train(self, regime: str) -> HcalTrainer:
+        """Builds a model and trains it in one regime ([`REGIMES`]). Returns its trainer."""
+        args = self.args
+        model = self._build_model(regime)
+        # A part without labelled documents, as for a table without labels, is like a missing one.
+        table = DatasetDict({name: part for name, part in self.encoded.items() if len(part) or name == "train"})
+        if regime != FINE_TUNED:
+            model.encoder.requires_grad_(False)
+            table = self._features(model, table)
+        if self.counts is not None:
+            table["train"] = repeat_rows(table["train"], self.counts)
+        if "validation" not in table or self.model_args.preset is not None:
+            args.tune = "none"
+        trainer = HcalTrainer(
+            model,
+            args,
+            train_dataset=table["train"],
+            eval_dataset=table.get("validation"),
+            processing_class=self.tokenizer,
         )
-    table = encoded
-    if model_args.freeze_encoder:
-        model.encoder.requires_grad_(False)
-        cache = data_args.feature_cache or os.path.join(args.output_dir, CACHE_FOLDER)
+        trainer.card_details = self._card_details()
+        show_one_line(trainer)
+        _announce_launch(trainer)
+        if regime == ADAPTED:
+            self._adapt(trainer)
+        else:
+            resume: Any = args.resume_from_checkpoint
+            if str(resume).lower() in ("true", "false", "none"):
+                resume = last_whole_checkpoint(str(args.output_dir)) if str(resume).lower() == "true" else None
+            trainer.train(
+                resume_from_checkpoint=resume if regime == FINE_TUNED or not self.model_args.regimes else None
+            )
+        _report_tuning(trainer.tuned, args.tune)
+        return trainer
+
+    def _build_model(self, regime: str) -> HcalForSequenceClassification:
+        model_args, data_args, taxonomy = self.model_args, self.data_args, self.taxonomy
+        names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
+        if self.start is not None:
+            model = self.start
+            model.config.table_options = data_args.table_options
+            model.config.label_names = display_names(taxonomy, names) if names else model.config.label_names
+            return model
+        given: dict[str, Any] = {"table_options": data_args.table_options, "label_names": names}
+        if regime == ADAPTED:
+            given |= {"label_mode": model_args.label_mode, "partial_paths": model_args.partial_paths}
+            return HcalForSequenceClassification.zero_shot(
+                model_args.encoder, taxonomy, **given, pooling=model_args.pooling
+            )
+        return HcalForSequenceClassification.from_encoder(
+            model_args.encoder, taxonomy, model_args.preset, **given, **_config_fields(model_args, regime)
+        )
+
+    def _features(self, model: HcalForSequenceClassification, table: DatasetDict) -> DatasetDict:
+        """Replaces the tokens of all splits by the pooled states of the encoder."""
+        args = self.args
+        cache = self.data_args.feature_cache or os.path.join(str(args.output_dir), CACHE_FOLDER)
         model.to(args.device)
         with args.main_process_first(desc="features"):
-            table = DatasetDict(
-                {
-                    name: pooled_features(
-                        model, split, tokenizer, cache_dir=cache, desc=f"Encoding {name} ({len(split):,} texts)"
-                    )
-                    for name, split in encoded.items()
-                }
-            )
-    if counts is not None:
-        table["train"] = repeat_rows(table["train"], counts)
-    if "validation" not in table or model_args.preset is not None:
-        args.tune = "none"
-    trainer = HcalTrainer(
-        model, args, train_dataset=table["train"], eval_dataset=table.get("validation"), processing_class=tokenizer
-    )
-    trainer.card_details = details
-    show_one_line(trainer)
-    _announce_launch(trainer)
-    resume: Any = args.resume_from_checkpoint
-    if str(resume).lower() in ("true", "false", "none"):
-        resume = last_whole_checkpoint(str(args.output_dir)) if str(resume).lower() == "true" else None
-    trainer.train(resume_from_checkpoint=resume)
-    _report_tuning(trainer.tuned, args.tune)
-    if data_args.max_length is not None:
-        tokenizer.model_max_length = (
-            data_args.max_length
-        )  # so that texts are cut as in training wherever the model is used
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
-    if split and trainer.is_world_process_zero():
-        Path(args.output_dir, SPLIT_FILE).write_text(json.dumps(split), encoding="utf-8")
+            features = {}
+            for name, part in table.items():
+                desc = f"Encoding {name} ({len(part):,} texts)"
+                if len(part):
+                    features[name] = pooled_features(model, part, self.tokenizer, cache_dir=cache, desc=desc)
+            return DatasetDict({**table, **features})
 
-    held_out = next((name for name in ("test", "validation") if name in table), None)
-    if held_out is None:
-        return {}
-    with nullcontext() if data_args.no_report else collect_predictions(trainer) as collector:
-        metrics = trainer.evaluate(table[held_out], metric_key_prefix=held_out)
-    if args.push_to_hub:
-        trainer.push_to_hub(commit_message="Results in the model card")
-    else:
-        trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        path = os.path.join(args.output_dir, f"{held_out}_results.json")
+    def _adapt(self, trainer: HcalTrainer) -> None:
+        """Adapts the model to the unlabelled rows of all splits and to the labelled training rows."""
+        rows = self._rows(trainer)
+        labelled = rows.texts("train")(range(len(self.encoded["train"])))
+        paths = [self.taxonomy.decode(nodes) for nodes in self.encoded["train"]["labels"][:]]
+        if self.counts is not None:
+            numbers = np.repeat(np.arange(len(paths)), self.counts).tolist()
+            labelled, paths = [labelled[i] for i in numbers], [paths[i] for i in numbers]
+        trainer.adapt(rows.unlabelled_texts(), labelled, paths)
+
+    def _rows(self, trainer: HcalTrainer) -> RunRows:
+        return RunRows(self.raw, self.encoded, self.taxonomy, self.data_args, trainer.unwrapped_model.config)
+
+    def _card_details(self) -> Details:
+        dataset = self.data_args.dataset
+        details = Details.read(self.data_args.card)
+        if dataset and not os.path.exists(dataset) and details.dataset_tags is None:
+            details.dataset_tags = dataset
+        return details
+
+    def finish(self, trainer: HcalTrainer, notes: Sequence[str]) -> dict[str, float]:
+        """Saves and evaluates the model, writes the card and the report, and prints a few predictions."""
+        args, data_args, encoded = self.args, self.data_args, self.encoded
+        folder = str(args.output_dir)
+        trainer.save_model(folder)
+        trainer.save_state()
+        if self.split and trainer.is_world_process_zero():
+            Path(folder, SPLIT_FILE).write_text(json.dumps(self.split), encoding="utf-8")
+        held_out = next((name for name in ("test", "validation") if len(encoded.get(name, ()))), None)
+        if held_out is None:
+            trainer.create_model_card()
+            print(
+                f"\nThe model is in {folder}. There are no labelled documents to evaluate it on. {_next_steps(folder)}"
+            )
+            return {}
+        documents = encoded[held_out]
+        if "pooled_states" in trainer.train_dataset.column_names or not len(trainer.train_dataset):
+            documents = self._features(trainer.unwrapped_model, DatasetDict({held_out: documents}))[held_out]
+        with nullcontext() if data_args.no_report else collect_predictions(trainer) as collector:
+            metrics = trainer.evaluate(documents, metric_key_prefix=held_out)
+        if args.push_to_hub:
+            trainer.push_to_hub(commit_message="Results in the model card")
+        else:
+            trainer.create_model_card()
+        if not trainer.is_world_process_zero():
+            return metrics
+        path = os.path.join(folder, f"{held_out}_results.json")
         Path(path).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        print(results_table(metrics, taxonomy, held_out, len(table[held_out])))
+        print(results_table(metrics, self.taxonomy, held_out, len(documents)))
         # A sharded model only predicts on all processes together, so this process loads the saved model.
         sharded = trainer.is_fsdp_enabled
-        saved_or_trained = args.output_dir if sharded else trainer.accelerator.unwrap_model(trainer.model)
-        pipe = pipeline(TASK, model=saved_or_trained, tokenizer=tokenizer, device=args.device if sharded else None)
-        print_predictions(pipe, raw[held_out], encoded[held_out], taxonomy, data_args)
-        folder = args.output_dir
+        saved_or_trained = folder if sharded else trainer.accelerator.unwrap_model(trainer.model)
+        pipe = pipeline(
+            TASK, model=saved_or_trained, tokenizer=self.tokenizer, device=args.device if sharded else None
+        )
+        print_predictions(pipe, self.raw[held_out], encoded[held_out], self.taxonomy, data_args)
         report = ""
         if collector is not None:
-            rows = RunRows(raw, encoded, taxonomy, data_args, model.config)
-            facts = training_facts(trainer, model_args, data_args, rows, metrics, held_out)
-            facts.notes, facts.train_documents = list(notes), count_labels(encoded["train"], taxonomy)
+            rows = self._rows(trainer)
+            facts = training_facts(trainer, self.model_args, data_args, rows, metrics, held_out)
+            facts.notes, facts.train_documents = list(notes), count_labels(encoded["train"], self.taxonomy)
             texts = None if data_args.no_texts else rows.texts(held_out)
-            report_file = Path(str(folder), REPORT_FILE)
-            report = f", and its report is {write_report(report_file, facts, collector.result(), taxonomy, texts)}"
-        print(
-            f"\nThe model is in {folder}{report}. What to do next:\n"
-            f"  hcal predict {folder} FILE --out predictions.parquet\n"
-            f"  hcal evaluate {folder} LABELLED_FILE\n"
-            f"  hcal demo {folder}"
-        )
-    return metrics
+            report_file = Path(folder, REPORT_FILE)
+            report = (
+                f", and its report is {write_report(report_file, facts, collector.result(), self.taxonomy, texts)}"
+            )
+        print(f"\nThe model is in {folder}{report}. {_next_steps(folder)}")
+        return metrics
+
+
+def _next_steps(folder: str) -> str:
+    return (
+        "What to do next:\n"
+        f"  hcal predict {folder} FILE --out predictions.parquet\n"
+        f"  hcal evaluate {folder} LABELLED_FILE\n"
+        f"  hcal demo {folder}"
+    )
 
 
 def _report_tuning(tuned: dict[str, float], metric: str) -> None:
@@ -181,15 +276,15 @@ def _report_tuning(tuned: dict[str, float], metric: str) -> None:
     print(f"{line}.", flush=True)
 
 
-def _config_fields(model_args: ModelArguments) -> dict[str, Any]:
+def _config_fields(model_args: ModelArguments, regime: str) -> dict[str, Any]:
     """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
-    names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder"}
+    names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder", "regimes"}
     config_fields = {name: getattr(model_args, name) for name in names}
     if model_args.freeze_encoder and model_args.contrast == "hjcl":
         # Before the features are computed, which takes minutes.
         JointContrastOptions.from_kwargs(config_fields["contrast_kwargs"]).check_pooled()
     # These values were the most accurate in recipes/benchmarks.
-    frozen = model_args.freeze_encoder and model_args.preset is None and model_args.contrast is None
+    frozen = regime == FROZEN and model_args.preset is None and model_args.contrast is None
     frozen = frozen and model_args.classification_loss != "asl"  # which L-BFGS cannot fit
     if config_fields["score_function"] is None:
         config_fields["score_function"] = "linear" if frozen else "cosine"

@@ -17,12 +17,12 @@ class LeftOutRows:
 
     Attributes:
         kept (int `np.ndarray`): the numbers of the encoded rows in the table, in the order of the encoded table.
-        unlabelled (`int`): the number of rows without known labels.
+        unlabelled (int `np.ndarray`): the numbers of the rows without known labels.
         bad (`dict[int, str]`): the problem of each row that cannot be read.
     """
 
     kept: np.ndarray
-    unlabelled: int
+    unlabelled: np.ndarray
     bad: dict[int, str]
 
 
@@ -44,4 +44,5 @@ def find_left_out(table: Dataset, encoder: RowEncoder) -> LeftOutRows:
             if problem:
                 bad[start + row] = problem
             is_left_out[start + row] = bool(problem) or unlabelled[row]
-    return LeftOutRows(np.flatnonzero(~is_left_out), int(is_left_out.sum()) - len(bad), bad)
+    unlabelled_rows = np.setdiff1d(np.flatnonzero(is_left_out), list(bad))
+    return LeftOutRows(np.flatnonzero(~is_left_out), unlabelled_rows, bad)

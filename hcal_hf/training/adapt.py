@@ -137,7 +137,9 @@ def _encode_labels(
     """Returns the sorted nodes of each labelled text's path."""
     config, taxonomy = model.config, model.taxonomy
     if len(texts) != len(labels):
-        raise ValueError(f"There are {len(texts)} labelled_texts but {len(labels)} labels: give one of each per document.")
+        raise ValueError(
+            f"There are {len(texts)} labelled_texts but {len(labels)} labels: give one of each per document."
+        )
     if len(texts) and config.label_mode != "single_path":
         raise ValueError(
             f'labelled_texts need label_mode="single_path", got {config.label_mode!r}: train a model with a frozen encoder '

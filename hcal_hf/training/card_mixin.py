@@ -294,8 +294,8 @@ class ModelCardMixin(_Trainer):
         return self.state.best_global_step if is_loaded and not self.is_in_train else None
 
     def _fits(self) -> int:
-        """Counts finished training runs."""
-        return sum("train_loss" in entry for entry in self.state.log_history)
+        """Counts finished training runs and adaptations."""
+        return sum("train_runtime" in entry for entry in self.state.log_history)
 
     def _decisions(self) -> Any:
         config = self.unwrapped_model.config
@@ -333,7 +333,11 @@ class ModelCardMixin(_Trainer):
         is_frozen = not any(p.requires_grad for p in model.encoder.parameters())
         rows = {"encoder's weights": "frozen" if is_frozen else "trained"}
         fit = next((entry for entry in reversed(self.state.log_history) if "head_strength" in entry), None)
-        if fit is not None:
+        adapted = next((entry for entry in reversed(self.state.log_history) if "adapted_texts" in entry), None)
+        if adapted is not None:
+            labelled = f"{adapted['adapted_labelled']:,} of them labelled"
+            rows["head"] = f"label text, adapted to {adapted['adapted_texts']:,} different texts, {labelled}"
+        elif fit is not None:
             rows |= {
                 "solver": "L-BFGS on all documents at once, on pooled states computed once",
                 "inverse regularisation strength C": f"{fit['head_strength']:g}, selected on held-out documents",

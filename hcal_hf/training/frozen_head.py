@@ -1,6 +1,7 @@
-"""Lets a trainer fit the head of a frozen encoder by L-BFGS."""
+"""Lets a trainer fit the head of a frozen encoder by L-BFGS, or adapt a zero-shot model."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -9,7 +10,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..modeling_hcal import HcalForSequenceClassification
+from .adapt import Adaptation, adapt
 from .solver import feature_tensors, solve, solve_without_validation, unsolvable_because
+from .tuning import tune_model
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -20,9 +23,33 @@ logger = logging.get_logger(__name__)
 
 
 class FrozenHeadMixin(_Trainer):
-    """Adds to [`HcalTrainer`] the solver for models with a frozen encoder."""
+    """Adds to [`HcalTrainer`] the solver for models with a frozen encoder, and adaptation."""
 
     control: Any
+    tuned: dict[str, float]
+
+    def adapt(self, texts: Sequence[str], labelled_texts: Sequence[str], labels: Sequence[Any]) -> Adaptation:
+        """Adapts a zero-shot model instead of training it ([`hcal_hf.adapt`]), and tunes it as `args.tune` says.
+
+        Args:
+            texts, labelled_texts, labels: as in [`hcal_hf.adapt`].
+
+        Raises:
+            ValueError: as in [`hcal_hf.adapt`].
+        """
+        start = time.perf_counter()
+        adaptation = adapt(
+            self.unwrapped_model, self.processing_class, texts, labelled_texts=labelled_texts, labels=labels
+        )
+        self.log(
+            {
+                "train_runtime": time.perf_counter() - start,
+                "adapted_texts": adaptation.texts,
+                "adapted_labelled": adaptation.labelled,
+            }
+        )
+        self.tuned = {} if self.args.tune == "none" else tune_model(self, metric=self.args.tune)
+        return adaptation
 
     def _solves_head(self, model: HcalForSequenceClassification) -> bool:
         """Decides whether `train` fits the head by L-BFGS instead of running the optimiser."""

@@ -1,4 +1,4 @@
-"""Chooses between a frozen and a fine-tuned encoder."""
+"""Chooses how a model is trained: label text adapted to few documents, a frozen encoder, or a fine-tuned one."""
 
 import copy
 import time
@@ -11,7 +11,11 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
+from .adapt import FEWEST_TEXTS
+
 logger = logging.get_logger(__name__)
+
+ADAPTED, FROZEN, FINE_TUNED = REGIMES = ("adapted", "frozen", "fine-tuned")
 
 # Training settings of each regime. They are those of recipes/clinc150 and apply where the user sets nothing else.
 FINE_TUNING: dict[str, Any] = {
@@ -29,7 +33,12 @@ FINE_TUNING: dict[str, Any] = {
 # Few documents need more and smaller steps; the settings are those of the README's example.
 FINE_TUNING_FEW: dict[str, Any] = {**FINE_TUNING, "num_train_epochs": 20, "per_device_train_batch_size": 16}
 FEW_DOCUMENTS = 1000
-FROZEN: dict[str, Any] = {"per_device_eval_batch_size": 256}
+FROZEN_SETTINGS: dict[str, Any] = {"per_device_eval_batch_size": 256}
+# Below the first number of documents per leaf, adapted label text was more accurate than any training; above the second, it
+# no longer was (recipes/benchmarks/pages/few_labels.md). In between, the validation documents decide.
+FEW_PER_LEAF, MANY_PER_LEAF = 3, 20
+# Fewer validation documents cannot decide.
+FEWEST_VALIDATION = 40
 _TIMED_BATCHES = 3
 
 
@@ -38,16 +47,20 @@ class Regime:
     """How a model is trained.
 
     Attributes:
-        name (`str`): `"frozen"` (the head on features of a frozen encoder) or `"fine-tuned"` (the whole model).
+        name (`str`): `"adapted"` (label text, adapted to all texts and to a few labelled ones, [`hcal_hf.adapt`]),
+            `"frozen"` (the head on features of a frozen encoder) or `"fine-tuned"` (the whole model).
         settings (`dict`): values of [`HcalTrainingArguments`] that go with it.
         reason (`str`): why it was chosen, in one sentence.
         seconds (`float`, *optional*): the estimated time of fine-tuning.
+        alternatives (`tuple[str, ...]`): other regimes that are worth training too, because only validation documents can
+            tell which is best. All of them are faster.
     """
 
     name: str
     settings: dict[str, Any]
     reason: str
     seconds: float | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 def choose_regime(
@@ -56,34 +69,69 @@ def choose_regime(
     lengths: Sequence[int],
     budget: float = 15.0,
     device: str | torch.device = "cpu",
+    *,
+    leaves: int | None = None,
+    label_mode: str = "single_path",
+    unlabelled: int = 0,
+    validation: int = 0,
 ) -> Regime:
-    """Chooses the regime: frozen, unless fine-tuning is estimated to fit the time budget.
+    """Chooses the regime by the number of labelled documents and the time that fine-tuning is estimated to take.
+
+    - Without a labelled document, or under single_path with fewer than 3 per leaf: adapted.
+    - Else fine-tuned, if that is estimated to fit the time budget, and frozen if not.
+
+    From 3 to 20 documents per leaf, adapting may still be better for single_path, and a frozen encoder may be better than a
+    fine-tuned one. If at least 40 validation documents can decide that, they are alternatives of the regime.
 
     The time of fine-tuning is estimated from three training batches of random tokens with the lengths of random documents.
 
     Args:
         encoder: name or folder of the encoder, or the encoder itself.
         tokenizer: its tokenizer.
-        lengths: the number of tokens of each training document.
-        budget: minutes that training may take; 0 chooses the frozen regime without timing.
+        lengths: the number of tokens of each labelled training document.
+        budget: minutes that training may take; 0 excludes fine-tuning without timing.
         device: where training will run.
+        leaves: the number of leaves of the hierarchy. Without it, the number of documents per leaf counts as large.
+        label_mode: that of the model.
+        unlabelled: the number of texts without labels.
+        validation: the number of labelled validation documents.
 
     Raises:
         ValueError: for a negative budget, or no documents.
     """
     if not 0 <= budget < float("inf"):
         raise ValueError(f"The time budget must be 0 or more minutes, got {budget}.")
-    if not len(lengths):
-        raise ValueError("There are no training documents.")
+    documents = len(lengths)
+    can_adapt = documents + unlabelled >= FEWEST_TEXTS and (label_mode == "single_path" or not documents)
+    if not documents:
+        if not can_adapt:
+            raise ValueError(
+                f"There are no labelled training documents, and only {unlabelled} texts without labels: there must be at "
+                f"least {FEWEST_TEXTS} texts. hcal zero-shot makes a model from the hierarchy alone."
+            )
+        reason = f"No document is labelled: the text of each label is adapted to {unlabelled:,} texts."
+        return Regime(ADAPTED, FROZEN_SETTINGS, reason)
+    per_leaf = float("inf") if leaves is None else documents / leaves
+    if can_adapt and per_leaf < FEW_PER_LEAF:
+        reason = (
+            f"There are {per_leaf:.1f} labelled training documents per leaf, fewer than {FEW_PER_LEAF}: the text of each "
+            f"label is adapted to them and to {unlabelled:,} texts without labels."
+        )
+        return Regime(ADAPTED, FROZEN_SETTINGS, reason)
+    cheap = (ADAPTED,) if can_adapt and per_leaf < MANY_PER_LEAF else ()
+    can_decide = validation >= FEWEST_VALIDATION
     if budget == 0:
-        return Regime("frozen", FROZEN, "The encoder stays frozen: the time budget is 0 minutes.")
-    settings = FINE_TUNING_FEW if len(lengths) < FEW_DOCUMENTS else FINE_TUNING
+        reason = "The encoder stays frozen: the time budget is 0 minutes."
+        return Regime(FROZEN, FROZEN_SETTINGS, reason, alternatives=cheap if can_decide else ())
+    settings = FINE_TUNING_FEW if documents < FEW_DOCUMENTS or per_leaf < MANY_PER_LEAF else FINE_TUNING
     seconds = settings["num_train_epochs"] * estimate_epoch(encoder, tokenizer, lengths, device)
-    estimate = f"fine-tuning {len(lengths):,} documents for {settings['num_train_epochs']} epochs is estimated at"
+    estimate = f"fine-tuning {documents:,} documents for {settings['num_train_epochs']} epochs is estimated at"
     minutes = f"{estimate} {_minutes(seconds)}"
     if seconds <= 60 * budget:
-        return Regime("fine-tuned", settings, f"The encoder is fine-tuned: {minutes}, within {budget:g}.", seconds)
-    return Regime("frozen", FROZEN, f"The encoder stays frozen: {minutes}, more than {budget:g}.", seconds)
+        reason, alternatives = f"The encoder is fine-tuned: {minutes}, within {budget:g}.", (*cheap, FROZEN)
+        return Regime(FINE_TUNED, settings, reason, seconds, alternatives if can_decide else ())
+    reason = f"The encoder stays frozen: {minutes}, more than {budget:g}."
+    return Regime(FROZEN, FROZEN_SETTINGS, reason, seconds, cheap if can_decide else ())
 
 
 def estimate_epoch(
