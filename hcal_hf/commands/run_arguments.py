@@ -113,18 +113,16 @@ class ModelArguments:
         for name in self.regimes:
             if name not in REGIMES:
                 raise ValueError(f"regimes holds {name!r}: the regimes are {', '.join(REGIMES)}.")
-
-    @property
-    def default_regime(self) -> str:
-        """The regime of a run that names none."""
-        return FROZEN if self.freeze_encoder else FINE_TUNED
-
-    def __post_init__(self) -> None:
         self.contrast_kwargs = _json_object("contrast_kwargs", self.contrast_kwargs, '{"label_weight": 0.2}')
         example = '{"gamma_negative": 2}'
         self.classification_loss_kwargs = _json_object(
             "classification_loss_kwargs", self.classification_loss_kwargs, example
         )
+
+    @property
+    def default_regime(self) -> str:
+        """The regime of a run that names none."""
+        return FROZEN if self.freeze_encoder else FINE_TUNED
 
 
 @dataclass

@@ -23,7 +23,7 @@ from hcal_hf import (
 )
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-SINGLE_PATH = {"clinc150", "hwv_part"}
+SINGLE_PATH = {"clinc150", "hwv_part", "naics2012"}
 PARTIAL = {"cei"}
 SPLITS = ("train", "validation", "test")
 # Labels of documents that are not part of the task: out-of-scope queries.

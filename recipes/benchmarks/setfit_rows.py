@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/setfit_rows.py --data_dir DIR --sets clinc150 goemotions [--per_leaf 1 5 10 50]
 
+The learning rate of --rates and the number of --steps are chosen on the validation split with the first seed.
 Contrastive pairs over the end nodes of paths train the encoder. Then logistic regression is fitted on its embeddings
 (Tunstall et al., "Efficient Few-Shot Learning Without Prompts", 2022). It is multinomial over the end nodes if
 documents have one path each, and one-vs-rest otherwise. Ancestors are added to the prediction. C is chosen on the
@@ -10,6 +11,7 @@ validation split, as for the other logistic regressions. This needs `pip install
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +37,9 @@ def truth_of(tokens: Tokens) -> dict[str, np.ndarray]:
     return truth
 
 
-def contrast(tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed: int) -> tuple[Any, float]:
+def contrast(
+    tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed: int, rate: float, steps: int
+) -> tuple[Any, float]:
     """Trains the encoder on SetFit's pairs. Returns the encoder and the processor seconds."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
@@ -58,7 +62,8 @@ def contrast(tokens: Tokens, ends: np.ndarray, options: argparse.Namespace, seed
             output_dir=folder,
             batch_size=options.batch_size,
             num_epochs=1,
-            max_steps=options.steps,
+            max_steps=steps,
+            body_learning_rate=rate,
             seed=seed,
             report_to="none",
             show_progress_bar=False,
@@ -94,11 +99,14 @@ def with_ancestors(logits: torch.Tensor, taxonomy: Taxonomy) -> torch.Tensor:
     return logits
 
 
-def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace) -> None:
-    """Trains the encoder, chooses C and stores the row."""
+def run(
+    name: str, per_leaf: int | None, seed: int, options: argparse.Namespace, learning_rate: float, steps: int
+) -> tuple[float, Row, Any]:
+    """Trains the encoder and chooses C. Returns the score on the validation split, the row and the label sets."""
     tokens = Tokens(name, options.data_dir / name, options.encoder, per_leaf, seed)
     truth = truth_of(tokens)
-    body, seconds = contrast(tokens, end_nodes(truth["train"], tokens.taxonomy), options, seed)
+    ends = end_nodes(truth["train"], tokens.taxonomy)
+    body, seconds = contrast(tokens, ends, options, seed, learning_rate, steps)
     x, rate = {}, 0.0
     for split in SPLITS:
         start = time.process_time()
@@ -123,8 +131,9 @@ def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace)
         ours=False,
         metrics=scores(label_sets, tokens.problem),
         facts={
-            "chosen": attempt.setting,
-            "steps": options.steps,
+            "chosen": {**attempt.setting, "learning_rate": learning_rate, "steps": steps},
+            "rates": list(options.rates),
+            "steps": list(options.steps),
             "batch_size": options.batch_size,
             "pair_documents": min(options.pair_documents, len(x["train"])),
             "precision": "float32",
@@ -137,8 +146,19 @@ def run(name: str, per_leaf: int | None, seed: int, options: argparse.Namespace)
         },
         per_leaf=per_leaf,
     )
-    store(row, label_sets, options.results, options.cache)
-    print(name, per_leaf, seed, row.metrics, row.facts, flush=True)
+    score = selection_score(outputs, tokens.problem)
+    print(name, per_leaf, seed, f"validation {score:.4f}", row.metrics, row.facts, flush=True)
+    return score, row, label_sets
+
+
+def run_all(name: str, per_leaf: int | None, options: argparse.Namespace) -> None:
+    """Chooses the setting with the first seed, and stores the rows of all seeds."""
+    first, *others = options.seeds
+    settings = list(itertools.product(options.rates, options.steps))
+    tried = [run(name, per_leaf, first, options, *setting) for setting in settings]
+    best = max(range(len(settings)), key=lambda i: tried[i][0])
+    for _, row, label_sets in [tried[best], *(run(name, per_leaf, seed, options, *settings[best]) for seed in others)]:
+        store(row, label_sets, options.results, options.cache)
 
 
 def main() -> None:
@@ -153,15 +173,15 @@ def main() -> None:
         help="numbers of training documents per leaf; by default all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=300, help="number of batches of pairs")
+    parser.add_argument("--steps", nargs="+", type=int, default=[300], help="numbers of batches of pairs")
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-5], help="learning rates of the encoder")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--pair_documents", type=int, default=7500, help="most documents that pairs are made of")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.sets:
         for per_leaf in options.per_leaf:
-            for seed in options.seeds:
-                run(name, per_leaf, seed, options)
+            run_all(name, per_leaf, options)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def score(model: HcalForSequenceClassification, task: Task) -> float:
     return classification_scores(sets, truth, task.taxonomy)["micro_f1"]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Formats mean and standard deviation over the seeds as Markdown, in percent."""
     lines = []
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -87,7 +87,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}" for values in zip(*runs)
             ]
             lines.append([name, method, *cells])
-    return "\n".join(markdown(("set", "documents", *(f"{size:,}" for size in SIZES)), lines))
+    return {"table": "\n".join(markdown(("set", "documents", *(f"{size:,}" for size in SIZES)), lines))}
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only write the page from the stored rows")
     args = parser.parse_args()
     if args.tables:
-        write_page(PAGE, {"table": table(read_lines(args.results))})
+        write_page(PAGE, tables(read_lines(args.results)))
         return
     if args.data_dir is None:
         parser.error("--data_dir is needed, or --tables")

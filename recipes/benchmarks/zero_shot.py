@@ -134,7 +134,7 @@ def scores(sets: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> dict[str,
     return {"micro_f1": found["micro_f1"], "macro_f1": found["macro_f1"], "whole_path": exact}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Formats the rows of the test split as Markdown, in percent."""
     columns = ("set", "labels", "method", "whole path", "micro-F1", "macro-F1", "seconds")
     lines = [
@@ -148,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["split"] == "test"
     ]
-    return "\n".join(markdown(columns, lines))
+    return {"table": "\n".join(markdown(columns, lines))}
 
 
 def main() -> None:
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only write the page from the stored rows")
     args = parser.parse_args()
     if args.tables:
-        write_page(PAGE, {"table": table(read_lines(args.results))})
+        write_page(PAGE, tables(read_lines(args.results)))
         return
     if args.data_dir is None:
         parser.error("--data_dir is needed, or --tables")

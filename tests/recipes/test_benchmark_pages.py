@@ -36,6 +36,14 @@ def test_the_page_agrees_with_its_rows(modules, page):
     assert text.count("\n|") > 20
 
 
+@pytest.mark.parametrize("script", ["few_labels", "suggestions", "zero_shot"])
+def test_the_page_of_a_script_agrees_with_its_rows(modules, script):
+    measured = getattr(import_benchmarks(script), script)
+    text = measured.PAGE.read_text(encoding="utf-8")
+    assert text == modules.tables.filled(text, measured.tables(modules.result_rows.read_lines(measured.RESULTS)))
+    assert text.count("\n|") > 3
+
+
 def test_the_page_about_onnx_agrees_with_its_rows(modules):
     pytest.importorskip("onnxruntime", reason="the script needs onnxruntime")
     export = import_benchmarks("export").export
