@@ -272,8 +272,13 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         """
         return build_zero_shot(cls, encoder, taxonomy, descriptions, **kwargs)
 
-    def embed_labels(self, tokenizer: Any, batch_size: int = 64) -> None:
+    def embed_labels(self, tokenizer: Any, batch_size: int = 64, labels: torch.Tensor | None = None) -> None:
         """Computes the anchors of the prototypes from `config.label_texts` with the current encoder.
+
+        Args:
+            tokenizer: the tokenizer of the encoder.
+            batch_size (`int`): the number of label texts per batch.
+            labels (`torch.Tensor` of shape `[L]`, bool, *optional*): the labels to embed; all by default.
 
         Raises:
             ValueError: if the model's prototypes are not anchored.
@@ -282,8 +287,11 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             raise ValueError('The prototypes have no anchors: build the model with prototype_anchor="label_text".')
         assert self.config.label_texts is not None
         self.config.tokenizer_checksum = vocabulary_checksum(tokenizer)
-        states = embed_texts(self, tokenizer, self.config.label_texts, batch_size)
-        self.prototypes.anchors.copy_(states)
+        chosen = (
+            torch.ones_like(self.prototypes.trained) if labels is None else labels.to(self.prototypes.trained.device)
+        )
+        texts = [self.config.label_texts[node] for node in chosen.nonzero()[:, 0].tolist()]
+        self.prototypes.anchors[chosen] = embed_texts(self, tokenizer, texts, batch_size).to(self.prototypes.anchors)
 
     def add_labels(
         self, paths: Sequence[Sequence[str]], tokenizer: Any, descriptions: Mapping[str, str] | None = None

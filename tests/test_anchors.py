@@ -80,7 +80,7 @@ def test_save_and_load(anchored, tmp_path):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_training_marks_seen_labels_updates_anchors_and_resumes_exactly(
+def test_training_marks_seen_labels_embeds_the_others_again_and_resumes_exactly(
     anchored, taxonomy, tokenizer, tmp_path, freeze
 ):
     anchored.encoder.requires_grad_(not freeze)
@@ -95,7 +95,12 @@ def test_training_marks_seen_labels_updates_anchors_and_resumes_exactly(
     trainer.train()
     carried = {taxonomy.labels[i] for i in anchored.prototypes.trained.nonzero()[:, 0].tolist()}
     assert carried == {"science", "physics", "astronomy", "arts", "writing", "poetry"}
-    assert torch.equal(anchored.prototypes.anchors, before) == freeze
+    trained = anchored.prototypes.trained
+    assert torch.equal(anchored.prototypes.anchors[trained], before[trained])
+    assert torch.equal(anchored.prototypes.anchors[~trained], before[~trained]) == freeze
+    if not freeze:  # labels without documents are embedded by the trained encoder
+        texts = [text for text, seen in zip(anchored.config.label_texts, trained.tolist()) if not seen]
+        torch.testing.assert_close(anchored.prototypes.anchors[~trained], embed_texts(anchored, tokenizer, texts))
     final = {name: value.clone() for name, value in anchored.state_dict().items()}
     for step in (1, 2, 3):  # checkpoints within an epoch, between two epochs and within the last epoch
         other = HcalForSequenceClassification.from_pretrained(tmp_path / "checkpoint-1")
@@ -248,3 +253,28 @@ def test_add_labels_keeps_frozen_parameters_frozen(taxonomy, encoder_dir, tokeni
     assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen
     assert model.training
     assert model.prototypes.training
+
+
+def test_models_from_model_init_mark_the_labels_with_documents_too(encoder_dir, taxonomy, tokenizer, tmp_path):
+    def make_model():
+        return HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, prototype_anchor="label_text")
+
+    rows = [{"text": "stars", "labels": "astronomy"}] * 4
+    data = encode_dataset(Dataset.from_list(rows), taxonomy, tokenizer)
+    args = HcalTrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, save_strategy="no")
+    trainer = HcalTrainer(args=args, train_dataset=data, processing_class=tokenizer, model_init=make_model)
+    trainer.train()
+    marked = {taxonomy.labels[i] for i in trainer.model.prototypes.trained.nonzero()[:, 0].tolist()}
+    assert marked == {"science", "physics", "astronomy"}
+    assert trainer.model.config.tokenizer_checksum is not None
+
+
+def test_streams_train_anchored_models_for_several_epochs(anchored, taxonomy, tokenizer, tmp_path):
+    rows = [{"text": "stars", "labels": "astronomy"}, {"text": "poems", "labels": "poetry"}] * 2
+    stream = encode_dataset(Dataset.from_list(rows), taxonomy, tokenizer).to_iterable_dataset()
+    args = HcalTrainingArguments(
+        str(tmp_path), max_steps=6, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no"
+    )
+    trainer = HcalTrainer(anchored, args, train_dataset=stream, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.epoch > 1

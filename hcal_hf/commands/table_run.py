@@ -20,7 +20,7 @@ from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
-from ..training.regime import FROZEN, FROZEN_SETTINGS, Regime, choose_regime
+from ..training.regime import FINE_TUNING_FEW, FROZEN, FROZEN_SETTINGS, Regime, choose_regime
 from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
 from .run_data import read_or_build_taxonomy
 from .saved_model import load_model
@@ -119,6 +119,9 @@ class _TableRun:
             regime = self._choose_regime(model_args.encoder, tokenizer, texts)
             model_args.freeze_encoder = regime.name == FROZEN
             model_args.regimes = [*regime.alternatives, regime.name]
+            if regime.settings is FINE_TUNING_FEW and "prototype_anchor" not in self.given:
+                model_args.prototype_anchor = "label_text"
+                decided.append("prototype_anchor")
             self.note(f"Regime: {regime.name}. {regime.reason}")
             if regime.alternatives:
                 self.note(

@@ -13,19 +13,18 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
-from ..data.label_checks import check_encoded, label_column
+from ..data.label_checks import check_encoded
 from ..data.token_checks import check_tokens
 from ..decoding import Decision
-from ..integrity import vocabulary_checksum
 from ..modeling_hcal import HcalForSequenceClassification, HcalOutput
 from ..token_limits import check_tokenizer
 from .arguments import HcalTrainingArguments
-from .callbacks import ReembedLabels
 from .card_mixin import ModelCardMixin
 from .checkpoints import CheckpointMixin
 from .evaluation import BatchMetrics, score_decision
 from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
+from .label_text import LabelTextMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
 from .precision import warn_of_float16, warn_of_slow_bfloat16
 from .sampler import SamplerMixin
@@ -36,7 +35,9 @@ from .weighting import LossWeighter, build_weighter
 logger = logging.get_logger(__name__)
 
 
-class HcalTrainer(CheckpointMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer):
+class HcalTrainer(
+    CheckpointMixin, LabelTextMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer
+):
     """
     Trains an [`HcalForSequenceClassification`] on sum_k w_k L_k over its tasks, with weights from a [`LossWeighter`].
 
@@ -158,8 +159,6 @@ class HcalTrainer(CheckpointMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        if model.prototypes.is_anchored:
-            self.add_callback(ReembedLabels(self))
         # The weighter's state has the precision of the losses.
         state_dtype = torch.promote_types(model.projection.weight.dtype, torch.float32)
         self.loss_weighter.to(device=self.args.device, dtype=state_dtype)
@@ -212,24 +211,19 @@ class HcalTrainer(CheckpointMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin
         self._window_starts = True
         if self.model_init is not None:  # each trial of a search starts with a new model
             self.loss_weighter.load_state_dict(self._fresh_weighter)
-        if self.processing_class is not None:
-            model.config.tokenizer_checksum = vocabulary_checksum(self.processing_class)
         if isinstance(self.train_dataset, Dataset):
             check_tokens(self.train_dataset, model.vocabulary_size, model.max_tokens)
-        in_memory = isinstance(self.train_dataset, Dataset) and "labels" in self.train_dataset.column_names
-        if in_memory:
-            config = model.config
-            check_encoded(self.train_dataset, model.taxonomy, config.label_mode, config.partial_paths)
-        if model.prototypes.is_anchored and in_memory:
-            _, occurring = label_column(self.train_dataset)
-            model.prototypes.trained.zero_()
-            model.prototypes.trained[torch.from_numpy(np.unique(occurring))] = True
+            if "labels" in self.train_dataset.column_names:
+                config = model.config
+                check_encoded(self.train_dataset, model.taxonomy, config.label_mode, config.partial_paths)
+        self._note_training_data(model)
         with self._only_training():
             if self._solves_head(model):
                 output = self._solve_head(model)
             else:
                 checkpoint = self._checked_checkpoint(resume_from_checkpoint)
                 output = super().train(checkpoint, *args, **kwargs)
+                self._embed_untrained_labels()
         self.tuned = {} if self.args.tune == "none" else tune_model(self, metric=self.args.tune)
         return output
 

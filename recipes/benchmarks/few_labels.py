@@ -7,13 +7,14 @@ Methods:
 
 - adapted: the label text adapted to the sample and to the unlabelled texts of the whole training split (`adapt`).
 - frozen: the head on frozen features, fitted by L-BFGS. C and the use of the label text are chosen on the validation split.
-- fixed, each epoch, rolling, joint: fine-tuning with prototypes that are anchored to the label text. The anchors are
-  embedded at the start; at the start of each epoch; 16 labels before each step, one after the other; or with a gradient in
-  each step, for the labels of the batch and 16 others.
+- fixed, untrained, each epoch, rolling, joint: fine-tuning with prototypes that are anchored to the label text. It is
+  embedded at the start; at the start, and for labels without training documents after training (as HcalTrainer does); at
+  the start of each epoch; for 16 labels before each step, one after the other; or with a gradient in each step, for the
+  labels of the batch and 16 others.
 - no label text: fine-tuning with free prototypes.
 
-With --without, some random leaves have no training document, and the share of right paths among their documents is stored too.
-Fine-tuned models have the settings that `hcal train` has for few documents; --epochs changes the number of epochs. Rows are
+With --without, some random leaves have no training document, and the share of right paths among their documents is stored
+too. Fine-tuned models have the settings of `hcal train` for few documents; --epochs changes the number of epochs. Rows are
 stored in rows/few_labels.jsonl, and the tables of pages/few_labels.md are written from them.
 """
 
@@ -29,7 +30,7 @@ import torch
 from data import ENCODER, Tokens
 from result_rows import ROWS, append_line, read_lines
 from tables import PAGES, markdown, write_page
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hcal_hf import (
     Decision,
@@ -41,7 +42,6 @@ from hcal_hf import (
     pooled_features,
     solve,
 )
-from hcal_hf.training.callbacks import ReembedLabels
 from hcal_hf.training.regime import FINE_TUNING_FEW
 from hcal_hf.training.solver import feature_tensors
 
@@ -51,6 +51,7 @@ FINE_TUNED = {
     "no label text": "fine-tuned, without label text",
     "each epoch": "fine-tuned, label text embedded again each epoch",
     "fixed": "fine-tuned, label text embedded once",
+    "untrained": "fine-tuned, label text embedded once, and after training for labels without documents",
     "rolling": "fine-tuned, label text embedded step by step",
     "joint": "fine-tuned, label text trained too",
 }
@@ -129,8 +130,8 @@ class Sample:
             trainer = LabelTextTrainer(model, args, None, self.tokens.data["train"], None, self.tokens.tokenizer)
             trainer.remove_callback(PrinterCallback)
             trainer.embed_method = method
-            if method != "each epoch":
-                trainer.remove_callback(ReembedLabels)
+            if method == "each epoch":
+                trainer.add_callback(EachEpoch(trainer))
             trainer.train()
         if method in ("each epoch", "rolling", "joint"):  # labels that no step has embedded lately
             model.embed_labels(self.tokens.tokenizer)
@@ -157,6 +158,17 @@ class Sample:
         return result
 
 
+class EachEpoch(TrainerCallback):
+    """Embeds all label text at the start of each epoch but the first."""
+
+    def __init__(self, trainer: HcalTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:
+            self.trainer.unwrapped_model.embed_labels(self.trainer.processing_class)
+
+
 class LabelTextTrainer(HcalTrainer):
     """Embeds label texts before each step, without a gradient (rolling) or with one (joint)."""
 
@@ -167,6 +179,10 @@ class LabelTextTrainer(HcalTrainer):
         if model.training and self.embed_method in ("rolling", "joint"):
             self._embed(inputs["labels"])
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _embed_untrained_labels(self) -> None:
+        if self.embed_method == "untrained":
+            super()._embed_untrained_labels()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
