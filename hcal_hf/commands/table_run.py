@@ -84,7 +84,7 @@ class _TableRun:
         time_budget: minutes that fine-tuning may take.
         notes: the decisions, one sentence each, which are also printed.
         labelled: the numbers of the rows with labels.
-        leaves: the number of leaves of the hierarchy.
+        leaves, covered: the number of leaves of the hierarchy, and of those with documents.
     """
 
     path: Path
@@ -97,6 +97,7 @@ class _TableRun:
     notes: list[str] = field(default_factory=list)
     labelled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     leaves: int | None = None
+    covered: int | None = None
 
     def note(self, line: str) -> None:
         """Prints a decision, and keeps it for the report."""
@@ -182,6 +183,7 @@ class _TableRun:
             self.time_budget,
             self.args.device,
             leaves=self.leaves,
+            covered=self.covered,
             label_mode=self.model_args.label_mode,
             unlabelled=len(self.table) - number,
             validation=int(0.1 * number),
@@ -204,6 +206,8 @@ class _TableRun:
         rows, _, unlabelled = encoder.encode_labels([table[name][:] for name in reader.column_list], problems)
         usable = np.array([problem is None and not skip for problem, skip in zip(problems, unlabelled)])
         self.labelled, self.leaves = np.flatnonzero(usable), int(taxonomy.is_leaf.sum())
+        found = {node for row, is_usable in zip(rows, usable.tolist()) if is_usable for node in row}
+        self.covered = int(taxonomy.is_leaf[sorted(found)].sum())
         sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         nodes = np.array([node for row in rows for node in row], dtype=np.int64)
         several = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, "single_path", True) & usable)

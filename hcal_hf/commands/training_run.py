@@ -280,7 +280,7 @@ def _config_fields(model_args: ModelArguments, regime: str) -> dict[str, Any]:
     """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
     names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder", "regimes"}
     config_fields = {name: getattr(model_args, name) for name in names}
-    if model_args.freeze_encoder and model_args.contrast == "hjcl":
+    if regime == FROZEN and model_args.contrast == "hjcl":
         # Before the features are computed, which takes minutes.
         JointContrastOptions.from_kwargs(config_fields["contrast_kwargs"]).check_pooled()
     # These values were the most accurate in recipes/benchmarks.

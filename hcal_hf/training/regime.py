@@ -37,6 +37,8 @@ FROZEN_SETTINGS: dict[str, Any] = {"per_device_eval_batch_size": 256}
 # Below the first number of documents per leaf, adapted label text was more accurate than any training; above the second, it
 # no longer was (recipes/benchmarks/pages/few_labels.md). In between, the validation documents decide.
 FEW_PER_LEAF, MANY_PER_LEAF = 3, 20
+# If a larger share of the leaves has no documents, adapted label text was more accurate even with 5 documents per leaf.
+MOST_WITHOUT = 0.1
 # Fewer validation documents cannot decide.
 FEWEST_VALIDATION = 40
 _TIMED_BATCHES = 3
@@ -71,13 +73,15 @@ def choose_regime(
     device: str | torch.device = "cpu",
     *,
     leaves: int | None = None,
+    covered: int | None = None,
     label_mode: str = "single_path",
     unlabelled: int = 0,
     validation: int = 0,
 ) -> Regime:
     """Chooses the regime by the number of labelled documents and the time that fine-tuning is estimated to take.
 
-    - Without a labelled document, or under single_path with fewer than 3 per leaf: adapted.
+    - Without a labelled document: adapted. Under single_path also with fewer than 3 per leaf, or with fewer than 20 if more
+      than a tenth of the leaves have none.
     - Else fine-tuned, if that is estimated to fit the time budget, and frozen if not.
 
     From 3 to 20 documents per leaf, adapting may still be better for single_path, and a frozen encoder may be better than a
@@ -92,6 +96,7 @@ def choose_regime(
         budget: minutes that training may take; 0 excludes fine-tuning without timing.
         device: where training will run.
         leaves: the number of leaves of the hierarchy. Without it, the number of documents per leaf counts as large.
+        covered: the number of leaves with a labelled document; all by default.
         label_mode: that of the model.
         unlabelled: the number of texts without labels.
         validation: the number of labelled validation documents.
@@ -116,6 +121,13 @@ def choose_regime(
         reason = (
             f"There are {per_leaf:.1f} labelled training documents per leaf, fewer than {FEW_PER_LEAF}: the text of each "
             f"label is adapted to them and to {unlabelled:,} texts without labels."
+        )
+        return Regime(ADAPTED, FROZEN_SETTINGS, reason)
+    without = 0 if leaves is None or covered is None else leaves - covered
+    if can_adapt and per_leaf < MANY_PER_LEAF and leaves is not None and without > MOST_WITHOUT * leaves:
+        reason = (
+            f"{without:,} of {leaves:,} leaves have no labelled document, so no training can show them: the text of each "
+            f"label is adapted to {documents:,} labelled texts and to {unlabelled:,} without labels."
         )
         return Regime(ADAPTED, FROZEN_SETTINGS, reason)
     cheap = (ADAPTED,) if can_adapt and per_leaf < MANY_PER_LEAF else ()

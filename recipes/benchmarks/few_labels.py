@@ -56,6 +56,8 @@ FINE_TUNED = {
     "joint": "fine-tuned, label text trained too",
 }
 NAMES = {"adapted": "adapted label text", "frozen": "frozen encoder", **FINE_TUNED}
+# More documents per leaf than any data set has.
+EVERY = 1000
 # Labels that are embedded in each step, in addition to those of the batch.
 LABELS_PER_STEP = 16
 
@@ -222,8 +224,9 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
             if any(cells):
                 lines.append([name, *cells])
         header = [
-            f"{name}, {number} per leaf, {epochs:g} epochs" + (f", {without} leaves without" if without else "")
-            for name, number, epochs, without in columns
+            (f"{name}, {number} per leaf" if number < EVERY else f"{name}, all documents")
+            + (f", {without} leaves without" if without else "")
+            for name, number, _, without in columns
         ]
         found[split] = "\n".join(markdown(("method", *header), lines))
     return found

@@ -29,6 +29,16 @@ EXCEPTIONS = {
         "hcal_hf.commands.training_run",
         "end_processes",
     ): "Only a launched script ends its processes.",
+    (
+        "recipes/benchmarks/few_labels.py",
+        "hcal_hf.training.regime",
+        "FINE_TUNING_FEW",
+    ): "It measures the settings of `hcal train`.",
+    (
+        "recipes/benchmarks/few_labels.py",
+        "hcal_hf.training.solver",
+        "feature_tensors",
+    ): "It converts features as the Trainer does.",
 }
 SCRIPTS = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")])
 PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")])

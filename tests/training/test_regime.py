@@ -72,6 +72,22 @@ def test_few_documents_per_leaf_choose_adapted_label_text(
     assert (chosen.name, chosen.alternatives) == (name, alternatives)
 
 
+@pytest.mark.parametrize(
+    ("documents", "covered", "mode", "name"),
+    [
+        (50, 8, "single_path", "adapted"),
+        (50, 9, "single_path", "fine-tuned"),  # a tenth may be without
+        (200, 8, "single_path", "fine-tuned"),
+        (50, 8, "multi_path", "fine-tuned"),
+    ],
+)
+def test_leaves_without_documents_choose_adapted_label_text(monkeypatch, tokenizer, documents, covered, mode, name):
+    monkeypatch.setattr(regime, "estimate_epoch", lambda *args: 1.0)
+    chosen = choose_regime("encoder", tokenizer, [5] * documents, 1, leaves=10, covered=covered, label_mode=mode)
+    assert chosen.name == name
+    assert ("2 of 10 leaves have no labelled document" in chosen.reason) == (name == "adapted")
+
+
 def test_the_reason_names_the_documents_per_leaf(tokenizer):
     few = choose_regime("encoder", tokenizer, [5] * 15, leaves=10, unlabelled=1200)
     assert few.reason.startswith("There are 1.5 labelled training documents per leaf, fewer than 3")

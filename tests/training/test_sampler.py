@@ -256,7 +256,7 @@ def test_options_are_read_from_a_file_and_the_command_line(tmp_path):
 
 def test_a_run_on_a_frozen_encoder_refuses_the_label_contrast_before_it_computes_features():
     with pytest.raises(ValueError, match="attends to the tokens"):
-        _config_fields(ModelArguments(freeze_encoder=True, contrast="hjcl"))
-    arguments = ModelArguments(freeze_encoder=True, contrast="hjcl", contrast_kwargs='{"label_weight": 0}')
-    fields = _config_fields(arguments)
+        _config_fields(ModelArguments(contrast="hjcl"), "frozen")
+    arguments = ModelArguments(contrast="hjcl", contrast_kwargs='{"label_weight": 0}')
+    fields = _config_fields(arguments, "frozen")
     assert (fields["contrast_kwargs"], fields["score_function"]) == ({"label_weight": 0}, "cosine")
