@@ -99,6 +99,9 @@ def test_evaluation_does_not_change_the_adaptive_gamma(tmp_path):
     watched.train()
     watched.evaluate()
     assert torch.equal(watched.model.head.gamma_negative, plain.model.head.gamma_negative)
+    watched.model.head.start_step()
+    watched.evaluate()
+    assert watched.model.head._observed is None
 
 
 def test_a_step_without_observations_is_refused(tmp_path):
