@@ -24,11 +24,11 @@ from hcal_hf import (
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SINGLE_PATH = {"clinc150", "hwv_part", "naics2012"}
-PARTIAL = {"cei"}
+PARTIAL = {"cei", "debtags"}
 SPLITS = ("train", "validation", "test")
 # Labels of documents that are not part of the task: out-of-scope queries.
 LEFT_OUT = {"clinc150": [["oos"]]}
-MAX_LENGTHS = {"hwv_part": 256, "cei": 256}
+MAX_LENGTHS = {"hwv_part": 256, "cei": 256, "debtags": 256}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
