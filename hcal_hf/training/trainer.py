@@ -27,6 +27,7 @@ from .held_out import HeldOutMixin
 from .label_text import LabelTextMixin
 from .parameter_groups import scale_prototype_rows, split_by_part
 from .precision import warn_of_float16, warn_of_slow_bfloat16
+from .replicas import join_gradient_norms, join_losses
 from .sampler import SamplerMixin
 from .task_log import FiniteCheck, TaskLog, sum_dtype
 from .tuning import tune_model
@@ -276,7 +277,7 @@ class HcalTrainer(
         )
         assert outputs.task_losses is not None
         assert outputs.task_counts is not None
-        losses, counts = self._over_replicas(outputs.task_losses, outputs.task_counts)
+        losses, counts = join_losses(outputs.task_losses, outputs.task_counts, len(self.task_names))
         means, total, factors = self._normalise(losses, counts, window_counts)
         present = total > 0
         counts_if_needed = (total[:levels],) if weighter.needs_counts else ()
@@ -289,7 +290,7 @@ class HcalTrainer(
             loss = loss + penalty.to(loss) / steps
         if weighter.needs_gradient_norms:
             assert outputs.task_gradient_norms is not None
-            norms = self._norms_over_replicas(outputs.task_gradient_norms, outputs.task_counts)
+            norms = join_gradient_norms(outputs.task_gradient_norms, outputs.task_counts, levels, len(self.task_names))
             self._squared_norms += (factors[:levels] * norms / self.accelerator.num_processes).square()
         losses, weights = losses.detach(), weights.detach()
         terms = counts.to(self._window)
@@ -335,22 +336,6 @@ class HcalTrainer(
         if self.args.n_gpu > 1:  # torch.nn.DataParallel splits every tensor by rows, so each replica gets a copy
             noise = noise.repeat(self.args.n_gpu, 1)
         return {**inputs, "noise": noise}
-
-    def _over_replicas(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Joins the losses and counts of torch.nn.DataParallel replicas, concatenated [replicas * T], into [T]."""
-        if len(losses) == len(self.task_names):
-            return losses, counts
-        losses, counts = losses.view(-1, len(self.task_names)), counts.view(-1, len(self.task_names))
-        total = counts.sum(dim=0)
-        return (losses * counts).sum(dim=0) / total.clamp(min=1), total
-
-    def _norms_over_replicas(self, norms: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Joins the gradient norms of the replicas into the norms [D] of the gradients of the joined losses."""
-        levels = self.loss_weighter.num_tasks
-        if len(norms) == levels:
-            return norms
-        counts = counts.view(-1, len(self.task_names))[:, :levels]
-        return torch.linalg.vector_norm(norms.view(-1, levels) * counts / counts.sum(dim=0).clamp(min=1), dim=0)
 
     def _over_processes(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Averages the losses [T] over all processes, weighted by their counts, and sums the counts."""

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments
+from hcal_hf.training.replicas import join_gradient_norms
 from hcal_hf.training.weighting import WEIGHTERS, LossWeighter
 from tests.builders import build_model, build_ragged, build_taxonomy, build_tokenizer
 from tests.training.two_processes import RAGGED, SETTINGS, dataset, logs_of, state_of, train
@@ -305,12 +306,10 @@ def test_gradnorm_runs_one_backward_pass_through_the_encoder(tmp_path):
     assert len(passes) == 2
 
 
-def test_gradient_norms_of_data_parallel_replicas_are_combined(tmp_path):
+def test_gradient_norms_of_data_parallel_replicas_are_combined():
     """The result is that of one batch with all documents, where the loss is the mean weighted by the counts."""
-    trainer = make_trainer(tmp_path, "gradnorm")
-    joined = trainer._norms_over_replicas(
-        torch.tensor([3.0, 1.0, 0.0, 4.0, 2.0, 1.0]), torch.tensor([1, 3, 0, 1, 1, 2])
-    )
+    norms, counts = torch.tensor([3.0, 1.0, 0.0, 4.0, 2.0, 1.0]), torch.tensor([1, 3, 0, 1, 1, 2])
+    joined = join_gradient_norms(norms, counts, 3, 3)
     assert joined.tolist() == pytest.approx([2.5, math.hypot(0.75 * 1, 0.25 * 2), 1.0])
 
 
