@@ -35,6 +35,7 @@ _LAZY = {
     "Change": "data.taxonomy_diff",
     "ChangeTable": "data.change_table",
     "Comparison": "report.comparison",
+    "CooccurrenceCounts": "label_order",
     "DataArguments": "commands.run_arguments",
     "Decision": "decoding",
     "DescribedTaxonomy": "data.described_taxonomy",
@@ -129,6 +130,7 @@ __all__ = [
     "Change",
     "ChangeTable",
     "Comparison",
+    "CooccurrenceCounts",
     "DataArguments",
     "Decision",
     "DescribedTaxonomy",
@@ -268,6 +270,7 @@ if TYPE_CHECKING:
     from .decoding import Decision, decode
     from .heads import HEADS
     from .joint_contrast import JointContrastOptions
+    from .label_order import CooccurrenceCounts
     from .metrics import (
         bootstrap_interval,
         calibration_scores,

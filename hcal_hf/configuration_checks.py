@@ -4,12 +4,13 @@ import math
 from typing import Any
 
 from .classification_loss import check_classification_loss
+from .geometry import check_geometry
 from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
 
 # The format of config.json and weights that this library writes. Formats up to this one can be read.
 # A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only. Format 2 adds
-# `projection_bias`, and format 3 `classification_loss`, without which a model would answer differently.
+# `projection_bias`, and format 3 `classification_loss` and `geometry`, without which a model would answer differently.
 FORMAT_VERSION = 3
 
 # The options of `table_options`, with the names of [`hcal_hf.encode_dataset`]. `leave_out` holds labels that exclude a row.
@@ -160,6 +161,10 @@ class ConfigChecks:
     def validate_classification_loss(self) -> None:
         """Checks that the classification loss and its options fit the other fields."""
         check_classification_loss(self)
+
+    def validate_geometry(self) -> None:
+        """Checks that the geometry of the prototypes fits the other fields."""
+        check_geometry(self)
 
     def validate_hierarchy(self) -> None:
         """Checks the hierarchy, and that it fits label_mode, head and objective."""

@@ -112,6 +112,26 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             in the sigmoid heads, as in logistic regression. Anchors have a learned weight per level.
         prototype_temperature (`float`, defaults to 0.1):
             tau in score = cosine / tau. 1 / tau is the initial scale of the sigmoid heads.
+        geometry (`"euclidean"`, `"hyperbolic_penalty"` or `"hyperbolic"`, defaults to `"euclidean"`):
+            The space of the prototypes. `hyperbolic_penalty` keeps the inner products as scores and adds the task
+            `label_penalty`: the hyperbolic distances between prototypes follow the order of the labels
+            ([`hcal_hf.geometry.LabelPenalty`]). `hyperbolic` has this task too, and its scores are
+            (b_c - d(exp_0(r f), e_c)) / tau, with the distance d in the Lorentz model, a learned radius r and learned
+            biases b. Both need `score_function="linear"`.
+        geometry_weight (`float`, defaults to 0.1):
+            Weight of the task `label_penalty` in the loss, which loss weighters do not change. 0 leaves the task out.
+        geometry_order (`"hops"`, `"cooccurrence"` or `"mixed"`, defaults to `"hops"`):
+            Which labels should be close: those with few hops between them in the hierarchy, those that occur together in
+            training rows, or few hops first and co-occurrence among equally many hops.
+        geometry_curvature (`float`, defaults to 1.0):
+            c of the curvature -c of the hyperbolic space.
+        geometry_rows (`int`, *optional*):
+            The number of labels that `label_penalty` compares with all others in a training step, drawn again for each.
+            By default all of up to 5,000 labels, and 1,000 of more labels.
+        geometry_released (`bool`, defaults to `False`):
+            Trains as the release of joint hyperbolic label embeddings: features that are not normalised, prototypes of
+            length up to 1 with dropout 0.6, and a label loss over all pairs of labels, each against five labels that are at
+            most as close. Needs `hyperbolic_penalty`, `cooccurrence`, multi_path and the head `independent`.
         perturbation (`float`, defaults to 0.01):
             Half-width eps of the uniform noise on the unit prototypes in the training loss, at d = 256. The noise that is
             drawn has half-width eps * sqrt(256 / d). 0 disables it.
@@ -156,11 +176,12 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
 
     Raises:
         ValueError: for a field of a wrong type or outside its range, an invalid hierarchy, a DAG with single_path,
-            `objective="aggregate"` with fields for which it is not defined, an `id2label`, `label2id`, `num_labels` or
-            `problem_type` that contradicts `labels`, or a format that this library cannot read.
+            `objective="aggregate"` or a `geometry` with fields for which it is not defined, an `id2label`, `label2id`,
+            `num_labels` or `problem_type` that contradicts `labels`, or a format that this library cannot read.
 
     Source: Jiang et al., "Hierarchy-Consistent Learning and Adaptive Loss Balancing for Hierarchical Multi-Label
-    Classification", CIKM 2025 (arXiv 2508.13452).
+    Classification", CIKM 2025 (arXiv 2508.13452). `geometry`: Chatterjee et al., "Joint Learning of Hyperbolic Label
+    Embeddings for Hierarchical Multi-label Classification", EACL 2021 (arXiv 2101.04997).
     """
 
     model_type = "hcal"
@@ -196,6 +217,12 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     projection_bias: bool = False
     score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
+    geometry: Literal["euclidean", "hyperbolic_penalty", "hyperbolic"] = "euclidean"
+    geometry_weight: float | int = 0.1
+    geometry_order: Literal["hops", "cooccurrence", "mixed"] = "hops"
+    geometry_curvature: float | int = 1.0
+    geometry_rows: int | None = None
+    geometry_released: bool = False
     perturbation: float | int = 0.01
     contrast: Literal["aggregate", "hjcl"] | None = None
     contrast_alpha: float | int = 0.5

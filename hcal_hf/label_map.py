@@ -203,7 +203,7 @@ def map_model(model: Any, config: HcalConfig, label_map: LabelMap) -> None:
             target.bias.copy_(torch.from_numpy(values))
 
     model.config, model.taxonomy, model.task_names = config, mapped.taxonomy, mapped.task_names
-    model.prototypes, model.head = mapped.prototypes, mapped.head
+    model.prototypes, model.head, model.label_penalty = mapped.prototypes, mapped.head, mapped.label_penalty
     model.prototypes.train(model.training)
     model.head.train(model.training)
 
@@ -232,6 +232,8 @@ def _map_prototypes(target: Any, reference: Any, projection: nn.Module, label_ma
     if reference.is_anchored:
         trained = reference.trained.cpu().numpy().astype(np.float64)
         target.trained.copy_(torch.from_numpy(label_map.mean(trained) > 0))
+    if reference.radius is not None:
+        target.radius.copy_(reference.radius)
     scale = reference.anchor_scale
     if scale is not None:
         levels = min(len(scale), len(target.anchor_scale))

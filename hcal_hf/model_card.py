@@ -361,7 +361,7 @@ def _training(model: Any, training: Mapping[str, str] | None, base: str | None) 
         + ("" if config.classification_loss == "auto" else f", {config.classification_loss}")
         + contrast,
         "prototypes": f"{_prototype_shape(model)}, anchors: {config.prototype_anchor or 'none'}, "
-        f"perturbation {config.perturbation:g}",
+        f"perturbation {config.perturbation:g}, geometry {config.geometry}",
     }
     text = table(["model", "value"], [[name, cell(value, 200)] for name, value in rows.items()], numbers_from=2)
     if training is None:

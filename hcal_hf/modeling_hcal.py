@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
@@ -20,6 +19,7 @@ from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
 from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, load_encoder
+from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors
 from .integrity import check_loaded_weights, vocabulary_checksum
@@ -43,7 +43,8 @@ class HcalOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
-            Mean loss of the levels that are present in the batch, plus the weighted contrast tasks.
+            Mean loss of the levels that are present in the batch, plus the weighted contrast tasks, plus geometry_weight
+            times the label penalty (in training mode).
         logits (`torch.FloatTensor` of shape `[B, L]`, *optional*, returned with `return_logits=True`, the default):
             logit(p) of each node's probability p, always finite. sigmoid(logits) is the probability under every head.
         task_losses (`torch.FloatTensor` of shape `[T]`, *optional*, returned with `labels`):
@@ -53,7 +54,7 @@ class HcalOutput(ModelOutput):
         task_gradient_norms (`torch.FloatTensor` of shape `[D]`, *optional*, returned with `gradient_norms=True`):
             The norm of the gradient of each level's task loss with respect to `features`.
         features (`torch.FloatTensor` of shape `[B, d]`):
-            L2-normalised document features.
+            L2-normalised document features (not normalised with `geometry_released`).
         hidden_states, attentions:
             Those of the encoder, if requested.
     """
@@ -90,13 +91,17 @@ class HcalPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LabelPrototypes):
             init.normal_(module.weight, mean=0.0, std=module.init_std)
+            if module.is_released:
+                init.uniform_(module.weight, -RELEASED_WIDTH, RELEASED_WIDTH)
             if module.is_anchored:
                 init.zeros_(module.anchors)
                 init.ones_(module.trained)
             if module.is_linear:
                 init.copy_(module.depths, torch.from_numpy(self.taxonomy.depths.copy()))
             if module.bias is not None:
-                init.zeros_(module.bias)
+                init.constant_(module.bias, 0.0 if module.radius is None else 1.0)
+            if module.radius is not None:
+                init.ones_(module.radius)
             if module.anchor_scale is not None:
                 init.ones_(module.anchor_scale)
         elif isinstance(module, HierarchicalHead):
@@ -191,9 +196,14 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             config.perturbation,
             anchor_size=hidden_size if config.prototype_anchor else None,
             depths=torch.from_numpy(self.taxonomy.depths.copy()) if config.score_function == "linear" else None,
-            # Under a softmax, biases do not help and would only separate labels with documents from those without.
-            has_bias=config.label_mode == "multi_path",
+            # Under a softmax, biases do not help and would only separate labels with documents from those without. Scores
+            # of distances need them: stop scores and sums over paths of different lengths compare them with 0.
+            has_bias=config.geometry == "hyperbolic"
+            or (config.label_mode == "multi_path" and not config.geometry_released),
+            curvature=config.geometry_curvature if config.geometry == "hyperbolic" else None,
+            is_released=config.geometry_released,
         )
+        self.label_penalty = build_penalty(config, self.taxonomy)
         self.head = build_head(config, self.taxonomy)
         self.task_names: list[str] = task_names(config, self.head.num_tasks)
         self.post_init()
@@ -337,6 +347,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         noise: torch.Tensor | None = None,
         gradient_norms: bool = False,
         return_logits: bool = True,
+        penalty_seed: int | None = None,
         **kwargs: Any,
     ) -> HcalOutput:
         """
@@ -357,6 +368,9 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 False omits `logits`. The losses do not need them, and with many labels they cost more than the losses
                 ([`HcalTrainer`] trains without them). If `labels` is missing too, only the features are computed, for
                 [`PathSearch`].
+            penalty_seed (`int`, *optional*):
+                Draws the labels that the task `label_penalty` compares. By default, each process draws its own
+                ([`HcalTrainer`] passes the same to all).
 
         In training mode, `logits` are computed from the same perturbed prototypes as the loss, in evaluation mode from
         the clean ones. In both modes, the scores are divided by `config.score_temperature` for the logits, but not for
@@ -382,9 +396,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         # Cosines and all later steps need at least float32, also under autocast.
         with _without_autocast(pooled_states.device):
             projected = self.projection(pooled_states.to(self.projection.weight.dtype))
-            features = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
-            if noise is None and self.training:
-                noise = self.prototypes.sample_noise()
+            features = self.prototypes.features(projected.to(torch.promote_types(projected.dtype, torch.float32)))
+            if self.training:
+                self.prototypes.limit_lengths()
+                noise = self.prototypes.sample_noise() if noise is None else noise
             logits = loss = task_losses = task_counts = norms = None
             if return_logits or labels is not None:
                 scores = self.head.scores(self.prototypes.products(features, self.projection, noise))
@@ -396,6 +411,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 task_losses, task_counts = self.compute_task_losses(
                     features, noise, scores, targets, states, attention_mask
                 )
+                task_losses, task_counts = self.add_label_penalty(task_losses, task_counts, penalty_seed)
                 present = task_counts > 0
                 uniform = present[: self.num_levels] / present[: self.num_levels].sum().clamp(min=1)
                 uniform = self.weigh_sums(uniform, task_counts[: self.num_levels])

@@ -76,12 +76,13 @@ class PathSearch:
             raise ValueError(f"width must be at least 1, got {width}.")
         self.width = width
         self.num_roots = taxonomy.levels[0].stop
-        self.vectors = prototypes.vectors(model.projection).detach()
+        self.prototypes, self.vectors = prototypes, prototypes.vectors(model.projection).detach()
         device = self.vectors.device
         self.scale = self.vectors.new_ones(taxonomy.num_labels)
         if not prototypes.is_linear:
             self.scale /= torch.linalg.vector_norm(self.vectors, dim=-1).clamp(min=1e-12)
-        # A score of a head is an affine function of the product with the prototype. Its values at 0 and 1 determine it.
+        # A score of a head is an affine function of the product with the prototype, or of the distance to it. Its values at
+        # 0 and 1 determine it.
         zeros = torch.zeros_like(self.scale)
         self.offset = head.scores((zeros if prototypes.bias is None else zeros + prototypes.bias)[None])[0]
         factor = head.scores(torch.ones_like(zeros)[None])[0] - head.scores(zeros[None])[0]
@@ -119,7 +120,8 @@ class PathSearch:
         )
         skipped = best.log_probs.new_full((documents,), -torch.inf)  # the largest log P of a node that width excludes
         roots = torch.arange(self.num_roots, device=features.device)
-        scores = features.to(self.vectors) @ self.vectors[roots].T * self.scale[roots] + self.offset[roots]
+        points = self.prototypes.points(features.to(self.vectors))
+        scores = self._root_products(points, roots) * self.scale[roots] + self.offset[roots]
         if self.is_sigmoid:
             log_probs = F.logsigmoid(self.head.calibrated(scores, roots))
         else:
@@ -136,11 +138,11 @@ class PathSearch:
                 values, columns = candidates.topk(self.width + 1, dim=1)
                 skipped = torch.maximum(skipped, values[:, -1])
                 candidates, nodes = values[:, :-1], nodes.gather(1, columns[:, :-1])
-            best, nodes, log_probs = self._expand(features, nodes, candidates, best)
+            best, nodes, log_probs = self._expand(points, nodes, candidates, best)
         return best._replace(exact=skipped <= best.log_probs[:, -1])
 
     def _expand(
-        self, features: torch.Tensor, nodes: torch.Tensor, log_probs: torch.Tensor, best: BestPaths
+        self, points: torch.Tensor, nodes: torch.Tensor, log_probs: torch.Tensor, best: BestPaths
     ) -> tuple[BestPaths, torch.Tensor, torch.Tensor]:
         """Scores the children of nodes [B, w] with `log_probs` [B, w]. Nodes with -inf are left out.
 
@@ -154,7 +156,7 @@ class PathSearch:
         offset = (self.starts[parents] - sizes.cumsum(0) + sizes)[family]
         children = self.children[torch.arange(len(family), device=parents.device) + offset]
         document = documents[family]
-        scores = self._scores(features, document, children)
+        scores = self._scores(points, document, children)
         if self.is_sigmoid:
             conditional = F.logsigmoid(self.head.calibrated(scores, children))
         else:
@@ -177,11 +179,17 @@ class PathSearch:
         values[document, position] = log_probs[documents, columns][family] + conditional
         return best, padded, values
 
-    def _scores(self, features: torch.Tensor, document: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+    def _root_products(self, points: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+        """Compares points [B, d] with the roots [R]: inner products or minus distances [B, R]."""
+        if self.prototypes.curvature is None:
+            return points @ self.vectors[roots].T
+        return self.prototypes.compare(points, self.vectors[roots])
+
+    def _scores(self, points: torch.Tensor, document: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """Computes the score of each of C (document, node) pairs."""
         size = max(1, CHUNK // self.vectors.shape[1])
         products = [
-            torch.linalg.vecdot(features[document_chunk].to(self.vectors), self.vectors[node_chunk])
+            self.prototypes.compare_pairs(points[document_chunk], self.vectors[node_chunk])
             for document_chunk, node_chunk in zip(document.split(size), nodes.split(size))
         ]
         return torch.cat(products) * self.scale[nodes] + self.offset[nodes]

@@ -1,4 +1,4 @@
-"""Label prototypes: one learned vector per label, compared with document features by cosine or inner product."""
+"""Label prototypes: one learned vector per label, compared with document features by cosine, inner product or distance."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,6 +9,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from .geometry import RELEASED_DROPOUT, RELEASED_LENGTH, exponential_map, lorentz_distance, lorentz_distances
 
 # Numbers in the rows of prototypes that are processed together on a CPU: 2 MiB in float32, which stays in the caches.
 CHUNK = 2**19
@@ -38,15 +40,28 @@ def inner_products(
     return products * torch.linalg.vector_norm(vectors, dim=-1) if is_linear else products
 
 
+def negative_distances(
+    points: torch.Tensor, vectors: torch.Tensor, noise: torch.Tensor | None, curvature: float
+) -> torch.Tensor:
+    """Computes minus the hyperbolic distance between points [B, d] and P [n, d]. Noise turns P and keeps its length.
+
+    Returns:
+        `torch.Tensor` of shape `[B, n]`, stored label by label.
+    """
+    if noise is not None:
+        vectors = perturbed(vectors, noise) * torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return -lorentz_distances(vectors, points, curvature).T
+
+
 class _ChunkedProducts(torch.autograd.Function):
-    """Computes `inner_products` for a chunk of prototypes at a time and recomputes each chunk in the backward pass.
+    """Compares features with a chunk of prototypes at a time and recomputes each chunk in the backward pass.
 
     Like `torch.utils.checkpoint` over chunks, but the gradients of all chunks are written into one tensor: with 10^6 labels
     the gradient of the weight is the only [L, d] tensor that a backward pass allocates.
 
     Args:
         vectors: computes P [n, d] from a slice of the rows, these rows of the weight, and `parameters`.
-        is_linear (`bool`).
+        compare: computes the products [B, n] from features, P and noise.
         features (`torch.Tensor` of shape `[B, d]`).
         noise (`torch.Tensor` of shape `[L, d]`, *optional*): U, without gradient.
         weight (`torch.Tensor` of shape `[L, d]`).
@@ -60,18 +75,18 @@ class _ChunkedProducts(torch.autograd.Function):
     def forward(
         ctx: Any,
         vectors: Callable[..., torch.Tensor],
-        is_linear: bool,
+        compare: Callable[..., torch.Tensor],
         features: torch.Tensor,
         noise: torch.Tensor | None,
         weight: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.vectors, ctx.is_linear = vectors, is_linear
+        ctx.vectors, ctx.compare = vectors, compare
         ctx.save_for_backward(features, noise, weight, *parameters)
         products = features.new_empty(len(weight), len(features)).T
         for rows in _chunks(weight):
             chunk = vectors(rows, weight[rows], *parameters).to(features)
-            products[:, rows] = inner_products(features, chunk, None if noise is None else noise[rows], is_linear)
+            products[:, rows] = compare(features, chunk, None if noise is None else noise[rows])
         return products
 
     @staticmethod
@@ -87,7 +102,7 @@ class _ChunkedProducts(torch.autograd.Function):
             for rows in _chunks(weight):
                 leaves = [tensor.detach().requires_grad_() for tensor in (weight[rows], *shared)]
                 chunk = ctx.vectors(rows, leaves[0], *leaves[2:]).to(features)
-                products = inner_products(leaves[1], chunk, None if noise is None else noise[rows], ctx.is_linear)
+                products = ctx.compare(leaves[1], chunk, None if noise is None else noise[rows])
                 weight_gradient[rows], *others = torch.autograd.grad(
                     products, leaves, gradients[0][:, rows], allow_unused=True, materialize_grads=True
                 )
@@ -186,12 +201,19 @@ class LabelPrototypes(nn.Module):
         depths (`torch.Tensor` of shape `[L]`, *optional*): makes the prototypes linear; the depth of each label. Anchors
             then have a learned weight for each depth.
         has_bias (`bool`): whether linear prototypes have a bias.
+        curvature (`float`, *optional*): makes linear prototypes points of a hyperbolic space of curvature -c, which are
+            compared by their distance ([`hcal_hf.geometry`]); None for inner products.
+        is_released (`bool`): limits the length of the prototypes to 1 and applies dropout to them, as the release of joint
+            hyperbolic label embeddings does.
 
     Attributes:
         weight (`nn.Parameter` of shape `[L, d]`): the prototypes in label order, initialised from N(0, 0.01^2). Anchored
             prototypes: the learned difference from the anchor, initially 0.
         anchors (`torch.Tensor` of shape `[L, anchor_size]`): pooled encoder states of the label texts; anchored only.
-        bias (`nn.Parameter` of shape `[L]`): added to the inner products, initially 0; only with `has_bias`.
+        bias (`nn.Parameter` of shape `[L]`): added to the inner products, initially 0; only with `has_bias`. With
+            `curvature`, added to minus the distance, initially 1, so that the first scores are about 0.
+        radius (`nn.Parameter` of shape `()`): the distance of documents from the origin, initially 1; only with
+            `curvature`.
         anchor_scale (`nn.Parameter` of shape `[D]`): the weight of the anchors of each level, initially 1; linear and
             anchored only.
         trained (`torch.Tensor` of shape `[L]`, bool): the labels that occur in the training documents, all by default;
@@ -211,6 +233,8 @@ class LabelPrototypes(nn.Module):
         anchor_size: int | None = None,
         depths: torch.Tensor | None = None,
         has_bias: bool = False,
+        curvature: float | None = None,
+        is_released: bool = False,
     ):
         super().__init__()
         self.shape = (num_labels, dim)
@@ -219,7 +243,9 @@ class LabelPrototypes(nn.Module):
         self.is_anchored = anchor_size is not None
         self.init_std = 0.0 if self.is_anchored else 0.01
         self.is_linear = depths is not None
+        self.curvature, self.is_released = curvature, is_released
         self.bias = self.anchor_scale = None
+        self.radius = None if curvature is None else nn.Parameter(torch.empty(()))
         if depths is not None:
             self.bias = nn.Parameter(torch.empty(num_labels)) if has_bias else None
             self.register_buffer("depths", depths.clone(), persistent=False)
@@ -286,6 +312,34 @@ class LabelPrototypes(nn.Module):
         vectors = self._vectors(projection, rows, self.weight[rows], self.anchor_scale)
         return perturbed(vectors, None if noise is None else noise[rows])
 
+    def features(self, projected: torch.Tensor) -> torch.Tensor:
+        """Computes the features [B, d] from projected states [B, d]: unit vectors, except as in the release."""
+        return projected if self.is_released else F.normalize(projected, dim=-1)
+
+    def points(self, features: torch.Tensor) -> torch.Tensor:
+        """Places features [B, d] where `compare` expects them: with `curvature`, at distance `radius` from the origin."""
+        if self.radius is None or self.curvature is None:
+            return features
+        return exponential_map(self.radius.to(features) * features, self.curvature)
+
+    def compare(self, points: torch.Tensor, vectors: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Compares points [B, d] with P [n, d]: inner products, or minus the distance with `curvature`, [B, n]."""
+        if self.curvature is None:
+            return inner_products(points, vectors, noise, self.is_linear)
+        return negative_distances(points, vectors, noise, self.curvature)
+
+    def compare_pairs(self, points: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Compares each of C points [C, d] with its own vector [C, d], as `compare` does. Returns [C]."""
+        if self.curvature is None:
+            return torch.linalg.vecdot(points, vectors)
+        return -lorentz_distance(points, vectors, self.curvature)
+
+    @torch.no_grad()
+    def limit_lengths(self) -> None:
+        """Shortens prototypes that are longer than 1, in place, as the release does at each use."""
+        if self.is_released:
+            self.weight.copy_(self.weight.renorm(2, 0, RELEASED_LENGTH))
+
     def products(
         self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -294,16 +348,16 @@ class LabelPrototypes(nn.Module):
         Noise turns a linear prototype and keeps its length. The result can be differentiated once.
 
         Returns:
-            `torch.Tensor` of shape `[B, L]`, stored label by label: cosines, or for linear prototypes inner products plus
-            biases.
+            `torch.Tensor` of shape `[B, L]`, stored label by label: cosines, or for linear prototypes inner products or
+            minus distances, plus biases.
         """
-        products = self._inner_products(features, projection, noise)
+        products = self._products(self.points(features), projection, noise)
         return products if self.bias is None else products + self.bias.to(features)
 
-    def _inner_products(
-        self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Computes `products` without biases."""
+    def _products(self, features: torch.Tensor, projection: nn.Module, noise: torch.Tensor | None) -> torch.Tensor:
+        """Computes `products` of points without biases."""
+        if self.is_released and self.training:
+            return self.compare(features, F.dropout(self.vectors(projection), RELEASED_DROPOUT).to(features))
         named = dict(projection.named_parameters()) if self.is_anchored else {}
         # Compilers plan memory themselves, tracers must see the operations, and replicas of torch.nn.DataParallel list no
         # parameters. A single chunk saves nothing.
@@ -316,11 +370,11 @@ class LabelPrototypes(nn.Module):
             return cosines
         is_single_chunk = next(_chunks(self.weight)).stop >= len(self.weight)
         if is_captured or is_single_chunk or (self.is_anchored and not named):
-            return inner_products(features, self.vectors(projection).to(features), noise, self.is_linear)
+            return self.compare(features, self.vectors(projection).to(features), noise)
         scales = [] if self.anchor_scale is None else [self.anchor_scale]
 
         def vectors(rows: slice, weight: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
             project = lambda states: functional_call(projection, dict(zip(named, values)), states)  # noqa: E731
             return self._vectors(project, rows, weight, *values[len(named) :])
 
-        return _ChunkedProducts.apply(vectors, self.is_linear, features, noise, self.weight, *named.values(), *scales)
+        return _ChunkedProducts.apply(vectors, self.compare, features, noise, self.weight, *named.values(), *scales)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_hcal import HcalConfig
+from .geometry import PENALTY_TASK, LabelPenalty
 from .heads import HierarchicalHead
 from .joint_contrast import JointContrastOptions, attend, joint_contrast_losses, pair_embeddings
 from .objectives import aggregate_losses, num_processes
@@ -20,6 +21,8 @@ def task_names(config: HcalConfig, num_levels: int) -> list[str]:
         names += [f"contrast_{k}" for k in range(num_levels)]
     if config.joint_contrast is not None:
         names += config.joint_contrast.weights
+    if config.geometry != "euclidean" and config.geometry_weight:
+        names.append(PENALTY_TASK)
     return names
 
 
@@ -30,6 +33,7 @@ class TaskMixin:
     taxonomy: Taxonomy
     projection: nn.Linear
     prototypes: LabelPrototypes
+    label_penalty: LabelPenalty | None
     head: HierarchicalHead
     task_names: list[str]
     training: bool
@@ -102,6 +106,20 @@ class TaskMixin:
         prototypes = self.prototypes(self.projection, noise, classes).to(features)
         return pair_embeddings(prototypes, group, documents, tokens, attention_mask, temperature)
 
+    def add_label_penalty(
+        self, losses: torch.Tensor, counts: torch.Tensor, seed: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends the label loss to task losses and counts [T - 1], and the number of labels that it compares.
+
+        Both are 0 in evaluation mode, because the label loss does not depend on documents. `seed` draws the labels.
+        """
+        if self.label_penalty is None:
+            return losses, counts
+        penalty, number = losses.new_zeros(()), 0
+        if self.training:
+            penalty, number = self.label_penalty(self.prototypes.vectors(self.projection), seed)
+        return torch.cat([losses, penalty.to(losses)[None]]), F.pad(counts, (0, 1), value=number)
+
     @property
     def num_levels(self) -> int:
         """Number D of levels. Each has one classification task, which a loss weighter weighs."""
@@ -110,13 +128,19 @@ class TaskMixin:
     def weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Extends the weights of the D classification tasks to all T tasks.
 
-        The task contrast_k gets contrast_alpha times the weight of level k. The tasks of `contrast="hjcl"` have fixed
-        weights.
+        The task contrast_k gets contrast_alpha times the weight of level k. The tasks of `contrast="hjcl"` and
+        label_penalty have fixed weights.
 
         Args:
             weights (`torch.Tensor` of shape `[D]`): weights of the classification tasks.
             present (`torch.Tensor` of shape `[T]`, bool): the tasks that occur in the batch.
         """
+        if self.label_penalty is not None:
+            penalty = self.config.geometry_weight * present[-1:].to(weights)
+            return torch.cat([self._weigh_contrast(weights, present[:-1]), penalty])
+        return self._weigh_contrast(weights, present)
+
+    def _weigh_contrast(self, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         present = present[self.num_levels :]
         if (joint := self.config.joint_contrast) is not None:
             return torch.cat([weights, weights.new_tensor(list(joint.weights.values())) * present])
@@ -138,7 +162,8 @@ class TaskMixin:
 
     @property
     def document_tasks(self) -> list[bool]:
-        """For each task, True if its loss is a mean over documents, False if it compares the classes or pairs of a batch.
+        """For each task, True if its loss is a mean over documents, False if it compares the labels, classes or pairs of a
+        batch.
 
         Only sums over documents can be added over batches.
         """

@@ -47,6 +47,11 @@ def build_zero_shot(
         raise ValueError(
             f"A zero-shot model has the head {' or '.join(_HEADS)}, got {settings['head']!r}: leave head out."
         )
+    if settings.get("geometry") == "hyperbolic":
+        raise ValueError(
+            'A zero-shot model compares documents with label texts by their cosine, so it has no geometry="hyperbolic": '
+            "leave geometry out."
+        )
     model = cls.from_encoder(encoder, taxonomy, descriptions=texts, **settings).eval()
     vectors = label_vectors(model)
     place_prototypes(model, vectors)

@@ -21,6 +21,7 @@ _SETTINGS = (
     "pooling",
     "projection_dim",
     "score_function",
+    "geometry",
     "prototype_temperature",
     "prototype_anchor",
     "perturbation",

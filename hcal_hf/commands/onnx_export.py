@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..decoding import default_method
+from ..geometry import exponential_map, lorentz_distances
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import MAX_PATHS
 from ..token_limits import token_limit
@@ -52,6 +53,7 @@ class _Probabilities(nn.Module):
 
     prototypes: torch.Tensor
     bias: torch.Tensor | None
+    radius: torch.Tensor | None
 
     def __init__(self, model: HcalForSequenceClassification):
         super().__init__()
@@ -61,16 +63,25 @@ class _Probabilities(nn.Module):
         prototypes = module.vectors(model.projection) if module.is_linear else module(model.projection)
         self.register_buffer("prototypes", prototypes.detach().clone())
         self.register_buffer("bias", None if module.bias is None else module.bias.detach().clone())
+        self.register_buffer("radius", None if module.radius is None else module.radius.detach().clone())
+        self.curvature, self.is_released = module.curvature, module.is_released
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        features = F.normalize(self.projection(self.pool(states, attention_mask)), dim=-1)
-        scores = self.head.scores(F.linear(features, self.prototypes, self.bias))
+        features = self.projection(self.pool(states, attention_mask))
+        features = features if self.is_released else F.normalize(features, dim=-1)
+        scores = self.head.scores(self._products(features))
         # exp(log p), not sigmoid(logit p), because ONNX has no log1p and expm1, and exp keeps P(child) <= P(parent).
         return self.head.log_probs(scores, self.config.score_temperature).exp()
+
+    def _products(self, features: torch.Tensor) -> torch.Tensor:
+        if self.curvature is None or self.radius is None or self.bias is None:
+            return F.linear(features, self.prototypes, self.bias)
+        points = exponential_map(self.radius * features, self.curvature)
+        return self.bias - lorentz_distances(points, self.prototypes, self.curvature)
 
 
 def export_onnx(

@@ -78,6 +78,30 @@ class ModelArguments:
         default="auto",
         metadata={"help": "label_text or none. Default: label_text if the encoder is frozen, else none."},
     )
+    geometry: str = field(
+        default=DEFAULTS["geometry"],
+        metadata={"help": "euclidean, hyperbolic_penalty (label loss on distances), or hyperbolic (scores too)."},
+    )
+    geometry_weight: float = field(
+        default=DEFAULTS["geometry_weight"], metadata={"help": "Weight of the label loss of a hyperbolic geometry."}
+    )
+    geometry_order: str = field(
+        default=DEFAULTS["geometry_order"],
+        metadata={"help": "Which labels should be close: hops, cooccurrence (in training rows) or mixed."},
+    )
+    geometry_curvature: float = field(
+        default=DEFAULTS["geometry_curvature"], metadata={"help": "c of the curvature -c of the hyperbolic space."}
+    )
+    geometry_rows: int | None = field(
+        default=DEFAULTS["geometry_rows"],
+        metadata={
+            "help": "Number of labels that the label loss compares with all others in a step. Default: automatic."
+        },
+    )
+    geometry_released: bool = field(
+        default=DEFAULTS["geometry_released"],
+        metadata={"help": "Train as the release of joint hyperbolic label embeddings."},
+    )
     contrast: str | None = field(
         default=None,
         metadata={

@@ -287,7 +287,8 @@ def _config_fields(model_args: ModelArguments, regime: str) -> dict[str, Any]:
     frozen = regime == FROZEN and model_args.preset is None and model_args.contrast is None
     frozen = frozen and model_args.classification_loss != "asl"  # which L-BFGS cannot fit
     if config_fields["score_function"] is None:
-        config_fields["score_function"] = "linear" if frozen else "cosine"
+        is_euclidean = model_args.geometry == "euclidean"
+        config_fields["score_function"] = "linear" if frozen or not is_euclidean else "cosine"
     if config_fields["prototype_anchor"] == "auto":
         config_fields["prototype_anchor"] = "label_text" if frozen else None
     elif config_fields["prototype_anchor"] == "none":

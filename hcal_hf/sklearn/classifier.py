@@ -359,7 +359,8 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         # L-BFGS cannot fit contrasts and aggregates, which are defined on batches, and the asymmetric loss.
         on_batches = fields.get("contrast") is not None or fields.get("objective", "document") != "document"
         on_batches = on_batches or fields.get("classification_loss") == "asl"
-        linear = self.freeze_encoder and not on_batches
+        is_hyperbolic = fields.get("geometry", "euclidean") != "euclidean"
+        linear = (self.freeze_encoder and not on_batches) or is_hyperbolic
         anchor = self.prototype_anchor
         if anchor == "auto":
             anchor = "label_text" if linear and self.encoder is not None else None

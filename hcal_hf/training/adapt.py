@@ -163,7 +163,8 @@ def _pull_of(features: torch.Tensor, positions: torch.Tensor, number: int) -> to
 
 def _check(model: HcalForSequenceClassification, rounds: int) -> None:
     config = model.config
-    if not (config.projection_bias and config.prototype_anchor and config.score_function == "linear"):
+    is_comparable = config.score_function == "linear" and config.geometry != "hyperbolic"
+    if not (config.projection_bias and config.prototype_anchor and is_comparable):
         raise ValueError(
             "adapt needs a model that compares documents with label texts: build it with "
             "HcalForSequenceClassification.zero_shot."

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..data.label_checks import label_column
 from ..integrity import vocabulary_checksum
+from .cooccurrence import count_cooccurrence
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -36,7 +37,7 @@ class LabelTextMixin(_Trainer):
         return model
 
     def _note_training_data(self, model: Any) -> None:
-        """Stores in the model which labels have training documents, and the checksum of the tokenizer."""
+        """Stores in the model which labels have training documents and occur together, and the checksum of the tokenizer."""
         if self.processing_class is not None:
             model.config.tokenizer_checksum = vocabulary_checksum(self.processing_class)
         dataset: Any = self.train_dataset
@@ -44,6 +45,7 @@ class LabelTextMixin(_Trainer):
             _, occurring = label_column(dataset)
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(np.unique(occurring))] = True
+        count_cooccurrence(model, dataset)
 
     def _embed_untrained_labels(self) -> None:
         """Embeds the text of labels without training documents with the trained encoder.

@@ -73,6 +73,11 @@ def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
             f"L-BFGS fits linear scores, but the model has score_function={config.score_function!r}: make it with "
             'score_function="linear", or train it with head_solver="optimizer".'
         )
+    if config.geometry != "euclidean":
+        return (
+            f"L-BFGS fits losses that are convex in the prototypes, but the model has geometry={config.geometry!r}, whose "
+            'distances between points are not: use geometry="euclidean", or train it with head_solver="optimizer".'
+        )
     if reason := unsolvable_loss(config):
         return reason
     if config.objective != "document" or config.contrast:

@@ -53,7 +53,8 @@ class HcalTrainer(
       that follow the losses of the current batch (`per_batch`, such as `hcal`) weight each micro-batch by its own losses
       over all processes. Contrasts compare the class means, pairs or documents of each micro-batch over all processes. Both
       of these give the same result on any number of processes, but depend on the number of accumulation steps.
-    - The perturbation of the prototypes is drawn once per optimiser step, the same for all micro-batches and processes.
+    - The perturbation of the prototypes, and the labels that a label penalty compares, are drawn once per optimiser step,
+      the same for all micro-batches and processes.
     - A loss that is NaN or infinite stops the training with a FloatingPointError that names the task and the step. This
       happens before the optimiser step. With `logging_nan_inf_filter=False`, which avoids device synchronisation, it
       happens at the next log.
@@ -257,6 +258,8 @@ class HcalTrainer(
         """
         if model.training:
             inputs = {**self._with_noise(inputs), "return_logits": return_outputs}
+            if self.unwrapped_model.label_penalty is not None:
+                inputs["penalty_seed"] = self._step_seed(1)
             if self.loss_weighter.needs_gradient_norms:
                 inputs["gradient_norms"] = True
         outputs = model(**inputs)
@@ -329,13 +332,16 @@ class HcalTrainer(
         if "noise" in inputs:
             return inputs
         # torch's generator is in a different state on each process, because of dropout.
-        seed = np.random.SeedSequence([self.args.seed, self.state.global_step]).generate_state(1)[0]
-        noise = self.unwrapped_model.prototypes.sample_noise(int(seed))
+        noise = self.unwrapped_model.prototypes.sample_noise(self._step_seed())
         if noise is None:
             return inputs
         if self.args.n_gpu > 1:  # torch.nn.DataParallel splits every tensor by rows, so each replica gets a copy
             noise = noise.repeat(self.args.n_gpu, 1)
         return {**inputs, "noise": noise}
+
+    def _step_seed(self, *purpose: int) -> int:
+        """Returns a seed of this optimiser step and of a purpose, the same on all processes."""
+        return int(np.random.SeedSequence([self.args.seed, self.state.global_step, *purpose]).generate_state(1)[0])
 
     def _over_processes(self, losses: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Averages the losses [T] over all processes, weighted by their counts, and sums the counts."""
@@ -449,8 +455,9 @@ class HcalTrainer(
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Leaves out the parameters that transformers leaves out, and the head's scale and stop scores."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith("head.")]
+        """Leaves out what transformers leaves out, the head's scale and stop scores, and the radius of the documents."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.startswith("head.") and name != "prototypes.radius"]
 
     def _average_weighter_gradients(self) -> None:
         for parameter in self.loss_weighter.parameters():

@@ -64,6 +64,30 @@ CASES = {
     ),
     "focal": (build_ragged(), {"partial_paths": True, "classification_loss": "asl"}),
     "labels": (DAG, {"label_mode": "multi_path", "head": "independent", "score_function": "linear"}),
+    "hyperbolic": (
+        build_ragged(),
+        {
+            "geometry": "hyperbolic",
+            "geometry_curvature": 0.7,
+            "score_function": "linear",
+            "prototype_anchor": "label_text",
+            "partial_paths": True,
+        },
+    ),
+    "hyperbolic sigmoid": (DAG, {"label_mode": "multi_path", "geometry": "hyperbolic", "score_function": "linear"}),
+    "hyperbolic released": (
+        DAG,
+        {
+            "label_mode": "multi_path",
+            "head": "independent",
+            "score_function": "linear",
+            "prototype_temperature": 1,
+            "perturbation": 0,
+            "geometry": "hyperbolic_penalty",
+            "geometry_order": "cooccurrence",
+            "geometry_released": True,
+        },
+    ),
 }
 TEXTS = [
     "stars and atoms",
