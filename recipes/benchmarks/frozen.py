@@ -51,6 +51,13 @@ COSINE_VARIANTS: dict[str, dict[str, Any]] = {
     "cosine + hjcl": {"contrast": "hjcl", "tuned": HJCL_SETTINGS},
     "cosine, no perturbation": {"perturbation": 0.0},
 }
+# Geometries of linear prototypes, all trained by AdamW. A step compares up to 256 labels with all others.
+GEOMETRY_ORDERS = [{"geometry_order": order} for order in ("hops", "mixed")]
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "linear by AdamW": {},
+    "hyperbolic penalty": {"geometry": "hyperbolic_penalty", "geometry_rows": 256, "tuned": GEOMETRY_ORDERS},
+    "hyperbolic": {"geometry": "hyperbolic", "geometry_rows": 256, "tuned": GEOMETRY_ORDERS},
+}
 # The settings (gamma-, gamma+, margin) tried for the asymmetric loss.
 ASYMMETRIC = (
     (1, 0, 0.0),
@@ -238,6 +245,11 @@ def ours_of(task: Task) -> dict[str, Group]:
     for head, (title, setting) in itertools.product(HEADS[task.label_mode], COSINE_VARIANTS.items()):
         name = f"{head}, {title}"
         attempts = functools.partial(by_adamw, {"head": head, **setting})
+        groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
+    head = DEFAULT_HEADS[task.label_mode]
+    for title, setting in GEOMETRIES.items():
+        name = f"{head}, {title}"
+        attempts = functools.partial(by_adamw, {"head": head, **LINEAR, **ANCHORS, **setting})
         groups[name] = Group(attempts, {name: (head, "decoded")}, ours=True, seeds=SEEDS)
     if task.label_mode == "multi_path":
         name = f"{DEFAULT_HEADS['multi_path']}, cosine + anchors, asymmetric loss"

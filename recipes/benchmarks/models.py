@@ -6,7 +6,7 @@ import torch
 from data import SPLITS, Task
 from transformers import BertConfig
 
-from hcal_hf import HcalConfig, HcalForSequenceClassification, build_weighter, fit_head
+from hcal_hf import CooccurrenceCounts, HcalConfig, HcalForSequenceClassification, build_weighter, fit_head
 
 EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30, "debtags": 30}
 BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64, "debtags": 64}
@@ -29,6 +29,10 @@ def make_model(task: Task, setting: dict[str, Any]) -> HcalForSequenceClassifica
     if model.prototypes.is_anchored:
         model.prototypes.anchors.copy_(task.anchors)
         model.prototypes.trained.copy_(task.y["train"].sum(dim=0) > 0)
+    if model.label_penalty is not None and model.label_penalty.order.needs_counts:
+        documents, nodes = task.y["train"].nonzero(as_tuple=True)
+        sizes = documents.bincount(minlength=len(task.y["train"]))
+        model.label_penalty.counts = CooccurrenceCounts(sizes.numpy(), nodes.numpy(), task.taxonomy.num_labels)
     return model
 
 
@@ -78,7 +82,8 @@ def train(task: Task, setting: dict[str, Any], seed: int) -> HcalForSequenceClas
         {"params": [model.projection.weight], "lr": rate},
         {"params": [model.prototypes.weight], "lr": prototype_rate},
     ]
-    if small := [p for p in (model.prototypes.bias, model.prototypes.anchor_scale) if p is not None]:
+    prototypes = model.prototypes
+    if small := [p for p in (prototypes.bias, prototypes.anchor_scale, prototypes.radius) if p is not None]:
         groups.append({"params": small, "lr": prototype_rate, "weight_decay": 0.0})
     if own := list(model.head.parameters()):
         groups.append({"params": own, "lr": prototype_rate, "weight_decay": 0.0})
