@@ -30,6 +30,8 @@ PARTS = {
         "pooling",
         "projection_dim",
         "projection_bias",
+        "geometry",
+        "geometry_curvature",
         "score_function",
         "prototype_anchor",
         "prototype_temperature",

@@ -37,7 +37,7 @@ class LabelTextMixin(_Trainer):
         return model
 
     def _note_training_data(self, model: Any) -> None:
-        """Stores in the model which labels have training documents and occur together, and the checksum of the tokenizer."""
+        """Stores in the model which labels have training documents, which occur together, and the tokenizer's checksum."""
         if self.processing_class is not None:
             model.config.tokenizer_checksum = vocabulary_checksum(self.processing_class)
         dataset: Any = self.train_dataset
