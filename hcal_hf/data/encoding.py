@@ -290,7 +290,9 @@ def _encode_table(
 
 
 def _encode_stream(split: IterableDataset, encoder: RowEncoder, split_name: str, on_bad_row: str) -> IterableDataset:
-    columns = split.column_names or list(next(iter(split.take(1))))
+    columns = split.column_names or list(next(iter(split.take(1)), ()))
+    if not columns:
+        raise ValueError(f"{split_name} is a stream without rows: check its source.")
 
     def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         rows = encoder(batch)

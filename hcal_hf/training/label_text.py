@@ -45,6 +45,12 @@ class LabelTextMixin(_Trainer):
             _, occurring = label_column(dataset)
             model.prototypes.trained.zero_()
             model.prototypes.trained[torch.from_numpy(np.unique(occurring))] = True
+        elif model.prototypes.is_anchored and dataset is not None and model.prototypes.trained.all():
+            logger.warning(
+                "train_dataset is not a table in memory, so it is unknown which labels have training documents: the "
+                "prototypes of all labels are trained. If some labels have none, set model.prototypes.trained before "
+                "training, a bool for each label."
+            )
         count_cooccurrence(model, dataset)
 
     def _embed_untrained_labels(self) -> None:

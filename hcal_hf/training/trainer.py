@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_concat
 from transformers.utils import logging
@@ -25,7 +26,7 @@ from .evaluation import BatchMetrics, score_decision
 from .frozen_head import FrozenHeadMixin
 from .held_out import HeldOutMixin
 from .label_text import LabelTextMixin
-from .parameter_groups import scale_prototype_rows, split_by_part
+from .parameter_groups import ParameterGroupsMixin
 from .precision import warn_of_float16, warn_of_slow_bfloat16
 from .replicas import join_gradient_norms, join_losses
 from .sampler import SamplerMixin
@@ -37,7 +38,14 @@ logger = logging.get_logger(__name__)
 
 
 class HcalTrainer(
-    CheckpointMixin, LabelTextMixin, ModelCardMixin, HeldOutMixin, FrozenHeadMixin, SamplerMixin, Trainer
+    CheckpointMixin,
+    LabelTextMixin,
+    ModelCardMixin,
+    HeldOutMixin,
+    FrozenHeadMixin,
+    ParameterGroupsMixin,
+    SamplerMixin,
+    Trainer,
 ):
     """
     Trains an [`HcalForSequenceClassification`] on sum_k w_k L_k over its tasks, with weights from a [`LossWeighter`].
@@ -74,8 +82,8 @@ class HcalTrainer(
 
     Raises:
         TypeError: if the model or the arguments are of another class.
-        ValueError: if an argument would replace the loss, if the weighter is for another number of levels, or if it needs
-            gradient norms under `torch_compile`.
+        ValueError: if an argument would replace the loss, if the weighter is for another number of levels, if it needs
+            gradient norms under `torch_compile`, or if `optimizers` lacks what the arguments ask for.
     """
 
     args: HcalTrainingArguments
@@ -161,6 +169,7 @@ class HcalTrainer(
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self._check_optimizer_options()
         # The weighter's state has the precision of the losses.
         state_dtype = torch.promote_types(model.projection.weight.dtype, torch.float32)
         self.loss_weighter.to(device=self.args.device, dtype=state_dtype)
@@ -194,8 +203,8 @@ class HcalTrainer(
 
         Raises:
             BadRowsError: if the model could never predict the labels of a row.
-            ValueError: for `args.tune` without evaluation documents, and for training rows without tokens or labels that
-                the model has.
+            ValueError: for `args.tune` without evaluation documents, for training rows without tokens or labels that the
+                model has, and for a stream without rows.
         """
         model = self.unwrapped_model
         if self.train_dataset is None:
@@ -224,7 +233,12 @@ class HcalTrainer(
                 output = self._solve_head(model)
             else:
                 checkpoint = self._checked_checkpoint(resume_from_checkpoint)
-                output = super().train(checkpoint, *args, **kwargs)
+                try:
+                    output = super().train(checkpoint, *args, **kwargs)
+                except ValueError as problem:
+                    if self.state.global_step == 0 and _is_empty_stream(self.train_dataset):
+                        raise ValueError("train_dataset is a stream without rows: check its source.") from problem
+                    raise
                 self._embed_untrained_labels()
         self.tuned = {} if self.args.tune == "none" else tune_model(self, metric=self.args.tune)
         return output
@@ -418,48 +432,6 @@ class HcalTrainer(
         # Without a sampler: transformers' own would group held-out documents by length, and so shuffle predictions.
         return self._get_dataloader(test_dataset, description="test", batch_size=self.args.eval_batch_size)
 
-    # ---- Optimiser ----
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Creates the optimiser of transformers with a learning rate for each part of the model.
-
-        The parts are the encoder, the head with the projection, the prototypes, and the weighter's own parameters.
-
-        Raises:
-            ValueError: if the weighter has parameters under FSDP.
-        """
-        created = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if not created:
-            return optimizer
-        args = self.args
-        head_rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-        prototype_rate = head_rate if args.prototype_learning_rate is None else args.prototype_learning_rate
-        named_parameters = (self.model if model is None else model).named_parameters()
-        rates = {"encoder": args.learning_rate, "head": head_rate, "prototypes": prototype_rate}
-        groups = split_by_part(optimizer.param_groups, named_parameters, rates)
-        learned = list(self.loss_weighter.parameters())
-        if learned and self.is_fsdp_enabled:
-            raise ValueError(
-                f"{type(self.loss_weighter).__name__} has its own parameters, which FSDP cannot shard with the model's: "
-                "use another loss_weighting, or several processes without FSDP."
-            )
-        if learned:
-            own_rate = self.loss_weighter.learning_rate
-            own_rate = head_rate if own_rate is None else own_rate
-            groups.append({**groups[0], "params": learned, "lr": own_rate, "weight_decay": 0.0})
-        optimizer.param_groups = groups
-        if self.args.prototype_lr_multipliers is not None:
-            depths = self.model.head.depths
-            scale_prototype_rows(optimizer, self.model.prototypes.weight, depths, self.args.prototype_lr_multipliers)
-        return optimizer
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Leaves out what transformers leaves out, the head's scale and stop scores, and the radius of the documents."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.startswith("head.") and name != "prototypes.radius"]
-
-    def _average_weighter_gradients(self) -> None:
-        for parameter in self.loss_weighter.parameters():
-            if parameter.grad is not None and self.accelerator.num_processes > 1:
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+def _is_empty_stream(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None

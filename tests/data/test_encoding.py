@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from datasets.formatting import query_table
 
@@ -398,3 +398,13 @@ def test_a_list_that_may_be_labels_or_a_path_is_refused_as_ambiguous(tokenizer):
     rows, _, _ = encoder.encode_labels([[["Books"], ["Books", "Other"]]], problems)
     assert (rows, problems[0]) == ([[taxonomy.index("Books")], []], None)
     assert "can be read as 2 labels or as one path" in problems[1]
+
+
+def test_a_stream_without_rows_is_named(taxonomy, tokenizer):
+    stream = IterableDataset.from_generator(lambda: iter(()))
+    assert stream.column_names is None
+    with pytest.raises(ValueError, match="train is a stream without rows: check its source"):
+        encode_dataset(stream, taxonomy, tokenizer)
+    features = Dataset.from_dict({"text": ["a"], "labels": ["astronomy"]}).features
+    known = IterableDataset.from_generator(lambda: iter(()), features=features)
+    assert list(encode_dataset(known, taxonomy, tokenizer)) == []
