@@ -7,7 +7,7 @@ its first use: `metrics`, `data`, `training`, `sklearn`, `report` and `commands`
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_sklearn_available
 
@@ -17,7 +17,8 @@ from .pipeline_hcal import TASK, HierarchicalTextClassificationPipeline
 from .taxonomy import Taxonomy
 
 AutoConfig.register("hcal", HcalConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(HcalConfig, HcalForSequenceClassification, exist_ok=True)
+for _auto_class in (AutoModel, AutoModelForSequenceClassification):
+    _auto_class.register(HcalConfig, HcalForSequenceClassification, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     TASK,
     pipeline_class=HierarchicalTextClassificationPipeline,

@@ -290,6 +290,8 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         kwargs.setdefault("custom_pipelines", None)  # like auto_map, for pipeline() with the code of a repository
         super().__post_init__(**kwargs)
         encoder_config: Any = self.encoder_config
+        if getattr(encoder_config, "model_type", None) == self.model_type:
+            raise ValueError("encoder_config describes an HCAL model: give the configuration of its encoder alone.")
         if getattr(encoder_config, "use_cache", False):
             encoder_config.use_cache = False  # nothing is generated, so no past states are needed
         if os.path.isdir(getattr(encoder_config, "_name_or_path", "")):

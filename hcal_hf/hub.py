@@ -1,12 +1,16 @@
 """Describes the pipeline of a model repository on the Hub, and explains pushes that were interrupted."""
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 TASK = "hierarchical-text-classification"
 
@@ -17,6 +21,10 @@ _OWN_PIPELINE = {
     "pt": ["AutoModelForSequenceClassification"],
     "type": "text",
 }
+
+
+# The calls between a model's forward and the pipeline: the wrappers of forward and of torch, and hooks.
+_FRAMES_TO_PIPELINE = 10
 
 
 class CustomPipelines(dict):
@@ -36,6 +44,25 @@ class CustomPipelines(dict):
 
     def __getitem__(self, task: str) -> Any:
         return copy.deepcopy(super().__getitem__(task))
+
+
+def warn_of_flat_pipeline() -> None:
+    """Warns once if the model runs in the pipeline "text-classification", which does not know the hierarchy.
+
+    That pipeline returns the most probable label, which is always one of the top level, because no label is more probable
+    than its parents.
+    """
+    frame = sys._getframe(1)
+    for _ in range(_FRAMES_TO_PIPELINE):
+        if frame.f_globals.get("__name__") == "transformers.pipelines.text_classification":
+            logger.warning_once(
+                f'pipeline("text-classification") knows no hierarchy: it answers each text with a label of the top level. '
+                f'For the whole path use pipeline("{TASK}", model=...) after `import hcal_hf`.'
+            )
+            return
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from .configuration_hcal import HcalConfig
 from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, load_encoder
 from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
-from .hub import clear_push_errors
+from .hub import clear_push_errors, warn_of_flat_pipeline
 from .integrity import check_loaded_weights, vocabulary_checksum
 from .label_extension import add_labels
 from .log_space import log_probs_to_logits
@@ -377,6 +377,8 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         the losses. Calibration therefore does not change the losses.
         """
         outputs = None
+        if not torch.compiler.is_compiling():
+            warn_of_flat_pipeline()
         if pooled_states is None:
             inputs = {
                 "input_ids": input_ids,

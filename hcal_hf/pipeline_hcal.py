@@ -66,6 +66,12 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         check_tokenizer(self.model, self.tokenizer)
         self._search: PathSearch | None = None
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predicts the labels of a text, or of each text of a list, a data set or an iterator."""
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, *args, **kwargs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         for name in kwargs:
             if name not in _ARGUMENTS:

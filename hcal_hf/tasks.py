@@ -38,6 +38,11 @@ class TaskMixin:
     task_names: list[str]
     training: bool
 
+    @property
+    def num_labels(self) -> int:
+        """The number of labels L, inner nodes included."""
+        return self.taxonomy.num_labels
+
     def compute_task_losses(
         self,
         features: torch.Tensor,

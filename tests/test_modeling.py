@@ -275,3 +275,17 @@ def test_loading_an_encoder_checkpoint_initialises_head_and_prototypes(taxonomy,
     assert model.head.bias.abs().max() == 0
     assert 0.005 < model.prototypes.weight.std() < 0.02
     torch.testing.assert_close(model.projection.weight.T @ model.projection.weight, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_a_model_has_num_labels_and_loads_by_auto_model(make_model, taxonomy, tmp_path):
+    model = make_model(taxonomy)
+    assert model.num_labels == model.config.num_labels == taxonomy.num_labels
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, HcalForSequenceClassification)
+    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+
+
+def test_an_hcal_model_is_no_encoder_of_another(make_model, taxonomy):
+    with pytest.raises(ValueError, match="configuration of its encoder"):
+        HcalConfig.from_taxonomy(taxonomy, make_model(taxonomy).config)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hcal_hf import HierarchicalTextClassificationPipeline, decode
+from hcal_hf import HierarchicalTextClassificationPipeline, decode, hub
 
 TEXTS = ["stars and atoms", "poems in novels of drama", "a new study of genes with cells and plants"]
 
@@ -211,3 +211,20 @@ def test_decode_risk_needs_calibration_and_its_threshold_is_saved(make_pipe, tax
         ]
     with pytest.raises(ValueError, match="leave threshold out"):
         pipe(TEXTS, decode="risk", threshold=0.5)
+
+
+def test_no_texts_give_no_answers(make_pipe, taxonomy):
+    assert make_pipe(taxonomy)([]) == []
+
+
+def test_the_stock_pipeline_warns_once_that_it_knows_no_hierarchy(make_model, taxonomy, tokenizer, monkeypatch):
+    model = make_model(taxonomy)
+    warnings = []
+    monkeypatch.setattr(hub.logger, "warning_once", warnings.append)
+    flat = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    assert flat(TEXTS[0])[0]["label"] in ("science", "arts")  # no label is more probable than its parents
+    assert len(warnings) == 1
+    assert 'pipeline("hierarchical-text-classification"' in warnings[0]
+    warnings.clear()
+    pipeline("hierarchical-text-classification", model=model, tokenizer=tokenizer, device="cpu")(TEXTS[0])
+    assert warnings == []

@@ -9,9 +9,10 @@ from typing import Any
 
 from .bootstrap import bootstrap_interval, draw_documents
 from .calibration import brier_score, calibration_scores, expected_calibration_error
-from .classification import TaxonomyLike, classification_scores
+from .classification import classification_scores
 from .hierarchical_f1.scores import hierarchical_scores_from_edges
 from .hvr.violations import violation_rates_from_edges
+from .named_sets import TaxonomyLike, node_sets
 
 __all__ = [
     "bootstrap_interval",
@@ -21,6 +22,7 @@ __all__ = [
     "draw_documents",
     "expected_calibration_error",
     "hierarchical_scores",
+    "node_sets",
     "violation_rates",
 ]
 
@@ -31,13 +33,14 @@ def violation_rates(predictions: Any, taxonomy: TaxonomyLike, scores: Any = None
     `violation_rates_from_edges` defines them.
 
     Args:
-        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
-        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
+        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids, label names or paths ([`node_sets`]).
+        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`; for names and paths a [`Taxonomy`].
         scores: float [N, L] probabilities, or None.
 
     Raises:
-        ValueError: if a shape, a type, an id or a score is invalid.
+        ValueError: if a shape, a type, an id, a name or a score is invalid.
     """
+    predictions = node_sets(predictions, taxonomy)
     return violation_rates_from_edges(predictions, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, scores)
 
 
@@ -49,15 +52,16 @@ def hierarchical_scores(
     `hierarchical_scores_from_edges` defines them.
 
     Args:
-        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids.
-        references: the same documents, in either form.
-        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
+        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids, label names or paths ([`node_sets`]).
+        references: the same documents, in any of these forms.
+        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`; for names and paths a [`Taxonomy`].
         lca: whether to compute the `lca_` scores, which are defined only on forests. None computes them if no label has
             two parents.
 
     Raises:
-        ValueError: if the numbers of documents differ, a shape, a type or an id is invalid, or `lca=True` on a DAG.
+        ValueError: if the numbers of documents differ, a shape, a type, an id or a name is invalid, or `lca=True` on a DAG.
     """
+    predictions, references = node_sets(predictions, taxonomy), node_sets(references, taxonomy, "references")
     return hierarchical_scores_from_edges(
         predictions, references, taxonomy.edges, taxonomy.num_labels, taxonomy.depths, lca
     )

@@ -6,37 +6,23 @@ that is neither predicted nor referenced has F1 = 0.0, and without documents eve
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from .hierarchical_f1.label_sets import Hierarchy, PackedSets, Words, count_bits, ratio
 from .hierarchical_f1.scores import f1, mean, named_scores, paired_sets, pooled_scores
-
-
-class TaxonomyLike(Protocol):
-    """The attributes of a taxonomy that the metrics use."""
-
-    @property
-    def edges(self) -> Any:
-        """The edges: int [E, 2], rows (parent, child)."""
-
-    @property
-    def depths(self) -> Any:
-        """The depth of each label: int [L], 0 = top level."""
-
-    @property
-    def num_labels(self) -> int:
-        """The number of labels L."""
+from .named_sets import TaxonomyLike, node_sets
 
 
 def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyLike) -> dict[str, float]:
     """Compares predicted label sets with reference sets. Scores are in [0, 1], and higher is better.
 
     Args:
-        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids. A repeated id counts once.
-        references: the same documents, in either form.
-        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`.
+        predictions: bool or 0/1 integer array [N, L], or N sequences of node ids, label names or paths ([`node_sets`]).
+            A repeated label counts once.
+        references: the same documents, in any of these forms.
+        taxonomy: any object with `edges` [E, 2], `depths` [L] and `num_labels`; for names and paths a [`Taxonomy`].
 
     Returns:
         `micro_precision`, `micro_recall`, `micro_f1`: pooled over all (document, label) pairs.
@@ -57,6 +43,7 @@ def classification_scores(predictions: Any, references: Any, taxonomy: TaxonomyL
             `Hierarchy`).
     """
     hierarchy = Hierarchy(taxonomy.edges, taxonomy.num_labels, taxonomy.depths)
+    predictions, references = node_sets(predictions, taxonomy), node_sets(references, taxonomy, "references")
     predicted, expected = paired_sets(predictions, references, hierarchy)
     num_documents = expected.num_documents
     packed = PackedSets(hierarchy, predicted, expected)

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .label_sets import flatten_ids
+from .label_sets import flatten_ids, read_names
 from .scores import hierarchical_scores_from_edges
 
 _DESCRIPTION = """
@@ -19,10 +19,11 @@ forests only), and constrained F1, for which a label is correct only if all its 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of list of int): the predicted node ids of each document, 0 to num_labels - 1. No multi-hot rows,
-        no probabilities.
-    references (list of list of int): the true node ids of each document.
-    edges (list of [parent, child]): the hierarchy, one pair of node ids per edge.
-    num_labels (int): the number of labels.
+        no probabilities. With `labels`, also label names.
+    references (list of list of int): the true node ids of each document. With `labels`, also label names.
+    edges (list of [parent, child]): the hierarchy, one pair of node ids (or names) per edge.
+    num_labels (int): the number of labels. Not needed with `labels`.
+    labels (list of str, optional): the name of each label, in the order of the node ids.
     depths (list of int, optional): the depth of each label, 0 = top level; default: longest path from a root.
     lca (bool, optional): whether to compute the lca_ scores; default: if no label has two parents.
 Returns:
@@ -103,7 +104,9 @@ class HierarchicalF1(evaluate.Metric):
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Computes the scores of all added documents. Needs `edges` and `num_labels`."""
+        """Computes the scores of all added documents. Needs `edges`, and `num_labels` or `labels`."""
+        sets, kwargs = read_names({"predictions": predictions, "references": references}, kwargs)
+        predictions, references = sets["predictions"], sets["references"]
         # The base class empties its buffer, so missing arguments must be detected before it is called.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .label_sets import flatten_ids
+from .label_sets import flatten_ids, read_names
 from .violations import violation_rates_from_edges
 
 _DESCRIPTION = """
@@ -19,9 +19,10 @@ and 1.0 that each document has a violation.
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of list of int): the predicted node ids of each document, 0 to num_labels - 1. No multi-hot rows,
-        no probabilities.
-    edges (list of [parent, child]): the hierarchy, one pair of node ids per edge.
-    num_labels (int): the number of labels.
+        no probabilities. With `labels`, also label names.
+    edges (list of [parent, child]): the hierarchy, one pair of node ids (or names) per edge.
+    num_labels (int): the number of labels. Not needed with `labels`.
+    labels (list of str, optional): the name of each label, in the order of the node ids.
     depths (list of int, optional): the depth of each label, 0 = top level; default: longest path from a root.
     scores (array [N, L], optional): the probabilities of all labels; adds hvr_score.
 Returns:
@@ -34,6 +35,9 @@ Examples:
     >>> hvr = evaluate.load("hvr")
     >>> hvr.compute(predictions=[[0, 1], [1]], edges=[[0, 1]], num_labels=2)
     {'hvr': 0.5, 'hvr_node': 0.5, 'hvr_level': [0.0, 0.5], 'inconsistent_labels': 0.3333333333333333}
+    >>> labels = ["Physics", "Quantum physics"]
+    >>> hvr.compute(predictions=[labels, labels[1:]], edges=[labels], labels=labels)["hvr"]
+    0.5
 """
 
 _CITATION = """\
@@ -77,7 +81,9 @@ class HVR(evaluate.Metric):
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Computes the violation rates of all added documents. Needs `edges` and `num_labels`."""
+        """Computes the violation rates of all added documents. Needs `edges`, and `num_labels` or `labels`."""
+        sets, kwargs = read_names({"predictions": predictions}, kwargs)
+        predictions = sets["predictions"]
         # The base class empties its buffer, so missing arguments must be detected before it is called.
         missing = [name for name in ("edges", "num_labels") if kwargs.get(name) is None]
         if missing:

@@ -170,6 +170,46 @@ def flatten_ids(rows: Iterable[Any], name: str = "predictions") -> tuple[IntArra
     raise ValueError(f"{name} holds a node id outside the 64-bit integers.")
 
 
+def ids_by_name(rows: Any, labels: Any, name: str = "predictions") -> Any:
+    """Replaces label names by node ids.
+
+    Args:
+        rows: N sequences of label names, or of node ids, which stay as they are.
+        labels: the names of the labels in the order of their ids, or None if there are only ids.
+        name: the name of the argument in errors.
+
+    Raises:
+        ValueError: if a name is not in `labels`, or `labels` holds a name twice.
+    """
+    if labels is None or rows is None:
+        return rows
+    labels = list(labels)
+    ids = {label: index for index, label in enumerate(labels)}
+    if len(ids) < len(labels):
+        twice = next(label for index, label in enumerate(labels) if ids[label] != index)
+        raise ValueError(f"labels holds {twice!r} twice; give each label its own name, such as its path.")
+    found = []
+    for index, row in enumerate(rows):
+        if isinstance(row, str) or not hasattr(row, "__iter__"):
+            raise ValueError(f"{name}[{index}] is {reprlib.repr(row)}; allowed: a list of label names or node ids.")
+        unknown = [value for value in row if isinstance(value, str) and value not in ids]
+        if unknown:
+            raise ValueError(f"{name}[{index}] holds {unknown[0]!r}, which is not in labels (L = {len(labels)}).")
+        found.append([ids[value] if isinstance(value, str) else value for value in row])
+    return found
+
+
+def read_names(sets: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Replaces names by node ids in label sets and edges, if the options have `labels`, and adds `num_labels`."""
+    labels = options.get("labels")
+    options = {name: value for name, value in options.items() if name != "labels"}
+    if labels is None:
+        return sets, options
+    options["edges"] = ids_by_name(options.get("edges"), labels, "edges")
+    options.setdefault("num_labels", len(labels))
+    return {name: ids_by_name(rows, labels, name) for name, rows in sets.items()}, options
+
+
 def _all_integers(values: Iterable[Any]) -> bool:
     # Checks Python types, because numpy would turn bools into the ids 0 and 1 and truncate floats.
     return all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in set(map(type, values)))
