@@ -125,9 +125,9 @@ class ModelArguments:
     regimes: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "How the model is trained: adapted (label text, unlabelled rows and a few labelled ones), frozen or "
-            "fine-tuned. If there are several, the validation documents decide. Default: frozen with freeze_encoder, else "
-            "fine-tuned."
+            "help": "How the model is trained: adapted (label text, unlabelled rows and a few labelled ones), frozen, "
+            "fine-tuned or fine-tuned-adapted (label text, adapted with the encoder of the fine-tuned model). If there are "
+            "several, the validation documents decide. Default: frozen with freeze_encoder, else fine-tuned."
         },
     )
 

@@ -1,10 +1,12 @@
 """Trains a model from arguments: loads data, trains, evaluates, saves and prints a few predictions."""
 
+import copy
 import gc
 import json
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.checkpoints import last_whole_checkpoint
 from ..training.features import CACHE_FOLDER, pooled_features
-from ..training.regime import ADAPTED, FINE_TUNED, FROZEN
+from ..training.regime import ADAPTED, FINE_TUNED, FINE_TUNED_ADAPTED, FROZEN
 from ..training.trainer import HcalTrainer
 from .continued_run import SPLIT_FILE, continue_from, split_record
 from .progress import show_one_line
@@ -79,6 +81,7 @@ class _Run:
         split: how one file was split, for later runs that continue from the model.
         start ([`HcalForSequenceClassification`], *optional*): the model to continue from.
         counts: how many times each training document counts, if that is not once.
+        fine_tuned ([`HcalTrainer`], *optional*): the trainer of the fine-tuned model, once that is trained.
     """
 
     model_args: ModelArguments
@@ -91,6 +94,7 @@ class _Run:
     split: dict[str, Any]
     start: HcalForSequenceClassification | None
     counts: list[int] | None
+    fine_tuned: HcalTrainer | None = None
 
     @classmethod
     def load(cls, model_args: ModelArguments, data_args: DataArguments, args: HcalTrainingArguments) -> "_Run":
@@ -121,7 +125,16 @@ class _Run:
     def train(self, regime: str) -> HcalTrainer:
         """Builds a model and trains it in one regime ([`REGIMES`]). Returns its trainer."""
         args = self.args
-        model = self._build_model(regime)
+        if regime == FINE_TUNED and self.fine_tuned is not None:
+            return self.fine_tuned
+        if regime == FINE_TUNED_ADAPTED:
+            trained = self.fine_tuned or self.train(FINE_TUNED)
+            with self._saved_encoder(trained) as folder:
+                model = self._build_model(regime, folder)
+            encoder_config: Any = model.config.encoder_config
+            encoder_config._name_or_path = trained.unwrapped_model.config.encoder_config._name_or_path
+        else:
+            model = self._build_model(regime)
         # A part without labelled documents, as for a table without labels, is like a missing one.
         table = DatasetDict({name: part for name, part in self.encoded.items() if len(part) or name == "train"})
         if regime != FINE_TUNED:
@@ -141,7 +154,9 @@ class _Run:
         trainer.card_details = self._card_details()
         show_one_line(trainer)
         _announce_launch(trainer)
-        if regime == ADAPTED:
+        if regime in (ADAPTED, FINE_TUNED_ADAPTED):
+            if regime == FINE_TUNED_ADAPTED:  # so that card and report tell both parts of the training
+                trainer.state = copy.deepcopy(trained.state)
             self._adapt(trainer)
         else:
             resume: Any = args.resume_from_checkpoint
@@ -150,10 +165,29 @@ class _Run:
             trainer.train(
                 resume_from_checkpoint=resume if regime == FINE_TUNED or not self.model_args.regimes else None
             )
+        if regime == FINE_TUNED:
+            self.fine_tuned = trainer
         _report_tuning(trainer.tuned, args.tune)
         return trainer
 
-    def _build_model(self, regime: str) -> HcalForSequenceClassification:
+    @contextmanager
+    def _saved_encoder(self, trainer: HcalTrainer) -> Iterator[str]:
+        """Saves the encoder of a trained model and the tokenizer in a temporary folder.
+
+        Raises:
+            ValueError: if the encoder is sharded.
+        """
+        if trainer.is_fsdp_enabled:
+            raise ValueError(
+                f"The regime {FINE_TUNED_ADAPTED} does not run under FSDP: use {FINE_TUNED}, or processes without FSDP."
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.unwrapped_model.encoder.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            yield folder
+
+    def _build_model(self, regime: str, encoder: str | None = None) -> HcalForSequenceClassification:
+        """Builds the model of a regime, on the encoder of the arguments by default."""
         model_args, data_args, taxonomy = self.model_args, self.data_args, self.taxonomy
         names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
         if self.start is not None:
@@ -162,13 +196,12 @@ class _Run:
             model.config.label_names = display_names(taxonomy, names) if names else model.config.label_names
             return model
         given: dict[str, Any] = {"table_options": data_args.table_options, "label_names": names}
-        if regime == ADAPTED:
+        encoder = encoder or model_args.encoder
+        if regime in (ADAPTED, FINE_TUNED_ADAPTED):
             given |= {"label_mode": model_args.label_mode, "partial_paths": model_args.partial_paths}
-            return HcalForSequenceClassification.zero_shot(
-                model_args.encoder, taxonomy, **given, pooling=model_args.pooling
-            )
+            return HcalForSequenceClassification.zero_shot(encoder, taxonomy, **given, pooling=model_args.pooling)
         return HcalForSequenceClassification.from_encoder(
-            model_args.encoder, taxonomy, model_args.preset, **given, **_config_fields(model_args, regime)
+            encoder, taxonomy, model_args.preset, **given, **_config_fields(model_args, regime)
         )
 
     def _features(self, model: HcalForSequenceClassification, table: DatasetDict) -> DatasetDict:

@@ -337,6 +337,9 @@ class ModelCardMixin(_Trainer):
         if adapted is not None:
             labelled = f"{adapted['adapted_labelled']:,} of them labelled"
             rows["head"] = f"label text, adapted to {adapted['adapted_texts']:,} different texts, {labelled}"
+            if self.state.global_step:  # the encoder was trained before, with another head
+                rows["encoder's weights"] = "trained, with another head"
+                rows |= self._optimizer_settings()
         elif fit is not None:
             rows |= {
                 "solver": "L-BFGS on all documents at once, on pooled states computed once",

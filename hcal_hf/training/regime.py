@@ -1,4 +1,4 @@
-"""Chooses how a model is trained: label text adapted to few documents, a frozen encoder, or a fine-tuned one."""
+"""Chooses how a model is trained: label text adapted to few documents, a frozen encoder, a fine-tuned one, or both."""
 
 import copy
 import time
@@ -15,7 +15,7 @@ from .adapt import FEWEST_TEXTS
 
 logger = logging.get_logger(__name__)
 
-ADAPTED, FROZEN, FINE_TUNED = REGIMES = ("adapted", "frozen", "fine-tuned")
+ADAPTED, FROZEN, FINE_TUNED, FINE_TUNED_ADAPTED = REGIMES = ("adapted", "frozen", "fine-tuned", "fine-tuned-adapted")
 
 # Training settings of each regime. They are those of recipes/clinc150 and apply where the user sets nothing else.
 FINE_TUNING: dict[str, Any] = {
@@ -37,7 +37,8 @@ FROZEN_SETTINGS: dict[str, Any] = {"per_device_eval_batch_size": 256}
 # Below the first number of documents per leaf, adapted label text was more accurate than any training; above the second, it
 # no longer was (recipes/benchmarks/pages/few_labels.md). In between, the validation documents decide.
 FEW_PER_LEAF, MANY_PER_LEAF = 3, 20
-# If a larger share of the leaves has no documents, adapted label text was more accurate even with 5 documents per leaf.
+# If a larger share of the leaves has no documents, adapted label text was more accurate even with 5 documents per leaf, and
+# still more with a fine-tuned encoder.
 MOST_WITHOUT = 0.1
 # Fewer validation documents cannot decide.
 FEWEST_VALIDATION = 40
@@ -50,12 +51,13 @@ class Regime:
 
     Attributes:
         name (`str`): `"adapted"` (label text, adapted to all texts and to a few labelled ones, [`hcal_hf.adapt`]),
-            `"frozen"` (the head on features of a frozen encoder) or `"fine-tuned"` (the whole model).
+            `"frozen"` (the head on features of a frozen encoder), `"fine-tuned"` (the whole model) or
+            `"fine-tuned-adapted"` (the encoder of a fine-tuned model, with label text that is adapted with it).
         settings (`dict`): values of [`HcalTrainingArguments`] that go with it.
         reason (`str`): why it was chosen, in one sentence.
         seconds (`float`, *optional*): the estimated time of fine-tuning.
         alternatives (`tuple[str, ...]`): other regimes that are worth training too, because only validation documents can
-            tell which is best. All of them are faster.
+            tell which is best. They add little time.
     """
 
     name: str
@@ -80,12 +82,14 @@ def choose_regime(
 ) -> Regime:
     """Chooses the regime by the number of labelled documents and the time that fine-tuning is estimated to take.
 
-    - Without a labelled document: adapted. Under single_path also with fewer than 3 per leaf, or with fewer than 20 if more
-      than a tenth of the leaves have none.
+    - Without a labelled document: adapted. Under single_path also with fewer than 3 per leaf.
+    - Under single_path with 3 to 20 documents per leaf, if more than a tenth of the leaves have none: fine-tuned-adapted if
+      fine-tuning is estimated to fit the time budget, and adapted if not.
     - Else fine-tuned, if that is estimated to fit the time budget, and frozen if not.
 
-    From 3 to 20 documents per leaf, adapting may still be better for single_path, and a frozen encoder may be better than a
-    fine-tuned one. If at least 40 validation documents can decide that, they are alternatives of the regime.
+    From 3 to 20 documents per leaf, adapting may be better for single_path, with the fine-tuned encoder or without, and a
+    frozen encoder may be better than a fine-tuned one. If at least 40 validation documents can decide that, they are
+    alternatives of the regime.
 
     The time of fine-tuning is estimated from three training batches of random tokens with the lengths of random documents.
 
@@ -123,26 +127,33 @@ def choose_regime(
             f"label is adapted to them and to {unlabelled:,} texts without labels."
         )
         return Regime(ADAPTED, FROZEN_SETTINGS, reason)
-    without = 0 if leaves is None or covered is None else leaves - covered
-    if can_adapt and per_leaf < MANY_PER_LEAF and leaves is not None and without > MOST_WITHOUT * leaves:
-        reason = (
-            f"{without:,} of {leaves:,} leaves have no labelled document, so no training can show them: the text of each "
-            f"label is adapted to {documents:,} labelled texts and to {unlabelled:,} without labels."
-        )
-        return Regime(ADAPTED, FROZEN_SETTINGS, reason)
     cheap = (ADAPTED,) if can_adapt and per_leaf < MANY_PER_LEAF else ()
     can_decide = validation >= FEWEST_VALIDATION
-    if budget == 0:
-        reason = "The encoder stays frozen: the time budget is 0 minutes."
-        return Regime(FROZEN, FROZEN_SETTINGS, reason, alternatives=cheap if can_decide else ())
     settings = FINE_TUNING_FEW if documents < FEW_DOCUMENTS or per_leaf < MANY_PER_LEAF else FINE_TUNING
-    seconds = settings["num_train_epochs"] * estimate_epoch(encoder, tokenizer, lengths, device)
-    estimate = f"fine-tuning {documents:,} documents for {settings['num_train_epochs']} epochs is estimated at"
-    minutes = f"{estimate} {_minutes(seconds)}"
-    if seconds <= 60 * budget:
-        reason, alternatives = f"The encoder is fine-tuned: {minutes}, within {budget:g}.", (*cheap, FROZEN)
+    seconds = None
+    fits, minutes = False, "the time budget is 0 minutes"
+    if budget > 0:
+        seconds = settings["num_train_epochs"] * estimate_epoch(encoder, tokenizer, lengths, device)
+        fits = seconds <= 60 * budget
+        minutes = (
+            f"fine-tuning {documents:,} documents for {settings['num_train_epochs']} epochs is estimated at "
+            f"{_minutes(seconds)}, {'within' if fits else 'more than'} {budget:g}"
+        )
+    without = 0 if leaves is None or covered is None else leaves - covered
+    if cheap and leaves is not None and without > MOST_WITHOUT * leaves:
+        reason = (
+            f"{without:,} of {leaves:,} leaves have no labelled document, so no training can show them: the text of each "
+            f"label is adapted to {documents:,} labelled texts and to {unlabelled:,} without labels. The encoder "
+            f"{'is fine-tuned before' if fits else 'stays frozen'}: {minutes}."
+        )
+        if not fits:
+            return Regime(ADAPTED, FROZEN_SETTINGS, reason, seconds)
+        return Regime(FINE_TUNED_ADAPTED, settings, reason, seconds, cheap if can_decide else ())
+    if fits:
+        adapted = (ADAPTED, FINE_TUNED_ADAPTED) if cheap else ()
+        reason, alternatives = f"The encoder is fine-tuned: {minutes}.", (*adapted, FROZEN)
         return Regime(FINE_TUNED, settings, reason, seconds, alternatives if can_decide else ())
-    reason = f"The encoder stays frozen: {minutes}, more than {budget:g}."
+    reason = f"The encoder stays frozen: {minutes}."
     return Regime(FROZEN, FROZEN_SETTINGS, reason, seconds, cheap if can_decide else ())
 
 

@@ -12,6 +12,8 @@ Methods:
   the start of each epoch; for 16 labels before each step, one after the other; or with a gradient in each step, for the
   labels of the batch and 16 others.
 - no label text: fine-tuning with free prototypes.
+- fine-tuned, adapted: as untrained. Then a zero-shot model with the trained encoder is adapted to the sample and to the
+  unlabelled texts.
 
 With --without, some random leaves have no training document, and the share of right paths among their documents is stored
 too. Fine-tuned models have the settings of `hcal train` for few documents; --epochs changes the number of epochs. Rows are
@@ -55,7 +57,13 @@ FINE_TUNED = {
     "rolling": "fine-tuned, label text embedded step by step",
     "joint": "fine-tuned, label text trained too",
 }
-NAMES = {"adapted": "adapted label text", "frozen": "frozen encoder", **FINE_TUNED}
+BOTH = "fine-tuned, adapted"
+NAMES = {
+    "adapted": "adapted label text",
+    "frozen": "frozen encoder",
+    **FINE_TUNED,
+    BOTH: "fine-tuned, then label text adapted with the trained encoder",
+}
 # More documents per leaf than any data set has.
 EVERY = 1000
 # Labels that are embedded in each step, in addition to those of the batch.
@@ -68,7 +76,12 @@ class Sample:
     Args:
         options: the options of the command line.
         seed: draws the documents.
+
+    Attributes:
+        trained, training_seconds: the encoder of the last model of the method "untrained", and how long it was trained.
     """
+
+    trained: Any
 
     def __init__(self, options: argparse.Namespace, seed: int):
         folder = options.data_dir / options.set
@@ -76,6 +89,7 @@ class Sample:
         self.leaves_without = self._leave_out(options.without)
         self.unlabelled = Tokens(options.set, folder, options.encoder).texts["train"]
         self.seed, self.epochs, self.taxonomy = seed, options.epochs, self.tokens.taxonomy
+        self.trained, self.training_seconds = None, 0.0
         path = folder / "descriptions.json"
         self.descriptions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -96,13 +110,23 @@ class Sample:
         """Builds and trains a model."""
         torch.manual_seed(self.seed)
         if method == "adapted":
-            return self._adapt()
+            return self._adapt(self.tokens.encoder)
+        if method == BOTH:
+            if self.trained is None:
+                self._fine_tune("untrained")
+            assert self.trained is not None
+            return self._adapt(self.trained)
         return self._solve() if method == "frozen" else self._fine_tune(method)
 
-    def _adapt(self) -> HcalForSequenceClassification:
+    def _adapt(self, encoder: Any) -> HcalForSequenceClassification:
         tokens = self.tokens
         tokens.tokenizer.model_max_length = 64
-        model = HcalForSequenceClassification.zero_shot(tokens.encoder, self.taxonomy, self.descriptions)
+        if not isinstance(encoder, str):  # read again, so that it is not shared with the trained model
+            with tempfile.TemporaryDirectory() as folder:
+                encoder.save_pretrained(folder)
+                tokens.tokenizer.save_pretrained(folder)
+                return self._adapt(folder)
+        model = HcalForSequenceClassification.zero_shot(encoder, self.taxonomy, self.descriptions)
         labels = [self.taxonomy.decode(nodes) for nodes in tokens.data["train"]["labels"][:]]
         adapt(model, tokens.tokenizer, self.unlabelled, labelled_texts=tokens.texts["train"], labels=labels)
         return model
@@ -134,7 +158,10 @@ class Sample:
             trainer.embed_method = method
             if method == "each epoch":
                 trainer.add_callback(EachEpoch(trainer))
+            start = time.process_time()
             trainer.train()
+        if method == "untrained":  # its encoder is used again
+            self.trained, self.training_seconds = model.encoder, time.process_time() - start
         if method in ("each epoch", "rolling", "joint"):  # labels that no step has embedded lately
             model.embed_labels(self.tokens.tokenizer)
         return model
@@ -272,6 +299,8 @@ def main() -> None:
         sample = Sample(args, seed)
         for method in args.methods:
             start = time.process_time()
+            if method == BOTH:
+                start -= sample.training_seconds
             model = sample.fit(method)
             row = {
                 "set": args.set,

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from hcal_hf import HcalForSequenceClassification
 from hcal_hf.commands import main as cli
-from hcal_hf.commands import regime_comparison
+from hcal_hf.commands import regime_comparison, training_run
 from hcal_hf.commands.regime_comparison import train_best
 
 LEAVES = {"stars": ["quantum", "atoms", "stars"], "genes": ["plants", "cell", "genes"]}
@@ -104,9 +104,44 @@ def test_validation_documents_decide_between_regimes(train, tmp_path):
     assert "It has the best mean of micro- and macro-F1" in report
 
 
+def test_label_text_is_adapted_with_the_encoder_of_the_fine_tuned_model(train, tmp_path, monkeypatch, encoder):
+    trained = []
+    train_regime = training_run._Run.train
+
+    def note(run, regime):
+        trained.append(regime)
+        return train_regime(run, regime)
+
+    monkeypatch.setattr(training_run._Run, "train", note)
+    options = ("--num_train_epochs", "2", "--label_names", "names.csv")
+    (tmp_path / "names.csv").write_text("label,name\nstars,quantum atoms\ngenes,plants cell\n", encoding="utf-8")
+    code, _, err = train(range(70), "--regimes", "fine-tuned-adapted", "fine-tuned", *options)
+    assert code == 0, err
+    assert trained == ["fine-tuned-adapted", "fine-tuned", "fine-tuned"]
+    folder = tmp_path / "outputs/a"
+    trained.clear()
+    code, _, err = train(range(70), "--regimes", "fine-tuned", "fine-tuned-adapted", *options, "--overwrite")
+    assert code == 0, err
+    assert trained == ["fine-tuned", "fine-tuned-adapted"]  # the fine-tuned encoder is used again
+    code, _, err = train(range(70), "--regimes", "fine-tuned-adapted", *options, "--overwrite")
+    assert code == 0, err
+    model = HcalForSequenceClassification.from_pretrained(folder)
+    start = AutoModel.from_pretrained(encoder).embeddings.word_embeddings.weight
+    assert not torch.equal(model.encoder.embeddings.word_embeddings.weight, start)
+    assert model.config.head == "path_softmax"
+    assert accuracy(folder) == 1.0
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "label text, adapted to" in card
+    assert "trained, with another head" in card
+    assert "learning rates" in card
+
+
 def test_an_unknown_regime_is_refused(train):
     code, _, err = train(range(80), "--regimes", "warm")
-    assert (code, "regimes holds 'warm': the regimes are adapted, frozen, fine-tuned" in err) == (1, True)
+    assert (code, "regimes holds 'warm': the regimes are adapted, frozen, fine-tuned, fine-tuned-adapted" in err) == (
+        1,
+        True,
+    )
 
 
 class FakeTrainer:

@@ -55,7 +55,7 @@ def test_the_settings_are_training_arguments(tmp_path, settings):
         (29, 0, "single_path", 0, 1, "adapted", ()),
         (29, 0, "multi_path", 0, 1, "fine-tuned", ()),
         (30, 0, "single_path", 39, 1, "fine-tuned", ()),
-        (30, 0, "single_path", 40, 1, "fine-tuned", ("adapted", "frozen")),
+        (30, 0, "single_path", 40, 1, "fine-tuned", ("adapted", "fine-tuned-adapted", "frozen")),
         (30, 0, "single_path", 40, 0, "frozen", ("adapted",)),
         (30, 0, "multi_path", 40, 1, "fine-tuned", ("frozen",)),
         (200, 0, "single_path", 40, 1, "fine-tuned", ("frozen",)),
@@ -73,19 +73,25 @@ def test_few_documents_per_leaf_choose_adapted_label_text(
 
 
 @pytest.mark.parametrize(
-    ("documents", "covered", "mode", "name"),
+    ("documents", "covered", "mode", "budget", "name", "alternatives"),
     [
-        (50, 8, "single_path", "adapted"),
-        (50, 9, "single_path", "fine-tuned"),  # a tenth may be without
-        (200, 8, "single_path", "fine-tuned"),
-        (50, 8, "multi_path", "fine-tuned"),
+        (50, 8, "single_path", 1, "fine-tuned-adapted", ("adapted",)),
+        (50, 8, "single_path", 0, "adapted", ()),
+        (50, 8, "single_path", 0.1, "adapted", ()),  # fine-tuning takes longer
+        (50, 9, "single_path", 1, "fine-tuned", ("adapted", "fine-tuned-adapted", "frozen")),  # a tenth may be without
+        (200, 8, "single_path", 1, "fine-tuned", ("frozen",)),
+        (50, 8, "multi_path", 1, "fine-tuned", ("frozen",)),
     ],
 )
-def test_leaves_without_documents_choose_adapted_label_text(monkeypatch, tokenizer, documents, covered, mode, name):
+def test_leaves_without_documents_choose_adapted_label_text(
+    monkeypatch, tokenizer, documents, covered, mode, budget, name, alternatives
+):
     monkeypatch.setattr(regime, "estimate_epoch", lambda *args: 1.0)
-    chosen = choose_regime("encoder", tokenizer, [5] * documents, 1, leaves=10, covered=covered, label_mode=mode)
-    assert chosen.name == name
-    assert ("2 of 10 leaves have no labelled document" in chosen.reason) == (name == "adapted")
+    options = {"leaves": 10, "covered": covered, "label_mode": mode, "validation": 40}
+    chosen = choose_regime("encoder", tokenizer, [5] * documents, budget, **options)
+    assert (chosen.name, chosen.alternatives) == (name, alternatives)
+    assert ("2 of 10 leaves have no labelled document" in chosen.reason) == name.endswith("adapted")
+    assert ("The encoder is fine-tuned before" in chosen.reason) == (name == "fine-tuned-adapted")
 
 
 def test_the_reason_names_the_documents_per_leaf(tokenizer):
