@@ -16,6 +16,7 @@ from .configuration_checks import FORMAT_VERSION, TABLE_OPTIONS, ConfigChecks, c
 from .hub import CustomPipelines
 from .integrity import CHECKSUMS, check_config, config_checksums, defaults_of
 from .joint_contrast import JointContrastOptions
+from .size_checks import check_counts
 from .taxonomy import Taxonomy
 
 # Fields that are removed from an encoder's configuration. A nested dictionary from a repository could otherwise enable
@@ -262,6 +263,26 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         values = {name: value for name, value in config_dict.items() if name != CHECKSUMS}
         return super().from_dict({**values, "hcal_format_version": FORMAT_VERSION}, **kwargs)
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the config.json of any model, as [`~transformers.PreTrainedConfig.get_config_dict`] does.
+
+        Raises:
+            ValueError: if it is nested too deeply.
+        """
+        try:
+            values: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(
+                pretrained_model_name_or_path, **kwargs
+            )
+        except RecursionError as problem:
+            raise ValueError(
+                f"The config.json of {pretrained_model_name_or_path} is nested deeper than the JSON reader of Python "
+                "allows: restore the file that was saved with the weights."
+            ) from problem
+        return values
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """Returns the content of config.json, with checksums of the parts that decide answers."""
         values = json.loads(super().to_json_string(use_diff))
@@ -271,6 +292,7 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in _LOADER_KEYS}
+            check_counts(self.encoder_config)
         num_labels = kwargs.pop("num_labels", None)
         if num_labels is not None and num_labels != len(self.labels):
             raise ValueError(

@@ -1,12 +1,15 @@
 """Loads the pretrained encoder of a new model."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .configuration_hcal import HcalConfig
+from .size_checks import WeightFile, build_encoder, check_counts, check_size, expected_weights
 
 # Arguments of from_encoder for the encoder's from_pretrained. All others are fields of HcalConfig.
 LOADER_ARGUMENTS = (
@@ -34,16 +37,19 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
 
     Raises:
         TypeError: if `encoder` is neither.
-        ValueError: for an HCAL model, an encoder-decoder, or an architecture that is not part of transformers.
+        ValueError: for an HCAL model, an encoder-decoder, an architecture that is not part of transformers, or a
+            configuration that describes far more than the weight file holds.
     """
     if not isinstance(encoder, str | os.PathLike):
         raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
     files = {name: arguments[name] for name in FILE_ARGUMENTS if name in arguments and name != "trust_remote_code"}
-    stored, _ = PreTrainedConfig.get_config_dict(encoder, **files)
+    stored, _ = HcalConfig.get_config_dict(encoder, **files)
     if stored.get("model_type") == HcalConfig.model_type:
         raise ValueError(f"{encoder} is an HCAL model: load it with HcalForSequenceClassification.from_pretrained.")
     if stored.get("is_encoder_decoder"):
         raise ValueError(f"{encoder} is an encoder-decoder: use a model that is an encoder or a decoder alone.")
+    check_counts(stored)
+    _check_size(encoder, arguments, stored)
     model: PreTrainedModel = AutoModel.from_pretrained(encoder, **arguments)
     if model.config.model_type not in CONFIG_MAPPING_NAMES:
         raise ValueError(
@@ -51,6 +57,16 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
             "not be loaded without it. Use an architecture that is part of transformers."
         )
     return model
+
+
+def _check_size(encoder: str | os.PathLike, arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    weights = WeightFile.find(encoder, arguments)
+    if weights is None or stored.get("model_type") not in CONFIG_MAPPING_NAMES or "quantization_config" in stored:
+        return
+    files = {name: arguments[name] for name in FILE_ARGUMENTS if name in arguments and name != "trust_remote_code"}
+    config = AutoConfig.from_pretrained(encoder, **files)
+    with expected_weights(weights), torch.device("meta"):  # needs no memory for weights
+        check_size(build_encoder(config), config)
 
 
 __all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "load_encoder"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
@@ -28,6 +28,7 @@ from .log_space import log_probs_to_logits
 from .objectives import feature_gradient_norms
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
 from .prototypes import LabelPrototypes
+from .size_checks import WeightFile, build_encoder, check_size, expected_weights
 from .targets import Targets
 from .tasks import TaskMixin, task_names
 from .taxonomy import Taxonomy
@@ -129,13 +130,16 @@ class HcalPreTrainedModel(PreTrainedModel):
                 and random, to be trained.
 
         Raises:
-            ValueError: if config.json was edited, or if weights are missing, unknown, misshapen, NaN or infinite.
+            ValueError: if config.json was edited or describes far more than the weight file holds, or if weights are
+                missing, unknown, misshapen, NaN or infinite.
         """
         wants_info, allow_new = kwargs.pop("output_loading_info", False), kwargs.pop("allow_new_weights", False)
         allow_new = kwargs.pop("ignore_mismatched_sizes", False) or allow_new
-        loaded, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        stored = WeightFile.find(pretrained_model_name_or_path, kwargs)
+        with expected_weights(None if allow_new else stored):
+            loaded, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_loaded_weights(loaded, info, str(pretrained_model_name_or_path), allow_new)
         return (loaded, info) if wants_info else loaded
 
@@ -184,7 +188,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 "The configuration has no labels. Build it with HcalConfig.from_taxonomy(taxonomy, encoder_config), or "
                 "build the model with HcalForSequenceClassification.from_encoder(encoder, taxonomy)."
             )
-        self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
+        self.encoder = build_encoder(config.encoder_config) if encoder is None else encoder
         if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
             self.encoder.pooler = None  # unused, and DDP fails on parameters without gradient
         hidden_size = _hidden_size(config.encoder_config)
@@ -207,6 +211,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         self.head = build_head(config, self.taxonomy)
         self.task_names: list[str] = task_names(config, self.head.num_tasks)
         self.post_init()
+        check_size(self, config)
 
     @classmethod
     def from_encoder(

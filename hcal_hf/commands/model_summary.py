@@ -1,5 +1,6 @@
 """Summarises a saved model: sizes, settings and the hierarchy as a tree."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from ..configuration_hcal import HcalConfig
 from ..modeling_hcal import HcalForSequenceClassification
+from ..size_checks import WeightFile, expected_weights
 from ..taxonomy import Taxonomy
 from .saved_model import load_config
 
@@ -31,7 +33,7 @@ _SETTINGS = (
 
 
 def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str, Any]:
-    """Describes a saved model from its configuration. Does not read weights.
+    """Describes a saved model from its configuration. Reads no weights, only the header of their file.
 
     Args:
         name: the folder of a saved model, or its name on the Hub.
@@ -45,7 +47,8 @@ def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str
         `children` (again a tree) and `hidden`, the number of children that are left out.
 
     Raises:
-        ValueError: if the model is not an HCAL model, or if a limit is out of range.
+        ValueError: if the model is not an HCAL model, if its configuration describes far more than its weight file holds,
+            or if a limit is out of range.
     """
     if depth < 1 or max_children < 1:
         raise ValueError(f"depth and max_children must be at least 1, got {depth} and {max_children}.")
@@ -59,7 +62,7 @@ def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str
     return {
         "model": name,
         "encoder": {"model_type": encoder.model_type, **{k: v for k, v in sizes.items() if v is not None}},
-        "parameters": _parameters(config),
+        "parameters": _parameters(config, name),
         "labels": taxonomy.num_labels,
         "edges": len(taxonomy.edges),
         "leaves": int(taxonomy.is_leaf.sum()),
@@ -75,9 +78,10 @@ def inspect_model(name: str, depth: int = 2, max_children: int = 10) -> dict[str
     }
 
 
-def _parameters(config: HcalConfig) -> dict[str, int]:
-    """Counts the parameters of encoder and head."""
-    with torch.device("meta"):  # needs no memory for weights
+def _parameters(config: HcalConfig, name: str) -> dict[str, int]:
+    """Counts the parameters of encoder and head. A weight file in a folder must have about as many."""
+    weights = WeightFile.find(name, {}) if os.path.isdir(name) else None
+    with expected_weights(weights), torch.device("meta"):  # needs no memory for weights
         model = HcalForSequenceClassification(config)
     counts = {"encoder": 0, "head": 0}
     for name, parameter in model.named_parameters():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 
 from ..configuration_hcal import HcalConfig
 from ..integrity import vocabulary_checksum
@@ -55,7 +55,7 @@ def load_config(name: str, accept_edits: bool = False) -> HcalConfig:
         ValueError: if there is no model, if it is not an HCAL model, or if it was changed.
     """
     try:
-        stored, _ = PreTrainedConfig.get_config_dict(name)
+        stored, _ = HcalConfig.get_config_dict(name)
     except OSError as problem:
         raise ValueError(
             f"{name} is neither a folder with a saved model (its config.json) nor a model on the Hub that can be read: "

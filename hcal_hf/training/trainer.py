@@ -83,7 +83,7 @@ class HcalTrainer(
     Raises:
         TypeError: if the model or the arguments are of another class.
         ValueError: if an argument would replace the loss, if the weighter is for another number of levels, if it needs
-            gradient norms under `torch_compile`, or if `optimizers` lacks what the arguments ask for.
+            gradient norms under `torch_compile`, or if `optimizers` does not train the weighter.
     """
 
     args: HcalTrainingArguments
