@@ -109,6 +109,7 @@ _LAZY = {
     "read_table": "data.tables",
     "read_taxonomy": "data.taxonomy_reader",
     "run_training": "commands.training_run",
+    "search_space": "training.search",
     "solve": "training.solver",
     "split_rows": "data.split",
     "suggest_documents": "training.suggestions",
@@ -208,6 +209,7 @@ __all__ = [
     "read_table",
     "read_taxonomy",
     "run_training",
+    "search_space",
     "solve",
     "split_rows",
     "suggest_documents",
@@ -301,6 +303,7 @@ if TYPE_CHECKING:
     from .training.regime import Regime, choose_regime
     from .training.risk import calibrate_risk, describe_answers
     from .training.sampler import HierarchySampler
+    from .training.search import search_space
     from .training.solver import fit_head, solve
     from .training.suggestions import Suggestions, draw_diverse, prediction_errors, suggest_documents
     from .training.taxonomy_change import TaxonomyChange, change_taxonomy

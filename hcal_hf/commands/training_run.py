@@ -132,7 +132,8 @@ class _Run:
             with self._saved_encoder(trained) as folder:
                 model = self._build_model(regime, folder)
             encoder_config: Any = model.config.encoder_config
-            encoder_config._name_or_path = trained.unwrapped_model.config.encoder_config._name_or_path
+            trained_config: Any = trained.unwrapped_model.config.encoder_config
+            encoder_config._name_or_path = trained_config._name_or_path
         else:
             model = self._build_model(regime)
         # A part without labelled documents, as for a table without labels, is like a missing one.

@@ -184,7 +184,7 @@ def _centre(model: HcalForSequenceClassification, states: torch.Tensor) -> None:
 def _move(pull: torch.Tensor, vectors: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs one round. Returns the new vectors [E, d] and the nearest label [N] of each text before it.
 
-    `pull` [E, d] is what the label text and the labelled texts add to the sum of each label.
+    `pull` [E, d] is the part of the label text and of the labelled texts in the sum of each label.
     """
     chunks = features.split(max(PAIRS_PER_CHUNK // len(vectors), 1))
     mass = torch.zeros(len(vectors), dtype=torch.float64, device=vectors.device)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_utils import number_of_arguments
 from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
@@ -30,6 +31,7 @@ from .parameter_groups import ParameterGroupsMixin
 from .precision import warn_of_float16, warn_of_slow_bfloat16
 from .replicas import join_gradient_norms, join_losses
 from .sampler import SamplerMixin
+from .search import SearchMixin
 from .task_log import FiniteCheck, TaskLog, sum_dtype
 from .tuning import tune_model
 from .weighting import LossWeighter, build_weighter
@@ -45,6 +47,7 @@ class HcalTrainer(
     FrozenHeadMixin,
     ParameterGroupsMixin,
     SamplerMixin,
+    SearchMixin,
     Trainer,
 ):
     """
@@ -117,7 +120,8 @@ class HcalTrainer(
             )
         model_argument = model
         if model is None and kwargs.get("model_init") is not None:
-            model = kwargs["model_init"]()  # only its hierarchy is used: the Trainer makes its own model
+            model_init = kwargs["model_init"]  # only its hierarchy is used: the Trainer makes its own model
+            model = model_init(None) if number_of_arguments(model_init) else model_init()
         if not isinstance(model, HcalForSequenceClassification):
             kind = type(model)
             if kind.__name__ == HcalForSequenceClassification.__name__:
@@ -171,9 +175,8 @@ class HcalTrainer(
         )
         self._check_optimizer_options()
         # The weighter's state has the precision of the losses.
-        state_dtype = torch.promote_types(model.projection.weight.dtype, torch.float32)
-        self.loss_weighter.to(device=self.args.device, dtype=state_dtype)
-        self._fresh_weighter = {name: value.clone() for name, value in self.loss_weighter.state_dict().items()}
+        self._state_dtype = torch.promote_types(model.projection.weight.dtype, torch.float32)
+        self._place_weighter()
         self._document_tasks = torch.tensor(model.document_tasks, device=self.args.device)
         self.task_log = TaskLog(self.task_names, self.args.device)
         self.finite_check = FiniteCheck(self.task_names, self.args.device)
@@ -182,6 +185,11 @@ class HcalTrainer(
         self._window = torch.zeros(2, len(self.task_names), dtype=dtype, device=self.args.device)
         self._squared_norms = torch.zeros(model.num_levels, dtype=dtype, device=self.args.device)
         self._window_starts = True
+
+    def _place_weighter(self) -> None:
+        """Moves the weighter to the device and keeps its state, from which each training with `model_init` starts."""
+        self.loss_weighter.to(device=self.args.device, dtype=self._state_dtype)
+        self._fresh_weighter = {name: value.clone() for name, value in self.loss_weighter.state_dict().items()}
 
     @property
     def unwrapped_model(self) -> HcalForSequenceClassification:
@@ -206,6 +214,8 @@ class HcalTrainer(
             ValueError: for `args.tune` without evaluation documents, for training rows without tokens or labels that the
                 model has, and for a stream without rows.
         """
+        if self.model is None:  # a search has released the model of its last trial
+            self.model = self.model_wrapped = self.call_model_init(kwargs.get("trial"))
         model = self.unwrapped_model
         if self.train_dataset is None:
             raise ValueError("There are no training documents: pass train_dataset to HcalTrainer.")

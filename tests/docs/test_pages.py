@@ -29,6 +29,7 @@ NOT_RUN = {
     ("docs/concepts/methods.md", "python recipes/benchmarks/frozen.py --da"): "needs data sets",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets"): "serves until it is stopped",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
+    ("docs/how-to/hyperparameters.md", "import optuna"): "needs data sets",
     ("docs/how-to/labelling.md", "hcal demo outputs/tickets --suggestions "): "serves until it is stopped",
     ("docs/how-to/labelling.md", "hcal train labelled.jsonl --from outputs"): "needs the file of the page",
     ("docs/how-to/labelling.md", "hcal zero-shot taxonomy.txt --texts tick"): "needs the decisions of a person",
