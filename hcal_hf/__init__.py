@@ -1,7 +1,7 @@
 """Hierarchical text classification for transformers: HCAL, and heads that agree with the hierarchy.
 
 The root of the package holds what a saved model carries to the Hub. Everything else lives in a wing and is imported at
-its first use: `metrics`, `data`, `training`, `sklearn`, `report` and `commands`.
+its first use: `metrics`, `data`, `training`, `audit`, `sklearn`, `report` and `commands`.
 """
 
 import importlib
@@ -30,7 +30,9 @@ __version__ = "0.1.0"
 
 # The module of each name that is imported at its first use: datasets, evaluate and the Trainer take seconds to import.
 _LAZY = {
+    "Annotations": "audit.annotations",
     "AsymmetricOptions": "classification_loss",
+    "AuditReport": "audit.auditing",
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
     "Change": "data.taxonomy_diff",
@@ -54,6 +56,7 @@ _LAZY = {
     "PredictionArguments": "commands.predictor",
     "Predictions": "report.predictions",
     "Predictor": "commands.predictor",
+    "Ranking": "audit.ranking",
     "Regime": "training.regime",
     "RunFacts": "report.summary",
     "SplitRows": "report.summary",
@@ -61,8 +64,12 @@ _LAZY = {
     "TableArguments": "commands.run_arguments",
     "TaxonomyChange": "training.taxonomy_change",
     "WEIGHTERS": "training.weighting",
+    "WrongLabels": "audit.wrong",
     "adapt": "training.adapt",
     "apply_changes": "commands.taxonomy_apply_run",
+    "audit_features": "audit.auditing",
+    "audit_labels": "audit.auditing",
+    "audit_recovery": "audit.recovery",
     "best_of_all": "path_search",
     "bootstrap_interval": "metrics",
     "build_page": "commands.demo.page",
@@ -93,16 +100,20 @@ _LAZY = {
     "fit_head": "training.solver",
     "fit_temperature": "training.calibration",
     "has_bfloat16": "training.precision",
+    "hide_annotations": "audit.recovery",
     "hierarchical_scores": "metrics",
+    "label_frequencies": "audit.posterior",
     "load_data": "commands.run_data",
     "load_model": "commands.saved_model",
     "make_zero_shot": "commands.zero_shot_run",
+    "missing_probability": "audit.posterior",
     "negative_log_likelihood": "training.calibration",
     "open_session": "commands.onnx_export",
     "pooled_features": "training.features",
     "predict_file": "commands.prediction_file",
     "prediction_errors": "training.suggestions",
     "quantize_int8": "commands.onnx_export",
+    "rank_missing": "audit.ranking",
     "read_changes": "data.change_table",
     "read_label_names": "data.label_names",
     "read_named_taxonomy": "data.taxonomy_reader",
@@ -122,11 +133,14 @@ _LAZY = {
     "write_report": "report.report",
     "write_suggestions": "commands.suggestion_file",
     "write_taxonomy": "data.taxonomy_writer",
+    "wrong_labels": "audit.wrong",
 }
 __all__ = [
     "HEADS",
     "WEIGHTERS",
+    "Annotations",
     "AsymmetricOptions",
+    "AuditReport",
     "BadRowsError",
     "BestPaths",
     "Change",
@@ -154,6 +168,7 @@ __all__ = [
     "PredictionArguments",
     "Predictions",
     "Predictor",
+    "Ranking",
     "Regime",
     "RunFacts",
     "SplitRows",
@@ -161,8 +176,12 @@ __all__ = [
     "TableArguments",
     "Taxonomy",
     "TaxonomyChange",
+    "WrongLabels",
     "adapt",
     "apply_changes",
+    "audit_features",
+    "audit_labels",
+    "audit_recovery",
     "best_of_all",
     "bootstrap_interval",
     "build_page",
@@ -193,16 +212,20 @@ __all__ = [
     "fit_head",
     "fit_temperature",
     "has_bfloat16",
+    "hide_annotations",
     "hierarchical_scores",
+    "label_frequencies",
     "load_data",
     "load_model",
     "make_zero_shot",
+    "missing_probability",
     "negative_log_likelihood",
     "open_session",
     "pooled_features",
     "predict_file",
     "prediction_errors",
     "quantize_int8",
+    "rank_missing",
     "read_changes",
     "read_label_names",
     "read_named_taxonomy",
@@ -222,6 +245,7 @@ __all__ = [
     "write_report",
     "write_suggestions",
     "write_taxonomy",
+    "wrong_labels",
 ]
 # The estimator needs scikit-learn, which is no dependency: without it `from hcal_hf import *` leaves the name out.
 if not is_sklearn_available():
@@ -242,6 +266,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .audit.annotations import Annotations
+    from .audit.auditing import AuditReport, audit_features, audit_labels
+    from .audit.posterior import label_frequencies, missing_probability
+    from .audit.ranking import Ranking, rank_missing
+    from .audit.recovery import audit_recovery, hide_annotations
+    from .audit.wrong import WrongLabels, wrong_labels
     from .classification_loss import AsymmetricOptions
     from .commands.comparison_run import compare_models
     from .commands.demo.page import build_page

@@ -12,7 +12,7 @@ import hcal_hf
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hcal_hf"
 # A wing imports the root and the wings to its left.
-WINGS = ("metrics", "data", "training", "sklearn", "report", "commands")
+WINGS = ("metrics", "data", "training", "audit", "sklearn", "report", "commands")
 # transformers and torch install these packages. Code of a model on the Hub can import nothing else.
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 LONGEST = 500

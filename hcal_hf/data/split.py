@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .texts import group_equal_texts
+
 # The shares of groups of equal texts.
 SHARES = {"validation": 0.1, "test": 0.1}
 # A label with fewer groups is in the training documents only.
@@ -30,11 +32,8 @@ def split_rows(texts: Sequence[str], labels: Sequence[Sequence[int]], seed: int 
     Raises:
         ValueError: if there are fewer than three different texts.
     """
-    numbers: dict[str, int] = {}
-    groups = np.fromiter(
-        (numbers.setdefault(text.strip(), len(numbers)) for text in texts), np.int64, count=len(texts)
-    )
-    number = len(numbers)
+    groups = group_equal_texts(texts)
+    number = int(groups.max(initial=-1)) + 1
     if number < FEWEST_GROUPS:
         raise ValueError(f"The table has {number} different text(s): a split into three parts needs at least three.")
     sizes = np.fromiter(map(len, labels), dtype=np.int64, count=len(labels))

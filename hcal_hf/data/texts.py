@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 def text_problem(text: Any) -> str | None:
     """Returns the reason why a value is not a text that a model can read, or None."""
@@ -32,3 +34,10 @@ def join_texts(cells: Sequence[Any]) -> Any:
         return cells[0]
     parts = [str(cell) for cell in cells if cell is not None and not (isinstance(cell, float) and cell != cell)]
     return "\n".join(part for part in parts if part.strip())
+
+
+def group_equal_texts(texts: Sequence[str]) -> np.ndarray:
+    """Numbers the different texts in their order, int64 [N]. White space at both ends is ignored."""
+    numbers: dict[str, int] = {}
+    groups = (numbers.setdefault(text.strip(), len(numbers)) for text in texts)
+    return np.fromiter(groups, dtype=np.int64, count=len(texts))

@@ -20,10 +20,10 @@ from ..modeling_hcal import HcalForSequenceClassification
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..token_limits import token_limit
 from ..training.arguments import HcalTrainingArguments
+from ..training.feature_model import feature_model
 from ..training.features import pooled_features
 from ..training.solver import STRENGTHS, fit_head, solve_without_validation, unsolvable_because
 from ..training.trainer import HcalTrainer
-from .feature_model import feature_model
 from .global_state import progress_bars, temporary_seed
 from .parameters import check_decision, check_parameters
 from .tuned_head import solve_and_tune

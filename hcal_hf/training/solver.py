@@ -347,7 +347,7 @@ def _search(
     tried: list[dict[str, Any]] = []
     fits = _FitProgress(len(alternatives) * len(strengths), max_iterations, show_progress)
     for use_anchors in alternatives:
-        _restore(model, start)
+        restore_head(model, start)
         since_best, top = 0, -1.0
         for strength in sorted(strengths):
             fit = problem.fit(strength, use_anchors, max_iterations, centre, fits.start(strength))
@@ -367,7 +367,7 @@ def _search(
     fits.close()
     assert best is not None
     solution, state = best
-    _restore(model, state)
+    restore_head(model, state)
     solution.tried = tried
     return solution
 
@@ -473,6 +473,7 @@ def head_state(model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _restore(model: HcalForSequenceClassification, state: dict[str, torch.Tensor]) -> None:
+def restore_head(model: HcalForSequenceClassification, state: dict[str, torch.Tensor]) -> None:
+    """Writes the values of [`head_state`] back into prototypes and head."""
     for name, value in state.items():
         model.get_parameter(name).copy_(value)

@@ -397,7 +397,7 @@ def test_sparse_text_and_wide_features_are_refused_with_a_suggestion(monkeypatch
         numeric().fit(words, y)
     steps = make_pipeline(TfidfVectorizer(), TruncatedSVD(2), numeric())
     assert steps.fit(words, y).score(words, y) == 1.0
-    monkeypatch.setattr("hcal_hf.sklearn.feature_model.MAX_FEATURES", 4)
+    monkeypatch.setattr("hcal_hf.training.feature_model.MAX_FEATURES", 4)
     with pytest.raises(ValueError, match="X has 5 features, more than 4"):
         numeric().fit(sparse.toarray(), y)
     # A smaller projection_dim allows more features.
