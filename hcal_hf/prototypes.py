@@ -286,14 +286,37 @@ class LabelPrototypes(nn.Module):
         anchor_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Computes some rows [n, d] of `vectors` from the same rows [n, d] of the weight."""
+        anchors = None if not self.is_anchored else self._unit_anchors(projection, rows, weight.dtype)
+        return self._add_anchors(rows, weight, anchors, anchor_scale)
+
+    def unit_anchors(self, projection: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+        """Computes normalize(g(e)) [L, d], the directions of the label texts. Returns None for free prototypes."""
+        return self._unit_anchors(projection, slice(None), self.weight.dtype) if self.is_anchored else None
+
+    def vectors_from(self, unit_anchors: torch.Tensor | None) -> torch.Tensor:
+        """Computes `vectors` [L, d] from `unit_anchors` [L, d] that were computed before."""
+        return self._add_anchors(slice(None), self.weight, unit_anchors, self.anchor_scale)
+
+    def _unit_anchors(
+        self, projection: Callable[[torch.Tensor], torch.Tensor], rows: slice | torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        projected = projection(self.anchors[rows].to(dtype))
+        return F.normalize(projected.to(torch.promote_types(dtype, torch.float32)), dim=-1)
+
+    def _add_anchors(
+        self,
+        rows: slice | torch.Tensor,
+        weight: torch.Tensor,
+        unit_anchors: torch.Tensor | None,
+        anchor_scale: torch.Tensor | None,
+    ) -> torch.Tensor:
         learned = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        if not self.is_anchored:
+        if unit_anchors is None:
             return learned
         learned = torch.where(self.trained[rows, None], learned, learned.detach())
-        anchors = F.normalize(projection(self.anchors[rows].to(weight.dtype)).to(learned), dim=-1)
         if anchor_scale is not None:
-            anchors = anchor_scale.to(learned)[self.depths[rows]][:, None] * anchors
-        return learned + anchors
+            unit_anchors = anchor_scale.to(learned)[self.depths[rows]][:, None] * unit_anchors
+        return learned + unit_anchors
 
     def forward(
         self, projection: nn.Module, noise: torch.Tensor | None = None, labels: torch.Tensor | None = None

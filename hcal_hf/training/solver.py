@@ -129,6 +129,8 @@ class HeadProblem:
         self.model, self.num_labels = model, model.taxonomy.num_labels
         self.chunk = max(PAIRS_PER_CHUNK // self.num_labels, 1)
         self.features = _unit_features(model, pooled_states, self.chunk)
+        with torch.no_grad():
+            self.anchors = model.prototypes.unit_anchors(model.projection)
         self.labels = labels.split(self.chunk)
         self._kept_targets: list[Targets] = []
         self.occurring = torch.zeros(self.num_labels, dtype=torch.bool, device=model.device)
@@ -209,11 +211,18 @@ class HeadProblem:
                 penalty = penalty + (bias - centre.get(name, 0.0)).square().sum() / (2 * BIAS_STRENGTH)
         (penalty / number).backward()
         total = penalty.detach().to(sum_dtype(penalty.device))
+        vectors = prototypes.vectors_from(self.anchors)
+        fixed, gradient = vectors.detach(), torch.zeros_like(vectors)
+        # Features and anchors are constant, so two matrix products per chunk suffice: the scores and their gradient.
         for features, targets, counts in zip(self.features.split(self.chunk), self._targets(), self.counts):
-            scores = head.scores(prototypes.products(features, self.model.projection))
+            products = (fixed @ features.T).T.requires_grad_()
+            scores = head.scores(products if prototypes.bias is None else products + prototypes.bias.to(features))
             loss = (head.losses(scores, targets) * counts).sum()
             (loss / number).backward()
+            assert products.grad is not None
+            gradient.addmm_(products.grad.T, features)
             total += loss.detach()
+        vectors.backward(gradient)
         return float(total) / number
 
 

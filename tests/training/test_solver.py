@@ -88,6 +88,38 @@ def test_the_reported_objective_equals_the_regularised_loss_of_the_head(taxonomy
     assert found == pytest.approx(float(total) / 60, abs=1e-10)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"prototype_anchor": "label_text"},
+        {"prototype_anchor": "label_text", "label_mode": "single_path"},
+        {"head": "conditional_sigmoid"},
+    ],
+)
+def test_the_gradients_equal_those_of_the_loss_by_autograd(taxonomy, config):
+    states, labels = make_documents(taxonomy, 60, seed=1, single_path="label_mode" in config)
+    model = make_model(taxonomy, **config).double().eval()
+    states = states.double()
+    with torch.no_grad():
+        for parameter in [*model.prototypes.parameters(), *model.head.parameters()]:
+            parameter.normal_()
+        if model.prototypes.is_anchored:
+            model.prototypes.anchors.normal_()
+    problem = HeadProblem(model, states, labels)
+    parameters = [*model.prototypes.parameters(), *model.head.parameters()]
+    problem._evaluate(4.0, parameters, {})
+    computed = [parameter.grad.clone() for parameter in parameters]
+    model.zero_grad()
+    targets = Targets(labels, taxonomy.num_labels)
+    scores = model.head.scores(model.prototypes.products(problem.features, model.projection))
+    loss = (model.head.losses(scores, targets) * model.head.counts(targets)).sum()
+    loss = loss + (model.prototypes.weight / model.head.temperature).square().sum() / (2 * 4.0)
+    for bias in (model.prototypes.bias, getattr(model.head, "stop", None)):
+        loss = loss if bias is None else loss + bias.square().sum() / (2 * 100.0)
+    expected = torch.autograd.grad(loss / len(states), parameters)
+    torch.testing.assert_close(computed, list(expected))
+
+
 def test_tolerances_do_not_depend_on_the_number_of_documents(taxonomy, monkeypatch):
     """With 50 copies of each document and 50 times the regularisation, the solution is the same."""
     states, labels = make_documents(taxonomy, 100, seed=1)
