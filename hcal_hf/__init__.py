@@ -66,6 +66,7 @@ _LAZY = {
     "WEIGHTERS": "training.weighting",
     "WrongLabels": "audit.wrong",
     "adapt": "training.adapt",
+    "add_lexical_features": "training.lexical_fit",
     "apply_changes": "commands.taxonomy_apply_run",
     "audit_features": "audit.auditing",
     "audit_labels": "audit.auditing",
@@ -123,6 +124,7 @@ _LAZY = {
     "search_space": "training.search",
     "solve": "training.solver",
     "split_rows": "data.split",
+    "standardize_features": "training.standardize",
     "suggest_documents": "training.suggestions",
     "target_matrix": "training.evaluation",
     "train_table": "commands.table_run",
@@ -178,6 +180,7 @@ __all__ = [
     "TaxonomyChange",
     "WrongLabels",
     "adapt",
+    "add_lexical_features",
     "apply_changes",
     "audit_features",
     "audit_labels",
@@ -235,6 +238,7 @@ __all__ = [
     "search_space",
     "solve",
     "split_rows",
+    "standardize_features",
     "suggest_documents",
     "target_matrix",
     "train_table",
@@ -329,12 +333,14 @@ if TYPE_CHECKING:
     from .training.encoders import default_encoder
     from .training.evaluation import compute_metrics, target_matrix
     from .training.features import pooled_features
+    from .training.lexical_fit import add_lexical_features
     from .training.precision import has_bfloat16
     from .training.regime import Regime, choose_regime
     from .training.risk import calibrate_risk, describe_answers
     from .training.sampler import HierarchySampler
     from .training.search import search_space
     from .training.solver import fit_head, solve
+    from .training.standardize import standardize_features
     from .training.suggestions import Suggestions, draw_diverse, prediction_errors, suggest_documents
     from .training.taxonomy_change import TaxonomyChange, change_taxonomy
     from .training.thresholds import tune_for_decoding, tune_thresholds

@@ -10,7 +10,7 @@ from .taxonomy import Taxonomy
 
 @torch.no_grad()
 def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
-    """Computes the pooled encoder states of texts without dropout.
+    """Computes the pooled encoder states of texts without dropout. `config.text_prefix` precedes each text.
 
     Texts of similar length share a batch.
 
@@ -19,15 +19,16 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     """
     was_training = model.training
     model.eval()
+    prefix = model.config.text_prefix
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     states = torch.empty(len(texts), model.projection.in_features, device=model.device)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt").to(
+        batch = tokenizer([prefix + texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt").to(
             model.device
         )
         hidden = model.encoder(**batch, return_dict=True).last_hidden_state
-        states[rows] = model.pool(hidden, batch["attention_mask"]).float()
+        states[rows] = model.document_states(hidden, batch["input_ids"], batch["attention_mask"]).float()
     model.train(was_training)
     return states
 

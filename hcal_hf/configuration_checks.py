@@ -48,6 +48,8 @@ class ConfigChecks:
     classification_loss: Any
     classification_loss_kwargs: dict[str, Any] | None
     projection_dim: int | None
+    lexical_features: int | None
+    lexical_terms: int | None
     prototype_temperature: float | int
     perturbation: float | int
     contrast: Any
@@ -91,6 +93,13 @@ class ConfigChecks:
             raise ValueError(
                 f"projection_dim must be from 1 to {LARGEST_DIMENSION:,}, got {self.projection_dim:,}: choose 64 to 1,024."
             )
+        for name in ("lexical_features", "lexical_terms"):
+            value, other = getattr(self, name), self.lexical_features and self.lexical_terms
+            if value is not None and (not other or not 1 <= value <= LARGEST_DIMENSION):
+                raise ValueError(
+                    f"lexical_features={self.lexical_features} and lexical_terms={self.lexical_terms} must both be numbers "
+                    f"from 1 to {LARGEST_DIMENSION:,}, or both None: hcal_hf.add_lexical_features sets them."
+                )
         for name in ("prototype_temperature", "score_temperature"):
             value = getattr(self, name)
             if not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:

@@ -100,13 +100,18 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         classification_loss_kwargs (`dict`, *optional*):
             The options of `asl` ([`hcal_hf.classification_loss.AsymmetricOptions`]), such as `{"gamma_negative": 2}`. The
             only option of `zlpr` is `released` (bool), which ranks the labels of all levels together.
-        pooling (`"mean"`, `"cls"` or `"last"`, defaults to `"mean"`):
-            How token states become the document vector: their mean, the first state, or the last one (for decoder-only
-            encoders).
+        pooling (`"mean"`, `"cls"`, `"last"` or `"max"`, defaults to `"mean"`):
+            How token states become the document vector: their mean, the first state, the last one (for decoder-only
+            encoders), or the largest value of each number. [`from_encoder`] reads the pooling of a SentenceTransformer.
         projection_dim (`int`, *optional*):
             Size d of features and prototypes. Defaults to the hidden size of the encoder (HCAL: 256).
         projection_bias (`bool`, defaults to `False`):
             Whether the projection adds a learned bias, which can centre the pooled states ([`hcal_hf.adapt`]).
+        lexical_features, lexical_terms (`int`, *optional*):
+            The numbers of lexical features, which follow the pooled states, and of their terms. Do not set them:
+            [`hcal_hf.add_lexical_features`] does.
+        text_prefix (`str`, defaults to `""`):
+            Precedes each text of a document or label, as some encoders need it: `"query: "` for E5.
         score_function (`"cosine"` or `"linear"`, defaults to `"cosine"`):
             `cosine`: unit prototypes, score = cosine / tau (softmax heads) or a * cosine + b with learned a and b (sigmoid
             heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias per label
@@ -213,9 +218,12 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     objective: Literal["document", "aggregate"] = "document"
     classification_loss: Literal["auto", "bce", "asl", "zlpr"] = "auto"
     classification_loss_kwargs: dict[str, Any] | None = None
-    pooling: Literal["mean", "cls", "last"] = "mean"
+    pooling: Literal["mean", "cls", "last", "max"] = "mean"
     projection_dim: int | None = None
     projection_bias: bool = False
+    lexical_features: int | None = None
+    lexical_terms: int | None = None
+    text_prefix: str = ""
     score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
     geometry: Literal["euclidean", "hyperbolic_penalty", "hyperbolic"] = "euclidean"

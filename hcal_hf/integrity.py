@@ -36,6 +36,8 @@ PARTS = {
         "prototype_anchor",
         "prototype_temperature",
     ),
+    # Only in models with other values than the defaults, so that earlier models keep their checksums.
+    "features": ("lexical_features", "lexical_terms", "text_prefix"),
     "decisions": ("thresholds", "risk_alpha", "risk_threshold", "score_temperature"),
 }
 _LENGTH = 16
@@ -53,6 +55,8 @@ def config_checksums(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     found = {}
     for part, names in PARTS.items():
         fields = [values.get(name, defaults.get(name)) for name in names]
+        if part == "features" and fields == [defaults.get(name) for name in names]:
+            continue
         found[part] = _digest(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
     return found
 
@@ -68,7 +72,7 @@ def check_config(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         logger.info("The model has no checksums, because an earlier hcal_hf saved it. Save it again to add them.")
         return
     now = config_checksums(values, defaults)
-    if changed := [part for part in PARTS if not isinstance(stored, Mapping) or stored.get(part) != now[part]]:
+    if changed := [part for part in PARTS if not isinstance(stored, Mapping) or stored.get(part) != now.get(part)]:
         fields = ", ".join(name for part in changed for name in PARTS[part])
         raise ValueError(
             f"config.json was changed after the model was saved: {', '.join(changed)} ({fields}). The model would answer "

@@ -24,9 +24,11 @@ from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors, warn_of_flat_pipeline
 from .integrity import check_loaded_weights, vocabulary_checksum
 from .label_extension import add_labels
+from .lexical import LexicalFeatures
 from .log_space import log_probs_to_logits
 from .objectives import feature_gradient_norms
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
+from .pooling import pool_states, stored_pooling
 from .prototypes import LabelPrototypes
 from .size_checks import WeightFile, build_encoder, check_size, expected_weights
 from .targets import Targets
@@ -84,7 +86,7 @@ class HcalPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # These modules are trained from scratch, and half precision would lose small updates.
-    _keep_in_fp32_modules_strict = {"projection", "prototypes", "head"}
+    _keep_in_fp32_modules_strict = {"lexical", "projection", "prototypes", "head"}
     # The loss is a mean over the batch, so the Trainer must not count items and pass them to forward.
     accepts_loss_kwargs = False
 
@@ -191,7 +193,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         self.encoder = build_encoder(config.encoder_config) if encoder is None else encoder
         if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
             self.encoder.pooler = None  # unused, and DDP fails on parameters without gradient
-        hidden_size = _hidden_size(config.encoder_config)
+        self.lexical = None
+        if config.lexical_features and config.lexical_terms:
+            self.lexical = LexicalFeatures(config.lexical_terms, config.lexical_features)
+        hidden_size = _hidden_size(config.encoder_config) + (config.lexical_features or 0)
         size = hidden_size if config.projection_dim is None else config.projection_dim
         self.projection = nn.Linear(hidden_size, size, bias=config.projection_bias)
         self.prototypes = LabelPrototypes(
@@ -230,7 +235,8 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             preset (`"paper"`, *optional*): uses [`HcalConfig.paper`] instead of the defaults.
             descriptions (`dict[str, str]`, *optional*): label texts, with `prototype_anchor="label_text"`. The text
                 of other labels is built from their names and their parents' names.
-            kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), and arguments of the encoder's
+            kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), where the default of `pooling` is that of a
+                SentenceTransformer's own files, and arguments of the encoder's
                 `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
 
         Raises:
@@ -239,6 +245,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 invalid.
         """
         derived = {"encoder_config", "labels", "edges", "id2label", "label2id", "hcal_format_version"}
+        derived |= {"lexical_features", "lexical_terms"}
         fields = set(HcalConfig.__dataclass_fields__) - derived
         for name in kwargs:
             if name not in fields and name not in LOADER_ARGUMENTS:
@@ -249,7 +256,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         if not isinstance(taxonomy, Taxonomy):
             raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
         loader = {name: kwargs.pop(name) for name in LOADER_ARGUMENTS if name in kwargs}
+        files = {name: loader[name] for name in FILE_ARGUMENTS if name in loader}
         model = load_encoder(encoder, loader)
+        if preset is None and kwargs.get("pooling") is None:
+            kwargs["pooling"] = stored_pooling(encoder, files) or "mean"
         make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
         # A new configuration overwrites the attention of its sub-configurations, so it gets that of the encoder.
         attention = model.config._attn_implementation
@@ -257,7 +267,6 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         hcal = cls(config, encoder=model).to(device=model.device)
         if config.prototype_anchor:
             config.label_texts = label_texts(taxonomy, descriptions, config.label_names)
-            files = {name: loader[name] for name in FILE_ARGUMENTS if name in loader}
             hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
         elif descriptions:
             raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')
@@ -394,7 +403,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             }
             inputs = {name: value for name, value in inputs.items() if value is not None}
             outputs = self.encoder(**inputs, **kwargs, return_dict=True)
-            pooled_states = self.pool(outputs.last_hidden_state, attention_mask)
+            pooled_states = self.document_states(outputs.last_hidden_state, input_ids, attention_mask)
         elif input_ids is not None or inputs_embeds is not None:
             raise ValueError(
                 "Pass either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both."
@@ -453,24 +462,19 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             limit -= embeddings.position_embeddings.padding_idx + 1  # RoBERTa starts to count positions there
         return limit
 
-    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Pools token states [B, S, hidden_size] to document vectors [B, hidden_size].
+    def document_states(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pools token states to document vectors [B, hidden_size], followed by the lexical features if there are any."""
+        pooled = self.pool(hidden_states, attention_mask)
+        return pooled if self.lexical is None else self.lexical.append(pooled, input_ids, attention_mask)
 
-        The mask [B, S] is 1 for tokens. Padding may be on either side. The mean is computed in at least float32.
-        """
-        if attention_mask is None:
-            attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
-        if self.config.pooling == "mean":
-            states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-            mask = attention_mask.to(states)[:, :, None]
-            return ((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).to(hidden_states)
-        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        if self.config.pooling == "cls":
-            position = attention_mask.long().argmax(dim=1)
-        else:
-            position = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)  # len() is a constant to torch.export
-        return hidden_states[rows, position]
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Pools token states [B, S, hidden_size] to document vectors [B, hidden_size] ([`hcal_hf.pooling.pool_states`])."""
+        return pool_states(hidden_states, attention_mask, self.config.pooling)
 
     def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
         """Returns the probability [B, L] of each node, in the order of `config.labels`."""

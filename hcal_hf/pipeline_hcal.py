@@ -119,6 +119,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if not isinstance(inputs, str | dict):
             raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
         texts = {"text": inputs} if isinstance(inputs, str) else inputs
+        texts = {**texts, "text": self.model.config.text_prefix + texts["text"]}
         if truncation:
             kwargs["max_length"] = token_limit(self.model, self.tokenizer, kwargs.get("max_length"))
             truncation = truncation if kwargs["max_length"] else False

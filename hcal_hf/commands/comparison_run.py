@@ -69,7 +69,9 @@ def compare_models(
     for name, (model, tokenizer) in zip((first, second), loaded):
         config = model.config
         check_decoder(args, config)
-        encoded = encode_splits(raw, taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)
+        encoded = encode_splits(
+            raw, taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix
+        )
         if not len(encoded[args.split]):
             raise ValueError(f"The split {args.split} of {tables.data_dir or tables.dataset} has no documents.")
         rows = RunRows(raw, encoded, taxonomy, tables, config)

@@ -151,7 +151,9 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     check_decoder(args, config)
     tables = tables.with_defaults(config.table_options)
     raw = load_data(tables, ["validation", args.split] if args.fits else [args.split])
-    encoded = encode_splits(raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths)
+    encoded = encode_splits(
+        raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix
+    )
     for split, rows in encoded.items():
         if not len(rows):
             raise ValueError(f"The split {split} of {tables.data_dir or tables.dataset} has no documents.")

@@ -58,7 +58,7 @@ class _Probabilities(nn.Module):
     def __init__(self, model: HcalForSequenceClassification):
         super().__init__()
         self.encoder, self.projection, self.head = model.encoder, model.projection, model.head
-        self.config, self.pool = model.config, model.pool
+        self.config, self.pool, self.lexical = model.config, model.pool, model.lexical
         module = model.prototypes
         prototypes = module.vectors(model.projection) if module.is_linear else module(model.projection)
         self.register_buffer("prototypes", prototypes.detach().clone())
@@ -71,7 +71,10 @@ class _Probabilities(nn.Module):
     ) -> torch.Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        features = self.projection(self.pool(states, attention_mask))
+        pooled = self.pool(states, attention_mask)
+        if self.lexical is not None:
+            pooled = self.lexical.append(pooled, input_ids, attention_mask)
+        features = self.projection(pooled)
         features = features if self.is_released else F.normalize(features, dim=-1)
         scores = self.head.scores(self._products(features))
         # exp(log p), not sigmoid(logit p), because ONNX has no log1p and expm1, and exp keeps P(child) <= P(parent).
@@ -177,7 +180,7 @@ def hierarchy(model: HcalForSequenceClassification) -> dict[str, Any]:
     Returns:
         `labels` [L] and `depths` [L] (0 = top level); `edges` as (parent, child) indices, sorted so that the edges to a
         node come before the edges from it; `ancestors` of each label with itself, from the root down; `paths`, the names
-        on up to 100 paths to each label; `label_mode`, `partial_paths` and `head`; `decode`, the default of the pipeline;
+        on up to 100 paths to each label; `text_prefix`, which precedes each text; `label_mode`, `partial_paths` and `head`; `decode`, the default of the pipeline;
         `thresholds` [L], tuned or the default of the pipeline (0.5 for multi_path, 0 for single_path); `risk_threshold`,
         None unless calibrated.
     """
@@ -189,6 +192,7 @@ def hierarchy(model: HcalForSequenceClassification) -> dict[str, Any]:
         "edges": taxonomy.edges.tolist(),
         "ancestors": [taxonomy.complete([node]).tolist() for node in range(taxonomy.num_labels)],
         "paths": [taxonomy.paths(node, limit=MAX_PATHS) for node in range(taxonomy.num_labels)],
+        "text_prefix": config.text_prefix,
         "label_mode": config.label_mode,
         "partial_paths": config.partial_paths,
         "head": config.head,

@@ -153,11 +153,14 @@ class Predictor:
         reasons = [problem or text_problem(text) for text, problem in zip(texts, problems or [None] * len(texts))]
         usable = [i for i, problem in enumerate(reasons) if problem is None]
         columns: dict[str, list] = {}
+        prefix = self.model.config.text_prefix
         if usable:
             # The tokenizer splits one call over the cores. Padding follows in each batch.
             columns = dict(
                 self.tokenizer(
-                    [texts[i] for i in usable], truncation=self.max_length is not None, max_length=self.max_length
+                    [prefix + texts[i] for i in usable],
+                    truncation=self.max_length is not None,
+                    max_length=self.max_length,
                 )
             )
         lengths = np.fromiter(map(len, columns.get("input_ids", ())), dtype=np.int64, count=len(usable))

@@ -16,7 +16,8 @@ from ..configuration_hcal import TABLE_OPTIONS, HcalConfig
 from ..taxonomy import SEPARATOR
 from ..token_limits import check_max_length
 from ..training.arguments import PAPER_SETTINGS, HcalTrainingArguments
-from ..training.regime import FINE_TUNED, FROZEN, REGIMES
+from ..training.lexical_fit import MOST_FEATURES
+from ..training.regime import FINE_TUNED, FROZEN, LEXICAL, REGIMES
 from .value_types import check_types
 
 SPLITS = ("train", "validation", "test")
@@ -66,7 +67,20 @@ class ModelArguments:
     classification_loss_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Options of the loss as JSON, such as {"gamma_negative": 2}.'}
     )
-    pooling: str = field(default=DEFAULTS["pooling"], metadata={"help": "mean, cls or last."})
+    pooling: str | None = field(
+        default=None,
+        metadata={"help": "mean, cls, last or max. Default: that of a SentenceTransformer's own files, else mean."},
+    )
+    text_prefix: str = field(
+        default=DEFAULTS["text_prefix"], metadata={"help": 'Precedes each text, such as "query: " for E5.'}
+    )
+    lexical_features: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train the head of a frozen encoder also on so many lexical features (TF-IDF over tokens): the regime "
+            "lexical."
+        },
+    )
     projection_dim: int | None = field(
         default=DEFAULTS["projection_dim"],
         metadata={"help": "Size of the prototypes. Default: the hidden size of the encoder."},
@@ -126,7 +140,7 @@ class ModelArguments:
         default_factory=list,
         metadata={
             "help": "How the model is trained: adapted (label text, unlabelled rows and a few labelled ones), frozen, "
-            "fine-tuned or fine-tuned-adapted (label text, adapted with the encoder of the fine-tuned model). If there are "
+            "lexical (frozen, with lexical features), fine-tuned or fine-tuned-adapted (label text, adapted with the encoder of the fine-tuned model). If there are "
             "several, the validation documents decide. Default: frozen with freeze_encoder, else fine-tuned."
         },
     )
@@ -137,6 +151,8 @@ class ModelArguments:
         for name in self.regimes:
             if name not in REGIMES:
                 raise ValueError(f"regimes holds {name!r}: the regimes are {', '.join(REGIMES)}.")
+        if self.lexical_features is not None and not 1 <= self.lexical_features <= MOST_FEATURES:
+            raise ValueError(f"lexical_features must be from 1 to {MOST_FEATURES:,}, got {self.lexical_features}.")
         self.contrast_kwargs = _json_object("contrast_kwargs", self.contrast_kwargs, '{"label_weight": 0.2}')
         example = '{"gamma_negative": 2}'
         self.classification_loss_kwargs = _json_object(
@@ -146,6 +162,8 @@ class ModelArguments:
     @property
     def default_regime(self) -> str:
         """The regime of a run that names none."""
+        if self.lexical_features is not None and self.freeze_encoder:
+            return LEXICAL
         return FROZEN if self.freeze_encoder else FINE_TUNED
 
 

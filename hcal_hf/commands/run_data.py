@@ -135,6 +135,7 @@ def encode_splits(
     data_args: TableArguments,
     label_mode: str,
     partial_paths: bool,
+    prefix: str = "",
 ) -> DatasetDict:
     """Encodes the splits with the columns and options of the arguments ([`encode_dataset`])."""
     data_args = data_args.with_defaults()
@@ -150,6 +151,7 @@ def encode_splits(
         on_bad_row=data_args.on_bad_row,  # type: ignore[arg-type]
         empty_means_none=bool(data_args.empty_means_none),
         keep_columns=[weight] if weight else [],
+        prefix=prefix,
         **data_args.label_options,
     )
     return DatasetDict({name: _with_counts(part, weight) for name, part in encoded.items()}) if weight else encoded

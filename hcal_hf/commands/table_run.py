@@ -20,7 +20,7 @@ from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
-from ..training.regime import FINE_TUNING_FEW, FROZEN, FROZEN_SETTINGS, Regime, choose_regime
+from ..training.regime import FINE_TUNING_FEW, FROZEN, FROZEN_SETTINGS, LEXICAL, Regime, choose_regime
 from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
 from .run_data import read_or_build_taxonomy
 from .saved_model import load_model
@@ -115,7 +115,11 @@ class _TableRun:
             self.note(f"Encoder: {DEFAULT_ENCODER}.")
             warn_if_not_english(texts)
         decided = ["encoder", "text", "labels", "label_mode", "partial_paths", "freeze_encoder"]
-        if not self.given & {"freeze_encoder", "regimes"} and model_args.preset is None:
+        if "lexical_features" in self.given and not self.given & {"freeze_encoder", "regimes"}:
+            model_args.freeze_encoder, model_args.regimes = True, [LEXICAL]
+            self.note(f"Regime: {LEXICAL}, because lexical_features is set.")
+            decided += ["regimes", *self._apply(Regime(LEXICAL, FROZEN_SETTINGS, ""))]
+        elif not self.given & {"freeze_encoder", "regimes"} and model_args.preset is None:
             tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
             regime = self._choose_regime(model_args.encoder, tokenizer, texts)
             model_args.freeze_encoder = regime.name == FROZEN

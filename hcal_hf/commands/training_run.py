@@ -17,7 +17,7 @@ from datasets import DatasetDict
 from transformers import AutoTokenizer, pipeline, set_seed
 from transformers.utils import logging
 
-from ..configuration_hcal import display_names
+from ..configuration_hcal import HcalConfig, display_names
 from ..data.label_names import read_label_names
 from ..data.texts import join_texts
 from ..joint_contrast import JointContrastOptions
@@ -30,7 +30,10 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..training.arguments import HcalTrainingArguments
 from ..training.checkpoints import last_whole_checkpoint
 from ..training.features import CACHE_FOLDER, pooled_features
-from ..training.regime import ADAPTED, FINE_TUNED, FINE_TUNED_ADAPTED, FROZEN
+from ..training.lexical_fit import LEXICAL_FEATURES, add_lexical_features
+from ..training.regime import ADAPTED, FINE_TUNED, FINE_TUNED_ADAPTED, FROZEN, LEXICAL
+from ..training.solver import feature_tensors
+from ..training.standardize import lies_in_narrow_cone, standardize_features
 from ..training.trainer import HcalTrainer
 from .continued_run import SPLIT_FILE, continue_from, split_record
 from .progress import show_one_line
@@ -65,6 +68,13 @@ def run_training(
     set_seed(args.seed)
     run = _Run.load(model_args, data_args, args)
     regimes = list(model_args.regimes) or [model_args.default_regime]
+    if model_args.lexical_features is not None and LEXICAL not in regimes and model_args.start_from is None:
+        raise ValueError(
+            f"lexical_features={model_args.lexical_features} is for the regime {LEXICAL}, but the run has "
+            f"{', '.join(regimes)}: add regimes: {LEXICAL}, or freeze_encoder: true, or leave lexical_features out."
+        )
+    if LEXICAL in regimes and model_args.preset is not None:
+        raise ValueError(f"preset={model_args.preset!r} has no regime {LEXICAL}: leave one of them out.")
     trainer, lines = train_best(regimes, run.train, args)
     return run.finish(trainer, [*notes, *lines])
 
@@ -113,7 +123,7 @@ class _Run:
         with args.main_process_first(desc="encoding"):
             # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
             mode, partial_paths = model_args.label_mode, model_args.partial_paths
-            encoded = encode_splits(raw, taxonomy, tokenizer, data_args, mode, partial_paths)
+            encoded = encode_splits(raw, taxonomy, tokenizer, data_args, mode, partial_paths, model_args.text_prefix)
         counts = None
         if data_args.weight:
             counts = encoded["train"][COUNT][:]
@@ -130,7 +140,7 @@ class _Run:
         if regime == FINE_TUNED_ADAPTED:
             trained = self.fine_tuned or self.train(FINE_TUNED)
             with self._saved_encoder(trained) as folder:
-                model = self._build_model(regime, folder)
+                model = self._build_model(regime, folder, trained.unwrapped_model.config.pooling)
             encoder_config: Any = model.config.encoder_config
             trained_config: Any = trained.unwrapped_model.config.encoder_config
             encoder_config._name_or_path = trained_config._name_or_path
@@ -140,7 +150,15 @@ class _Run:
         table = DatasetDict({name: part for name, part in self.encoded.items() if len(part) or name == "train"})
         if regime != FINE_TUNED:
             model.encoder.requires_grad_(False)
+            is_new = self.start is None and self.model_args.preset is None
+            if regime == LEXICAL and is_new:
+                size = self.model_args.lexical_features or LEXICAL_FEATURES
+                add_lexical_features(model, table["train"], self.tokenizer, size)
             table = self._features(model, table)
+            if regime in (FROZEN, LEXICAL) and is_new:
+                states = feature_tensors(table["train"])[0]
+                if regime == LEXICAL or lies_in_narrow_cone(states):
+                    standardize_features(model, states)
         if self.counts is not None:
             table["train"] = repeat_rows(table["train"], self.counts)
         if "validation" not in table or self.model_args.preset is not None:
@@ -187,8 +205,10 @@ class _Run:
             self.tokenizer.save_pretrained(folder)
             yield folder
 
-    def _build_model(self, regime: str, encoder: str | None = None) -> HcalForSequenceClassification:
-        """Builds the model of a regime, on the encoder of the arguments by default."""
+    def _build_model(
+        self, regime: str, encoder: str | None = None, pooling: str | None = None
+    ) -> HcalForSequenceClassification:
+        """Builds the model of a regime, on the encoder and with the pooling of the arguments by default."""
         model_args, data_args, taxonomy = self.model_args, self.data_args, self.taxonomy
         names = read_label_names(data_args.label_names_file, taxonomy) if data_args.label_names_file else None
         if self.start is not None:
@@ -200,7 +220,8 @@ class _Run:
         encoder = encoder or model_args.encoder
         if regime in (ADAPTED, FINE_TUNED_ADAPTED):
             given |= {"label_mode": model_args.label_mode, "partial_paths": model_args.partial_paths}
-            return HcalForSequenceClassification.zero_shot(encoder, taxonomy, **given, pooling=model_args.pooling)
+            given |= {"pooling": pooling or model_args.pooling, "text_prefix": model_args.text_prefix}
+            return HcalForSequenceClassification.zero_shot(encoder, taxonomy, **given)
         return HcalForSequenceClassification.from_encoder(
             encoder, taxonomy, model_args.preset, **given, **_config_fields(model_args, regime)
         )
@@ -312,13 +333,15 @@ def _report_tuning(tuned: dict[str, float], metric: str) -> None:
 
 def _config_fields(model_args: ModelArguments, regime: str) -> dict[str, Any]:
     """Returns the fields of [`HcalConfig`] that the arguments set, with automatic values resolved."""
-    names = {f.name for f in fields(ModelArguments)} - {"encoder", "start_from", "preset", "freeze_encoder", "regimes"}
+    names = {f.name for f in fields(ModelArguments)} & set(HcalConfig.__dataclass_fields__) - {"lexical_features"}
     config_fields = {name: getattr(model_args, name) for name in names}
-    if regime == FROZEN and model_args.contrast == "hjcl":
+    if model_args.pooling is None:
+        del config_fields["pooling"]
+    if regime in (FROZEN, LEXICAL) and model_args.contrast == "hjcl":
         # Before the features are computed, which takes minutes.
         JointContrastOptions.from_kwargs(config_fields["contrast_kwargs"]).check_pooled()
     # These values were the most accurate in recipes/benchmarks.
-    frozen = regime == FROZEN and model_args.preset is None and model_args.contrast is None
+    frozen = regime in (FROZEN, LEXICAL) and model_args.preset is None and model_args.contrast is None
     frozen = frozen and model_args.classification_loss != "asl"  # which L-BFGS cannot fit
     if config_fields["score_function"] is None:
         is_euclidean = model_args.geometry == "euclidean"

@@ -42,6 +42,7 @@ def encode_dataset(
     on_bad_row: Literal["raise", "drop"] = "raise",
     keep_columns: Sequence[str] = (),
     num_proc: int | None = None,
+    prefix: str = "",
 ) -> Any:
     """Tokenises the texts and turns the labels into ancestor-complete node indices.
 
@@ -66,6 +67,7 @@ def encode_dataset(
             out and logs how many. The bad rows of a stream are met only when it is read.
         keep_columns: columns that encoded tables keep, such as keys or weights. Remove them before training.
         num_proc: the number of processes for tables in memory.
+        prefix: precedes each text (`config.text_prefix` of the model).
 
     Returns:
         the same kind of table with the tokenizer's columns and `labels` (sorted int64 indices). The numbers of added
@@ -102,7 +104,7 @@ def encode_dataset(
         check_columns(split, [*texts, *(reader.column_list if reader else []), *keep_columns], split_name)
         if reader:
             reader = replace(reader, class_names=class_names(split, reader.column_list))
-        encoder = RowEncoder(taxonomy, tokenizer, texts, reader, label_mode, partial_paths, max_length)
+        encoder = RowEncoder(taxonomy, tokenizer, texts, reader, label_mode, partial_paths, max_length, prefix)
         if isinstance(split, IterableDataset):
             if keep_columns:
                 raise ValueError("keep_columns needs tables in memory, and this is a stream: leave it out.")
@@ -134,9 +136,11 @@ class RowEncoder:
         label_mode: str | None,
         partial_paths: bool,
         max_length: int | None,
+        prefix: str = "",
     ):
         self.taxonomy, self.tokenizer, self.texts, self.reader = taxonomy, tokenizer, texts, reader
         self.label_mode, self.partial_paths, self.max_length = label_mode, partial_paths, max_length
+        self.prefix = prefix
         self._cached_nodes: dict[Any, list[int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +163,7 @@ class RowEncoder:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         texts, problems, rows, completed, unlabelled = self.read(batch)
-        clean = ["" if problem else text for text, problem in zip(texts, problems)]
+        clean = ["" if problem else self.prefix + text for text, problem in zip(texts, problems)]
         tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
         # Only fast tokenizers keep the tokens that were cut off.
         truncated = [bool(e.overflowing) for e in tokens.encodings] if tokens.encodings else [False] * len(texts)

@@ -22,7 +22,9 @@ from ..token_limits import token_limit
 from ..training.arguments import HcalTrainingArguments
 from ..training.feature_model import feature_model
 from ..training.features import pooled_features
+from ..training.lexical_fit import add_lexical_features
 from ..training.solver import STRENGTHS, fit_head, solve_without_validation, unsolvable_because
+from ..training.standardize import lies_in_narrow_cone, standardize_features
 from ..training.trainer import HcalTrainer
 from .global_state import progress_bars, temporary_seed
 from .parameters import check_decision, check_parameters
@@ -88,6 +90,8 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             text.
         fit_intercept (`bool`): for `encoder=None`, adds a constant to the features. Its size is their average length (root
             mean square). The features with the constant are scaled to unit length, like those of an encoder.
+        lexical_features (`int`, *optional*): adds so many lexical features to those of a frozen encoder
+            ([`hcal_hf.add_lexical_features`]). They help where single words decide, as in short titles.
         max_length (`int`, *optional*): the maximum number of tokens; the limit of the encoder by default.
         batch_size (`int`): the number of texts per batch.
         learning_rate, head_learning_rate, num_train_epochs, training_kwargs (`dict`, *optional*): see
@@ -142,6 +146,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         C: float | str = "auto",
         validation_fraction: float = 0.1,
         fit_intercept: bool = True,
+        lexical_features: int | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         learning_rate: float = 1e-4,
@@ -168,6 +173,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         self.C = C
         self.validation_fraction = validation_fraction
         self.fit_intercept = fit_intercept
+        self.lexical_features = lexical_features
         self.max_length = max_length
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -332,6 +338,8 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         """Fits the model by L-BFGS if that is possible, else in batches."""
         model = self.model_ = self._new_model(documents).to(self._torch_device())
         self.C_ = None
+        if self.freeze_encoder and self.encoder is not None:
+            self._prepare_features(documents)
         if not self.freeze_encoder:
             self._train(self._tokens(documents), labels, seed)
         elif unsolvable_because(model):
@@ -383,6 +391,14 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         self.tokenizer_ = None
         return feature_model(self.taxonomy_, documents.shape[1], bool(self.fit_intercept), fields)
 
+    def _prepare_features(self, texts: list[str]) -> None:
+        """Adds lexical features if they are wanted, and centres and scales features that need it."""
+        if self.lexical_features is not None:
+            add_lexical_features(self.model_, self._tokens(texts), self.tokenizer_, int(self.lexical_features))
+            standardize_features(self.model_, self._states(texts))
+        elif not unsolvable_because(self.model_) and lies_in_narrow_cone(states := self._states(texts)):
+            standardize_features(self.model_, states)
+
     def _train(self, table: Dataset, labels: Dataset, seed: int) -> None:
         """Trains the model in batches."""
         device = self._torch_device()
@@ -424,7 +440,10 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         """Tokenizes texts."""
         max_length = token_limit(self.model_, self.tokenizer_, self.max_length)
         table = Dataset.from_dict({"text": texts})
-        return encode_dataset(table, self.taxonomy_, self.tokenizer_, labels=None, max_length=max_length)
+        prefix = self.model_.config.text_prefix
+        return encode_dataset(
+            table, self.taxonomy_, self.tokenizer_, labels=None, max_length=max_length, prefix=prefix
+        )
 
     def _states(self, documents: Any) -> torch.Tensor:
         """Computes the input of the model's projection, float32 [N, hidden_size], for documents that are checked."""

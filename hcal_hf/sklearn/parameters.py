@@ -5,6 +5,7 @@ from typing import Any
 
 from ..configuration_hcal import HcalConfig
 from ..taxonomy import Taxonomy
+from ..training.lexical_fit import MOST_FEATURES
 from ..training.thresholds import METRICS
 
 # Decoders of sets that can be written as paths. `raw` may contradict the hierarchy, and `risk` needs a calibration.
@@ -40,6 +41,13 @@ def check_parameters(classifier: Any) -> None:
         raise ValueError(f"model_kwargs holds {sorted(own)}, which are parameters: HcalClassifier({min(own)}=...).")
     if classifier.encoder is None and (unknown := fields - set(HcalConfig.__dataclass_fields__)):
         raise ValueError(f"model_kwargs holds {sorted(unknown)}, which are not fields of HcalConfig.")
+    size = classifier.lexical_features
+    if size is not None and (not isinstance(size, numbers.Integral) or not 1 <= size <= MOST_FEATURES):
+        raise ValueError(f"lexical_features must be None or a whole number from 1 to {MOST_FEATURES:,}, got {size!r}.")
+    if size is not None and (classifier.encoder is None or not classifier.freeze_encoder):
+        raise ValueError(
+            "lexical_features need a frozen encoder: give encoder and freeze_encoder=True, or leave it out."
+        )
     if not 0 < classifier.validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {classifier.validation_fraction!r}.")
     if classifier.tune not in (None, *METRICS):

@@ -25,11 +25,14 @@ CACHE_FOLDER = "_features"
 
 
 def encoder_fingerprint(model: HcalForSequenceClassification) -> str:
-    """Computes SHA-256 over the encoder's configuration, weights and pooling. Equal encoders have equal fingerprints."""
+    """Computes SHA-256 over all that decides pooled states: configuration, weights, pooling and lexical features."""
     digest = hashlib.sha256(model.config.pooling.encode())
     encoder_config: Any = model.config.encoder_config
     digest.update(encoder_config.to_json_string().encode())
-    for name, value in sorted(model.encoder.state_dict().items()):
+    weights = model.encoder.state_dict()
+    if model.lexical is not None:
+        weights |= {f"lexical.{name}": value for name, value in model.lexical.state_dict().items()}
+    for name, value in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
     return digest.hexdigest()
@@ -137,6 +140,7 @@ def _compute(
         rows = order[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate([tokens[int(i)] for i in rows]).items()}
         hidden = model.encoder(**batch, return_dict=True).last_hidden_state
-        states[rows] = model.pool(hidden, batch.get("attention_mask")).float().cpu().numpy()
+        pooled = model.document_states(hidden, batch.get("input_ids"), batch.get("attention_mask"))
+        states[rows] = pooled.float().cpu().numpy()
     model.train(was_training)
     return states

@@ -15,7 +15,13 @@ from .adapt import FEWEST_TEXTS
 
 logger = logging.get_logger(__name__)
 
-ADAPTED, FROZEN, FINE_TUNED, FINE_TUNED_ADAPTED = REGIMES = ("adapted", "frozen", "fine-tuned", "fine-tuned-adapted")
+ADAPTED, FROZEN, LEXICAL, FINE_TUNED, FINE_TUNED_ADAPTED = REGIMES = (
+    "adapted",
+    "frozen",
+    "lexical",
+    "fine-tuned",
+    "fine-tuned-adapted",
+)
 
 # Training settings of each regime. They are those of recipes/clinc150 and apply where the user sets nothing else.
 FINE_TUNING: dict[str, Any] = {

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 folder, *texts = sys.argv[1:]
 with open(f"{folder}/hierarchy.json", encoding="utf-8") as file:
     spec = json.load(file)
-tokens = Tokenizer.from_file(f"{folder}/tokenizer.json").encode_batch(texts)  # truncated and padded
+prefixed = [spec.get("text_prefix", "") + text for text in texts]
+tokens = Tokenizer.from_file(f"{folder}/tokenizer.json").encode_batch(prefixed)  # truncated and padded
 columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 session = InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 inputs = {i.name: np.array([getattr(t, columns[i.name]) for t in tokens]) for i in session.get_inputs()}

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 import hcal_hf.commands.onnx_export
 from hcal_hf import HcalConfig, HcalForSequenceClassification, HierarchicalTextClassificationPipeline, Taxonomy
 from hcal_hf.commands.onnx_export import export_onnx, open_session
+from hcal_hf.lexical import pair_keys
 from tests.builders import build_ragged, build_taxonomy, build_tokenizer, random_forest, tiny_bert
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,18 @@ CASES = {
             "prototype_anchor": "label_text",
             "pooling": "last",
             "thresholds": [0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5],
+        },
+    ),
+    "lexical": (
+        build_ragged(),
+        {
+            "score_function": "linear",
+            "prototype_anchor": "label_text",
+            "projection_bias": True,
+            "lexical_features": 5,
+            "lexical_terms": 20,
+            "text_prefix": "new study ",
+            "pooling": "max",
         },
     ),
     "sigmoid": (
@@ -109,6 +122,11 @@ def varied_model(taxonomy, layers, **config):
                 parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
         if model.prototypes.is_anchored:
             model.prototypes.anchors.copy_(torch.randn(model.prototypes.anchors.shape, generator=generator))
+        if model.lexical is not None:
+            keys = [*range(2, 18), *(int(pair_keys(torch.tensor(a), torch.tensor(a + 1))) for a in (2, 9, 12, 18))]
+            model.lexical.index[keys] = torch.arange(1, 21, dtype=torch.int32)
+            model.lexical.idf[1:] = 1 + torch.rand(20, generator=generator)
+            model.lexical.vectors[1:] = torch.randn(20, 5, generator=generator)
     return model.eval()
 
 

@@ -1,0 +1,89 @@
+"""Pools token states to document vectors, and reads which pooling a SentenceTransformer was trained with."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+
+# The file of a SentenceTransformer, and the names of its poolings with those of `HcalConfig.pooling`.
+POOLING_FILE = "1_Pooling/config.json"
+_STORED_NAMES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+def pool_states(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, pooling: str = "mean"
+) -> torch.Tensor:
+    """Pools token states [B, S, hidden_size] to document vectors [B, hidden_size].
+
+    Args:
+        hidden_states: the states of the tokens.
+        attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 1 for tokens; all by default. Padding may be on either
+            side.
+        pooling (`"mean"`, `"cls"`, `"last"` or `"max"`): as in [`HcalConfig`]. The mean is computed in at least float32.
+    """
+    if attention_mask is None:
+        attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+    if pooling == "mean":
+        states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        mask = attention_mask.to(states)[:, :, None]
+        return ((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).to(hidden_states)
+    if pooling == "max":
+        lowest = torch.finfo(hidden_states.dtype).min
+        return hidden_states.masked_fill(attention_mask[:, :, None] == 0, lowest).amax(dim=1)
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    if pooling == "cls":
+        position = attention_mask.long().argmax(dim=1)
+    else:
+        position = torch.where(attention_mask > 0, positions, -1).amax(dim=1).clamp(min=0)
+    rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)  # len() is a constant to torch.export
+    return hidden_states[rows, position]
+
+
+def stored_pooling(encoder: str | os.PathLike, files: dict[str, Any]) -> str | None:
+    """Reads the pooling of a SentenceTransformer. Returns None for other encoders.
+
+    Args:
+        encoder: name on the Hub or folder.
+        files: the arguments of `from_pretrained` that locate files.
+
+    Raises:
+        ValueError: for a pooling that [`HcalConfig`] does not have.
+    """
+    known = {name: value for name, value in files.items() if name != "trust_remote_code"}
+    path = cached_file(
+        encoder,
+        POOLING_FILE,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **known,
+    )
+    if path is None:
+        return None
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    modes = sorted(name for name, value in stored.items() if name.startswith("pooling_mode") and value is True)
+    # Newer versions store the name itself.
+    if isinstance(stored.get("pooling_mode"), str):
+        modes = [{"lasttoken": "last"}.get(stored["pooling_mode"], stored["pooling_mode"])]
+    names = [_STORED_NAMES.get(mode, mode) for mode in modes]
+    if len(names) != 1 or names[0] not in _STORED_NAMES.values():
+        raise ValueError(
+            f"{encoder} was trained with the pooling {' + '.join(names) or 'none'} ({POOLING_FILE}), which is not supported: "
+            f"choose one of {', '.join(sorted(_STORED_NAMES.values()))} with pooling=..."
+        )
+    if names[0] != "mean":
+        logger.info(f"pooling={names[0]!r}, as {POOLING_FILE} of {encoder} says.")
+    return names[0]
+
+
+__all__ = ["POOLING_FILE", "pool_states", "stored_pooling"]
