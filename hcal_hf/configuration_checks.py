@@ -10,7 +10,8 @@ from .taxonomy import Taxonomy
 
 # The format of config.json and weights that this library writes. Formats up to this one can be read.
 # A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only. Format 2 adds
-# `projection_bias`, and format 3 `classification_loss` and `geometry`, without which a model would answer differently.
+# `projection_bias`, and format 3 `classification_loss`, `geometry` and `text_prefix`, without which a model would answer
+# differently.
 FORMAT_VERSION = 3
 
 # The options of `table_options`, with the names of [`hcal_hf.encode_dataset`]. `leave_out` holds labels that exclude a row.

@@ -27,8 +27,8 @@ def pool_states(
 
     Args:
         hidden_states: the states of the tokens.
-        attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 1 for tokens; all by default. Padding may be on either
-            side.
+        attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 1 for tokens; all by default. Padding may be on
+            either side.
         pooling (`"mean"`, `"cls"`, `"last"` or `"max"`): as in [`HcalConfig`]. The mean is computed in at least float32.
     """
     if attention_mask is None:
@@ -78,8 +78,8 @@ def stored_pooling(encoder: str | os.PathLike, files: dict[str, Any]) -> str | N
     names = [_STORED_NAMES.get(mode, mode) for mode in modes]
     if len(names) != 1 or names[0] not in _STORED_NAMES.values():
         raise ValueError(
-            f"{encoder} was trained with the pooling {' + '.join(names) or 'none'} ({POOLING_FILE}), which is not supported: "
-            f"choose one of {', '.join(sorted(_STORED_NAMES.values()))} with pooling=..."
+            f"{encoder} was trained with the pooling {' + '.join(names) or 'none'} ({POOLING_FILE}), which is not "
+            f"supported: choose one of {', '.join(sorted(_STORED_NAMES.values()))} with pooling=..."
         )
     if names[0] != "mean":
         logger.info(f"pooling={names[0]!r}, as {POOLING_FILE} of {encoder} says.")

@@ -45,8 +45,8 @@ def test_the_pipeline_and_bulk_prediction_add_it(models, tokenizer):
     scores = [[label["score"] for label in labels] for labels in found]
     prefixed = [[label["score"] for label in labels] for labels in plain([PREFIX + text for text in TEXTS], **options)]
     unprefixed = [[label["score"] for label in labels] for labels in plain(TEXTS, **options)]
-    torch.testing.assert_close(torch.tensor(scores), torch.tensor(prefixed))
-    assert not torch.allclose(torch.tensor(scores), torch.tensor(unprefixed), atol=1e-4)
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(prefixed), rtol=0, atol=1e-7)
+    assert not torch.allclose(torch.tensor(scores), torch.tensor(unprefixed), rtol=0, atol=1e-6)
     table = Predictor(loaded, tokenizer, PredictionArguments(top_k=2)).predict(TEXTS)
     torch.testing.assert_close(torch.tensor(table["scores"].to_pylist()), torch.tensor(scores))
 

@@ -180,7 +180,8 @@ def hierarchy(model: HcalForSequenceClassification) -> dict[str, Any]:
     Returns:
         `labels` [L] and `depths` [L] (0 = top level); `edges` as (parent, child) indices, sorted so that the edges to a
         node come before the edges from it; `ancestors` of each label with itself, from the root down; `paths`, the names
-        on up to 100 paths to each label; `text_prefix`, which precedes each text; `label_mode`, `partial_paths` and `head`; `decode`, the default of the pipeline;
+        on up to 100 paths to each label; `text_prefix`, which precedes each text; `label_mode`, `partial_paths` and
+        `head`; `decode`, the default of the pipeline;
         `thresholds` [L], tuned or the default of the pipeline (0.5 for multi_path, 0 for single_path); `risk_threshold`,
         None unless calibrated.
     """

@@ -140,8 +140,9 @@ class ModelArguments:
         default_factory=list,
         metadata={
             "help": "How the model is trained: adapted (label text, unlabelled rows and a few labelled ones), frozen, "
-            "lexical (frozen, with lexical features), fine-tuned or fine-tuned-adapted (label text, adapted with the encoder of the fine-tuned model). If there are "
-            "several, the validation documents decide. Default: frozen with freeze_encoder, else fine-tuned."
+            "lexical (frozen, with lexical features), fine-tuned or fine-tuned-adapted (label text, adapted with the "
+            "encoder of the fine-tuned model). If there are several, the validation documents decide. Default: frozen with "
+            "freeze_encoder, else fine-tuned."
         },
     )
 

@@ -119,7 +119,8 @@ def fit_lexical(
     used = rows % step == 0
     indices = torch.from_numpy(np.stack([rows[used] // step, columns[used]]))
     shape = (-(-len(texts) // step), len(order))
-    matrix = torch.sparse_coo_tensor(indices, torch.from_numpy(values[used]).float(), shape).coalesce()
+    matrix = torch.sparse_coo_tensor(indices, torch.from_numpy(values[used]).float(), shape, check_invariants=True)
+    matrix = matrix.coalesce()
     vectors = right_singular_vectors(matrix, size)
     lexical = LexicalFeatures(len(order), vectors.shape[1])
     lexical.index[torch.from_numpy(terms[order])] = torch.arange(1, len(order) + 1, dtype=torch.int32)
