@@ -171,3 +171,23 @@ def test_the_best_score_wins_and_ties_go_to_the_first(capsys, monkeypatch):
     assert seeds == [7, 7, 7]
     with pytest.raises(ValueError, match=r"Several regimes \(adapted, frozen\) need validation documents"):
         train_best(["adapted", "frozen"], lambda regime: FakeTrainer(0.5, None), Args)
+
+
+def test_lexical_features_select_their_regime_and_are_saved(train, tmp_path):
+    code, out, err = train(range(80), "--lexical-features", "4", "--text-prefix", "the ")
+    assert code == 0, err
+    assert "Regime: lexical, because lexical_features is set." in out
+    folder = tmp_path / "outputs" / "a"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (config["lexical_features"], config["projection_bias"], config["text_prefix"]) == (4, True, "the ")
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["regimes"] == ["lexical"]
+    assert accuracy(folder) == 1.0
+    code, _, err = train(range(80), "--regimes", "lexical", "frozen", "--overwrite")
+    assert code == 0, err
+
+
+def test_lexical_features_with_another_regime_are_refused(train):
+    code, _, err = train(range(80), "--regimes", "adapted", "--lexical-features", "4")
+    assert (code, "lexical_features=4 is for the regime lexical, but the run has adapted" in err) == (2, True)
+    code, _, err = train(range(80), "--lexical-features", "0")
+    assert (code, "lexical_features must be from 1 to 2,048, got 0" in err) == (2, True)
