@@ -13,13 +13,16 @@ TEXTS = ["stars and atoms", "old poems", "genes of plants"]
 
 
 @pytest.fixture(scope="module")
-def models(encoder_dir, tmp_path_factory):
+def models(encoder_dir, tokenizer, tmp_path_factory):
     """Returns a model with a prefix, loaded from its folder, and the same model without one."""
     from tests.builders import build_taxonomy
 
     fields = {"prototype_anchor": "label_text", "score_function": "linear"}
     torch.manual_seed(0)
     model = HcalForSequenceClassification.from_encoder(encoder_dir, build_taxonomy(), text_prefix=PREFIX, **fields)
+    with torch.no_grad():  # so that texts with other words have other states
+        model.encoder.embeddings.word_embeddings.weight.mul_(100)
+    model.embed_labels(tokenizer)
     folder = tmp_path_factory.mktemp("prefix")
     model.save_pretrained(folder)
     loaded = HcalForSequenceClassification.from_pretrained(folder).eval()

@@ -42,7 +42,7 @@ def check_parameters(classifier: Any) -> None:
     if classifier.encoder is None and (unknown := fields - set(HcalConfig.__dataclass_fields__)):
         raise ValueError(f"model_kwargs holds {sorted(unknown)}, which are not fields of HcalConfig.")
     size = classifier.lexical_features
-    if size is not None and (not isinstance(size, numbers.Integral) or not 1 <= size <= MOST_FEATURES):
+    if size is not None and (not isinstance(size, numbers.Integral) or not 1 <= int(size) <= MOST_FEATURES):
         raise ValueError(f"lexical_features must be None or a whole number from 1 to {MOST_FEATURES:,}, got {size!r}.")
     if size is not None and (classifier.encoder is None or not classifier.freeze_encoder):
         raise ValueError(

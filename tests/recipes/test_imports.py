@@ -39,6 +39,13 @@ EXCEPTIONS = {
         "hcal_hf.training.solver",
         "feature_tensors",
     ): "It converts features as the Trainer does.",
+    ("recipes/benchmarks/lexical.py", "hcal_hf.lexical", "LexicalFeatures"): "It computes them without the encoder.",
+    (
+        "recipes/benchmarks/lexical.py",
+        "hcal_hf.training.lexical_fit",
+        "fit_lexical",
+    ): "It fits them without the encoder.",
+    ("recipes/benchmarks/lexical.py", "hcal_hf.training.solver", "STRENGTHS"): "They are the default of its option.",
 }
 SCRIPTS = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")])
 PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")])

@@ -19,14 +19,20 @@ def table():
     return texts, [["all", topic] for topic in topics]
 
 
-def test_lexical_features_find_the_words_that_a_random_encoder_does_not(encoder_dir, table):
+def test_lexical_features_find_the_words_that_the_encoder_does_not(encoder_dir, tmp_path, table):
     texts, labels = table
+    encoder = AutoModel.from_pretrained(encoder_dir)
+    with torch.no_grad():
+        encoder.embeddings.word_embeddings.weight.zero_()
+    encoder.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(encoder_dir).save_pretrained(tmp_path)
     scores = []
-    for size in (None, 12):
-        classifier = HcalClassifier(encoder_dir, lexical_features=size, prototype_anchor=None, random_state=0)
+    for size in (None, 64):
+        classifier = HcalClassifier(str(tmp_path), lexical_features=size, prototype_anchor=None, random_state=0)
         scores.append(classifier.fit(texts[:60], labels[:60]).score(texts[60:], labels[60:]))
-    assert classifier.model_.config.lexical_features == 12
-    assert scores[1] > max(scores[0] + 0.1, 0.9)
+    assert 10 < classifier.model_.config.lexical_features <= 64
+    assert scores[0] < 0.6
+    assert scores[1] > 0.9
 
 
 def test_features_in_a_narrow_cone_are_centred(encoder_dir, tmp_path, table):
