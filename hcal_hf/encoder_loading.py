@@ -69,4 +69,19 @@ def _check_size(encoder: str | os.PathLike, arguments: Mapping[str, Any], stored
         check_size(build_encoder(config), config)
 
 
-__all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "load_encoder"]
+def hidden_size_of(encoder_config: Any) -> int:
+    """Reads the size of the hidden states from an encoder's configuration.
+
+    Raises:
+        ValueError: if it has no such field.
+    """
+    for name in ("hidden_size", "d_model", "dim", "n_embd"):
+        if isinstance(size := getattr(encoder_config, name, None), int):
+            return size
+    raise ValueError(
+        f"The size of the hidden states is unknown: {type(encoder_config).__name__} has none of hidden_size, d_model, dim "
+        "and n_embd. Use another encoder, or set hidden_size in its configuration."
+    )
+
+
+__all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "hidden_size_of", "load_encoder"]

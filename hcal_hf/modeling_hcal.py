@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
-from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, load_encoder
+from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, hidden_size_of, load_encoder
 from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors, warn_of_flat_pipeline
@@ -196,7 +196,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         self.lexical = None
         if config.lexical_features and config.lexical_terms:
             self.lexical = LexicalFeatures(config.lexical_terms, config.lexical_features)
-        hidden_size = _hidden_size(config.encoder_config) + (config.lexical_features or 0)
+        hidden_size = hidden_size_of(config.encoder_config) + (config.lexical_features or 0)
         size = hidden_size if config.projection_dim is None else config.projection_dim
         self.projection = nn.Linear(hidden_size, size, bias=config.projection_bias)
         self.prototypes = LabelPrototypes(
@@ -480,16 +480,6 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         """Returns the probability [B, L] of each node, in the order of `config.labels`."""
         assert outputs.logits is not None
         return torch.sigmoid(outputs.logits)
-
-
-def _hidden_size(encoder_config: Any) -> int:
-    for name in ("hidden_size", "d_model", "dim", "n_embd"):
-        if isinstance(size := getattr(encoder_config, name, None), int):
-            return size
-    raise ValueError(
-        f"The size of the hidden states is unknown: {type(encoder_config).__name__} has none of hidden_size, d_model, dim "
-        "and n_embd. Use another encoder, or set hidden_size in its configuration."
-    )
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
