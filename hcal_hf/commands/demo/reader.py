@@ -103,7 +103,8 @@ class Reader:
         """Runs the encoder, unless the text is empty."""
         tokens, tokens_read, logits = 0, 0, None
         if text.strip():
-            tokens = len(self.pipe.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+            prefixed = self.config.text_prefix + text
+            tokens = len(self.pipe.tokenizer(prefixed, truncation=False, verbose=False)["input_ids"])
         if tokens:
             inputs = self.pipe.preprocess(text, **self.pipe._preprocess_params)
             tokens_read = inputs["input_ids"].numel()
