@@ -29,7 +29,7 @@ def test_saving_keeps_the_configuration_and_label_maps_follow_from_the_labels(tm
     ("field", "value", "message"),
     [
         ("label_mode", "tree", "label_mode"),
-        ("pooling", "max", "pooling"),
+        ("pooling", "median", "pooling"),
         ("head", "flat", "head"),
         ("objective", "all", "objective"),
         ("projection_dim", "256", "projection_dim"),
