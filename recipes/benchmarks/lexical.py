@@ -211,7 +211,7 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{features}{', as they are' if row['raw'] else ''}, {HEADS[row['head']]}"
 
 
-def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Makes the tables of the page, in percent."""
     made = {}
     for split in SPLITS[1:]:
@@ -228,7 +228,8 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
                 scores = " / ".join(f"{100 * found[-1][metric]:.1f}" for metric in METRICS)
                 cells.append(f"{scores} ({found[-1]['seconds']:,.0f} s)")
             lines.append([name, *cells])
-        made[split] = markdown(["features and head", *sets], lines) if lines else ["not run"]
+        table = markdown(["features and head", *sets], lines) if lines else ["not run"]
+        made[split] = "\n".join(table)
     return made
 
 
