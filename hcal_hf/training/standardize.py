@@ -1,5 +1,7 @@
 """Centres and scales the features of a frozen encoder, folded into the projection of the model."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ def lies_in_narrow_cone(pooled_states: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def standardize_features(model: HcalForSequenceClassification, pooled_states: torch.Tensor) -> None:
+def standardize_features(model: HcalForSequenceClassification, pooled_states: Any) -> None:
     """Centres and scales the features: the projection maps the mean of the states to 0 and their mean square to 1.
 
     The encoder's states and the lexical features are scaled separately. The mean is folded into the bias of the projection
@@ -30,12 +32,12 @@ def standardize_features(model: HcalForSequenceClassification, pooled_states: to
 
     Args:
         model: an untrained model. Its projection is changed, for documents and label texts alike.
-        pooled_states (`torch.Tensor` of shape `[N, hidden_size]`): the pooled states of the training documents.
+        pooled_states (`torch.Tensor` or array of shape `[N, hidden_size]`): the pooled states of the training documents.
 
     Raises:
         ValueError: for states of another size, or without documents.
     """
-    projection = model.projection
+    projection, pooled_states = model.projection, torch.as_tensor(pooled_states)
     if pooled_states.ndim != 2 or not len(pooled_states) or pooled_states.shape[1] != projection.in_features:
         raise ValueError(
             f"pooled_states must have the shape [N, {projection.in_features}] with N of at least 1, got "
