@@ -57,8 +57,9 @@ class Regime:
 
     Attributes:
         name (`str`): `"adapted"` (label text, adapted to all texts and to a few labelled ones, [`hcal_hf.adapt`]),
-            `"frozen"` (the head on features of a frozen encoder), `"fine-tuned"` (the whole model) or
-            `"fine-tuned-adapted"` (the encoder of a fine-tuned model, with label text that is adapted with it).
+            `"frozen"` (the head on features of a frozen encoder), `"lexical"` (the same with lexical features,
+            [`hcal_hf.add_lexical_features`]), `"fine-tuned"` (the whole model) or `"fine-tuned-adapted"` (the encoder
+            of a fine-tuned model, with label text that is adapted with it).
         settings (`dict`): values of [`HcalTrainingArguments`] that go with it.
         reason (`str`): why it was chosen, in one sentence.
         seconds (`float`, *optional*): the estimated time of fine-tuning.
@@ -94,8 +95,9 @@ def choose_regime(
     - Else fine-tuned, if that is estimated to fit the time budget, and frozen if not.
 
     From 3 to 20 documents per leaf, adapting may be better for single_path, with the fine-tuned encoder or without, and a
-    frozen encoder may be better than a fine-tuned one. If at least 40 validation documents can decide that, they are
-    alternatives of the regime.
+    frozen encoder may be better than a fine-tuned one. Lexical features may help a frozen encoder
+    (recipes/benchmarks/pages/lexical.md). If at least 40 validation documents can decide that, they are alternatives of the
+    regime.
 
     The time of fine-tuning is estimated from three training batches of random tokens with the lengths of random documents.
 
@@ -160,7 +162,7 @@ def choose_regime(
         reason, alternatives = f"The encoder is fine-tuned: {minutes}.", (*adapted, FROZEN)
         return Regime(FINE_TUNED, settings, reason, seconds, alternatives if can_decide else ())
     reason = f"The encoder stays frozen: {minutes}."
-    return Regime(FROZEN, FROZEN_SETTINGS, reason, seconds, cheap if can_decide else ())
+    return Regime(FROZEN, FROZEN_SETTINGS, reason, seconds, (*cheap, LEXICAL) if can_decide else ())
 
 
 def estimate_epoch(

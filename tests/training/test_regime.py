@@ -56,10 +56,10 @@ def test_the_settings_are_training_arguments(tmp_path, settings):
         (29, 0, "multi_path", 0, 1, "fine-tuned", ()),
         (30, 0, "single_path", 39, 1, "fine-tuned", ()),
         (30, 0, "single_path", 40, 1, "fine-tuned", ("adapted", "fine-tuned-adapted", "frozen")),
-        (30, 0, "single_path", 40, 0, "frozen", ("adapted",)),
+        (30, 0, "single_path", 40, 0, "frozen", ("adapted", "lexical")),
         (30, 0, "multi_path", 40, 1, "fine-tuned", ("frozen",)),
         (200, 0, "single_path", 40, 1, "fine-tuned", ("frozen",)),
-        (200, 0, "single_path", 40, 0, "frozen", ()),
+        (200, 0, "single_path", 40, 0, "frozen", ("lexical",)),
         (19, 0, "single_path", 40, 1, "fine-tuned", ("frozen",)),  # too few texts to adapt to
     ],
 )
