@@ -22,6 +22,7 @@ def models(encoder_dir, tokenizer, tmp_path_factory):
     model = HcalForSequenceClassification.from_encoder(encoder_dir, build_taxonomy(), text_prefix=PREFIX, **fields)
     with torch.no_grad():  # so that texts with other words have other states
         model.encoder.embeddings.word_embeddings.weight.mul_(100)
+        model.prototypes.weight.normal_()
     model.embed_labels(tokenizer)
     folder = tmp_path_factory.mktemp("prefix")
     model.save_pretrained(folder)
