@@ -85,6 +85,7 @@ _LAZY = {
     "collect_predictions": "report.predictions",
     "compare_models": "commands.comparison_run",
     "compare_predictions": "report.comparison",
+    "compute_class_weight": "training.class_weights",
     "compute_metrics": "training.evaluation",
     "convert_predictions": "commands.prediction_formats",
     "decode": "decoding",
@@ -199,6 +200,7 @@ __all__ = [
     "collect_predictions",
     "compare_models",
     "compare_predictions",
+    "compute_class_weight",
     "compute_metrics",
     "convert_predictions",
     "decode",
@@ -330,6 +332,7 @@ if TYPE_CHECKING:
         fit_temperature,
         negative_log_likelihood,
     )
+    from .training.class_weights import compute_class_weight
     from .training.encoders import default_encoder
     from .training.evaluation import compute_metrics, target_matrix
     from .training.features import pooled_features

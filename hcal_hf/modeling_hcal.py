@@ -422,7 +422,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             if return_logits:
                 logits = log_probs_to_logits(self.head.log_probs(scores, self.config.score_temperature))
             if labels is not None:
-                targets = Targets(labels, self.taxonomy.num_labels)
+                targets = Targets(labels, self.num_labels, self.label_weights if self.training else None)
                 states = None if outputs is None else outputs.last_hidden_state
                 task_losses, task_counts = self.compute_task_losses(
                     features, noise, scores, targets, states, attention_mask

@@ -58,9 +58,16 @@ class SigmoidHead(HierarchicalHead):
         """Returns 1.0 for the pairs that have a loss and 0.0 elsewhere, [L, B]."""
         return torch.ones_like(targets.multi_hot.T)
 
+    def _pair_weights(self, targets: Targets) -> torch.Tensor:
+        """Returns the weights [L, B] of the pairs: label_weights for positives, 1 for negatives, 0 without a loss."""
+        counted, weights = self._counted(targets), targets.label_weights
+        if weights is None:
+            return counted
+        return counted * torch.where(targets.multi_hot.T > 0, weights.to(counted)[:, None], 1.0)
+
     def _cross_entropies(self, values: torch.Tensor, targets: Targets) -> torch.Tensor:
         """Sums the binary cross-entropies [D] of each level."""
-        multi_hot, counted = (pairs.to(values) for pairs in (targets.multi_hot.T, self._counted(targets)))
+        multi_hot, counted = (pairs.to(values) for pairs in (targets.multi_hot.T, self._pair_weights(targets)))
         # Binary cross-entropy in fewer passes over memory than torch's own.
         losses = torch.addcmul(F.softplus(values.T), multi_hot, values.T, value=-1) * counted
         return torch.stack([level.sum() for level in losses.split(self.level_sizes)])
@@ -109,7 +116,8 @@ class SigmoidHead(HierarchicalHead):
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         counted = self._counted(targets).T.to(values)
         log_p, log_not = self._pair_log_probs(values, targets)
-        losses = asymmetric_losses(log_p, log_not, targets.multi_hot > 0, self.shape()) * counted
+        losses = asymmetric_losses(log_p, log_not, targets.multi_hot > 0, self.shape())
+        losses = losses * self._pair_weights(targets).T.to(values)
         if self.is_adaptive and self.training:
             sums = sums_by_label(log_p, targets.multi_hot.to(values), counted)
             observed = torch.stack([level.sum(dim=1) for level in sums.split(self.level_sizes, dim=1)], dim=1)
@@ -161,6 +169,8 @@ class LabelSigmoidHead(SigmoidHead):
 
     def _cross_entropies(self, values: torch.Tensor, targets: Targets) -> torch.Tensor:
         losses = F.binary_cross_entropy_with_logits(values, targets.multi_hot.to(values), reduction="none")
+        if targets.label_weights is not None:
+            losses = losses * self._pair_weights(targets).T.to(values)
         return torch.stack([losses[:, level].sum() for level in self.taxonomy.levels])
 
     def _zlpr(self, scores: torch.Tensor, targets: Targets) -> torch.Tensor:

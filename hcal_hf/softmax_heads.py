@@ -45,10 +45,15 @@ class LevelSoftmaxHead(HierarchicalHead):
     ) -> torch.Tensor:
         """Sums the cross-entropies or focal losses [D] of the scores [B, n_k] of each level."""
         at_levels, sums = self._at_levels(targets), []
-        for k, scores in enumerate(by_level):
-            reduction = "sum" if focal is None else "none"
+        weights = targets.label_weights
+        for k, (scores, level) in enumerate(zip(by_level, self.taxonomy.levels)):
+            reduction = "sum" if focal is None and weights is None else "none"
             losses = F.cross_entropy(scores, at_levels[:, k], ignore_index=-100, reduction=reduction)
-            sums.append(losses if focal is None else focal_losses(-losses, *focal).sum())
+            if focal is not None:
+                losses = focal_losses(-losses, *focal)
+            if weights is not None:
+                losses = losses * weights.to(losses)[level][at_levels[:, k].clamp(min=0)]
+            sums.append(losses.sum())
         return torch.stack(sums)
 
     def negative_log_likelihood(
@@ -71,12 +76,14 @@ class PathSteps(NamedTuple):
 
     Attributes:
         nodes (int64): the index of the document's node within each level; any index where there is none.
+        labels (int64): the label of the step: that node, or the node at which the path stops.
         families (int64): the index of the siblings among which the step is made, within the level.
         ends (bool): the path stops at an inner node of the level above.
         taken (bool): the document makes a step into this level, or stops just above it.
     """
 
     nodes: torch.Tensor
+    labels: torch.Tensor
     families: torch.Tensor
     ends: torch.Tensor
     taken: torch.Tensor
@@ -193,6 +200,8 @@ class SiblingSoftmaxHead(HierarchicalHead):
             steps = torch.where(taken, -focal_losses(steps, *self.focal), 0.0)
         if any(self.carries):  # log P(node) instead of log P(node | parent)
             steps = torch.where(taken, steps.cumsum(dim=1), 0.0)
+        if targets.label_weights is not None:
+            steps = steps * targets.label_weights.to(steps)[self._path_steps(targets).labels.T]
         return -steps.sum(dim=0) / taken.sum(dim=0).clamp(min=1)
 
     def negative_log_likelihood(
@@ -263,7 +272,9 @@ class SiblingSoftmaxHead(HierarchicalHead):
             rank = self.rank[nodes[:-1] + self.starts[:-1, None]]
             ends[1:] = is_node[:-1] & ~is_node[1:] & (rank >= 0)
             families[1:] = torch.where(ends[1:], rank - self.inner_starts[:-1, None], families[1:])
-        return PathSteps(nodes, families, ends, is_node | ends)
+        labels = nodes + self.starts[:, None]
+        labels[1:] = torch.where(ends[1:], labels[:-1], labels[1:])
+        return PathSteps(nodes, labels, families, ends, is_node | ends)
 
     def counts(self, targets: Targets) -> torch.Tensor:
         return self._path_steps(targets).taken.sum(dim=1)

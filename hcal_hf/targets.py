@@ -16,12 +16,14 @@ class Targets:
         labels (`torch.Tensor`): multi-hot, floating or bool, of shape `[B, L]`; or int64 node indices of shape `[B, K]`,
             padded with -100.
         num_labels (`int`): L.
+        label_weights (`torch.Tensor` of shape `[L]`, *optional*): multiply the loss of a document by the weight of its true
+            label, term by term. The denominators of mean losses do not change.
 
     Raises:
         ValueError: for another shape or type.
     """
 
-    def __init__(self, labels: torch.Tensor, num_labels: int):
+    def __init__(self, labels: torch.Tensor, num_labels: int, label_weights: torch.Tensor | None = None):
         if labels.ndim != 2:
             raise ValueError(
                 f"labels must have two dimensions, multi-hot [B, {num_labels}] or padded node indices [B, K], got shape "
@@ -39,6 +41,7 @@ class Targets:
             )
         self.labels = labels
         self.num_labels = num_labels
+        self.label_weights = label_weights
         self._derived: dict[str, object] = {}
 
     def derived(self, name: str, compute: Callable[[], T]) -> T:

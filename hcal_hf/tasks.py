@@ -37,6 +37,8 @@ class TaskMixin:
     head: HierarchicalHead
     task_names: list[str]
     training: bool
+    # Weights [L] of the labels in the training loss. They are not saved with the model.
+    label_weights: torch.Tensor | None = None
 
     @property
     def num_labels(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from .class_weights import check_class_weight
 from .weighting import WEIGHTERS, check_weighter
 
 SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance", "hierarchy"]
@@ -55,6 +56,10 @@ class HcalTrainingArguments(TrainingArguments):
             Factors on the prototypes' learning rate by level, from the deepest level upwards. The last one is repeated for
             the levels above. HCAL's release uses 5, 10, 20. They need SGD, because adaptive optimisers cancel them.
 
+        class_weight (`"balanced"` or `dict[str, float]`, *optional*):
+            Weights of the labels in the training loss ([`hcal_hf.compute_class_weight`]). They multiply the loss of a
+            document by the weight of its true label, term by term, and leave the denominators as they are. `balanced`
+            raises rare labels. The evaluation loss has no weights.
         tune (`"none"`, `"micro_f1"` or `"macro_f1"`, defaults to `"none"`):
             After training, fit the temperature and, for multi_path models, one threshold for this metric to the
             evaluation documents ([`hcal_hf.tune_model`]).
@@ -95,6 +100,10 @@ class HcalTrainingArguments(TrainingArguments):
         metadata={"help": "Factors on the prototypes' learning rate from the deepest level upwards (SGD only)."},
     )
 
+    class_weight: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Weights of the labels in the loss: balanced, or JSON such as {"Hardware > Printer": 2}.'},
+    )
     tune: Literal["none", "micro_f1", "macro_f1"] = field(
         default="none",
         metadata={
@@ -104,7 +113,7 @@ class HcalTrainingArguments(TrainingArguments):
     )
 
     # transformers parses the fields named here from JSON on the command line.
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weighting_kwargs", "class_weight"]
 
     def __post_init__(self) -> None:
         metric: str = self.metric_for_best_model or ""
@@ -129,6 +138,7 @@ class HcalTrainingArguments(TrainingArguments):
                 f"train_sampling_strategy must be one of {', '.join(SAMPLING_STRATEGIES)}, got "
                 f"{self.train_sampling_strategy!r}."
             )
+        check_class_weight(self.class_weight)
         if self.tune not in ("none", "micro_f1", "macro_f1"):
             raise ValueError(f'tune must be "none", "micro_f1" or "macro_f1", got {self.tune!r}.')
         if self.prototype_lr_multipliers is None:

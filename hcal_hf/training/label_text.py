@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..data.label_checks import label_column
 from ..integrity import vocabulary_checksum
+from .class_weights import label_weights_of
 from .cooccurrence import count_cooccurrence
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ class LabelTextMixin(_Trainer):
         return model
 
     def _note_training_data(self, model: Any) -> None:
-        """Stores in the model which labels have training documents, which occur together, and the tokenizer's checksum."""
+        """Stores in the model what the training documents and arguments say about the labels, and the tokenizer's checksum.
+
+        Which labels have documents, which occur together, and the weights of labels in the loss.
+        """
         if self.processing_class is not None:
             model.config.tokenizer_checksum = vocabulary_checksum(self.processing_class)
         dataset: Any = self.train_dataset
@@ -52,6 +56,8 @@ class LabelTextMixin(_Trainer):
                 "training, a bool for each label."
             )
         count_cooccurrence(model, dataset)
+        weights = label_weights_of(self.args.class_weight, dataset, model.taxonomy, model.config)
+        model.label_weights = None if weights is None else weights.to(self.args.device)
 
     def _embed_untrained_labels(self) -> None:
         """Embeds the text of labels without training documents with the trained encoder.

@@ -145,7 +145,7 @@ class HeadProblem:
     def _targets(self) -> Iterator[Targets]:
         yield from self._kept_targets
         for labels in self.labels[len(self._kept_targets) :]:
-            yield Targets(labels.to(self.features.device), self.num_labels)
+            yield Targets(labels.to(self.features.device), self.num_labels, self.model.label_weights)
 
     def fit(
         self,
