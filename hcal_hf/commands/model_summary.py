@@ -21,6 +21,8 @@ _SETTINGS = (
     "classification_loss",
     "classification_loss_kwargs",
     "pooling",
+    "text_prefix",
+    "lexical_features",
     "projection_dim",
     "score_function",
     "geometry",

@@ -14,9 +14,9 @@ from ..modeling_hcal import HcalForSequenceClassification
 
 logger = logging.get_logger(__name__)
 
-# The default and the largest number of lexical features, and the largest number of terms: 1,024 features of 32,768 terms
-# are 134 MB.
-LEXICAL_FEATURES = 1024
+# The default and the largest number of lexical features, and the largest number of terms: 512 features of 32,768 terms are
+# 67 MB.
+LEXICAL_FEATURES = 512
 MOST_FEATURES = 2048
 MOST_TERMS = 32_768
 # The SVD is fitted to at most this many texts.
