@@ -159,7 +159,8 @@ def measure(task: Task, encoder: str, size: int, head: str, options: argparse.Na
         by_metric = {"micro_f1": sets, "macro_f1": sets}
     else:
         pairs = {s: (features.states[s], task.y[s]) for s in ("train", "validation")}
-        solution = solve(model, *pairs.values(), strengths=strengths, anchored=(True, False)[: options.alternatives])
+        alternatives = (True, False)[: options.alternatives]
+        solution = solve(model, pairs["train"], pairs["validation"], strengths=strengths, anchored=alternatives)
         strength, anchored = solution.strength, solution.anchored
         seconds = time.process_time() - started
         by_metric = {
