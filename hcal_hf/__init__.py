@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Annotations": "audit.annotations",
     "AsymmetricOptions": "classification_loss",
+    "AuditArguments": "commands.audit_run",
     "AuditReport": "audit.auditing",
     "BadRowsError": "data.rows",
     "BestPaths": "path_search",
@@ -68,9 +69,11 @@ _LAZY = {
     "adapt": "training.adapt",
     "add_lexical_features": "training.lexical_fit",
     "apply_changes": "commands.taxonomy_apply_run",
+    "apply_decisions": "commands.audit_decisions",
     "audit_features": "audit.auditing",
     "audit_labels": "audit.auditing",
     "audit_recovery": "audit.recovery",
+    "audit_table": "commands.audit_run",
     "best_of_all": "path_search",
     "bootstrap_interval": "metrics",
     "build_page": "commands.demo.page",
@@ -133,6 +136,7 @@ _LAZY = {
     "tune_model": "training.tuning",
     "tune_thresholds": "training.thresholds",
     "violation_rates": "metrics",
+    "write_audit_page": "report.audit_page",
     "write_report": "report.report",
     "write_suggestions": "commands.suggestion_file",
     "write_taxonomy": "data.taxonomy_writer",
@@ -143,6 +147,7 @@ __all__ = [
     "WEIGHTERS",
     "Annotations",
     "AsymmetricOptions",
+    "AuditArguments",
     "AuditReport",
     "BadRowsError",
     "BestPaths",
@@ -183,9 +188,11 @@ __all__ = [
     "adapt",
     "add_lexical_features",
     "apply_changes",
+    "apply_decisions",
     "audit_features",
     "audit_labels",
     "audit_recovery",
+    "audit_table",
     "best_of_all",
     "bootstrap_interval",
     "build_page",
@@ -248,6 +255,7 @@ __all__ = [
     "tune_model",
     "tune_thresholds",
     "violation_rates",
+    "write_audit_page",
     "write_report",
     "write_suggestions",
     "write_taxonomy",
@@ -279,6 +287,8 @@ if TYPE_CHECKING:
     from .audit.recovery import audit_recovery, hide_annotations
     from .audit.wrong import WrongLabels, wrong_labels
     from .classification_loss import AsymmetricOptions
+    from .commands.audit_decisions import apply_decisions
+    from .commands.audit_run import AuditArguments, audit_table
     from .commands.comparison_run import compare_models
     from .commands.demo.page import build_page
     from .commands.evaluation_run import EvaluationArguments, evaluate_model
@@ -319,6 +329,7 @@ if TYPE_CHECKING:
         violation_rates,
     )
     from .path_search import BestPaths, PathSearch, best_of_all
+    from .report.audit_page import write_audit_page
     from .report.comparison import Comparison, compare_predictions
     from .report.predictions import Predictions, collect_predictions
     from .report.report import write_report

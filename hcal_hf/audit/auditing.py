@@ -159,6 +159,7 @@ def audit_labels(
     folds: int = 5,
     training_args: HcalTrainingArguments | None = None,
     feature_cache: str | os.PathLike | None = None,
+    use_cpu: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> AuditReport:
@@ -184,6 +185,7 @@ def audit_labels(
         folds (`int`): the number of folds.
         training_args ([`HcalTrainingArguments`], *optional*): trains the encoder in each fold.
         feature_cache (*optional*): folder that caches the features of a frozen encoder.
+        use_cpu (`bool`): use no accelerator for a frozen encoder.
         seed (`int`): draws the folds.
         options: `strength` and `max_iterations` of the heads, `quantile` of [`wrong_labels`], and `score`,
             `label_frequency`, `order` and `top` of [`rank_missing`].
@@ -261,7 +263,7 @@ def audit_labels(
         return _report(result, annotations, label_mode, partial_paths, rows, documents, seed, head, **options)
     new = _new_model(source, taxonomy, {**fields, "score_function": "linear"}, seed)
     new.encoder.requires_grad_(False)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not use_cpu:
         new = new.to("cuda")
     features = pooled_features(new, encoded.remove_columns("labels"), tokenizer, cache_dir=feature_cache)
     states = torch.from_numpy(np.asarray(features["pooled_states"][:], dtype=np.float32))

@@ -44,7 +44,7 @@ def wrong_labels(
 ) -> WrongLabels:
     """Finds documents with an improbable path, of which -log P(given path) is above a quantile over all documents.
 
-    These are wrong labels, not missing ones: nothing is added to the path, but another path is more probable.
+    These are wrong labels, not missing ones: another path is more probable, which does not continue the given one.
 
     Args:
         probabilities: out-of-fold P(node) [N, L], as for [`rank_missing`].
@@ -84,5 +84,8 @@ def wrong_labels(
     surprise = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
     threshold = float(np.quantile(surprise, quantile))
     found = np.flatnonzero((surprise > threshold) & (likelier != given) & (best > own))
+    # A path that continues the given one would be a missing label.
+    continues = [int(given[i]) in taxonomy.complete([likelier[i]]) for i in found]
+    found = found[~np.array(continues, dtype=bool)]
     found = found[np.argsort(-surprise[found], kind="stable")]
     return WrongLabels(found, given[found], likelier[found], own[found], best[found], surprise[found], threshold)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
-from . import check, evaluate, export, inspect_model, predict, suggest, train, zero_shot
+from . import audit, check, evaluate, export, inspect_model, predict, suggest, train, zero_shot
 from .command_line import (
     INTERRUPTED,
     OK,
@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=VersionAction, help="Print the version and exit.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (train, zero_shot, evaluate, predict, suggest, inspect_model, check, demo, export):
+    for module in (train, zero_shot, evaluate, predict, suggest, audit, inspect_model, check, demo, export):
         module.add_parser(commands)
     return parser
 

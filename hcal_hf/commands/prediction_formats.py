@@ -68,12 +68,12 @@ def convert_predictions(
     schema = _schema(source, out.suffix, num_levels, review)
     report: dict[str, Any] = {"out": str(out)}
     if review is None:
-        with _writer(out, schema) as write:
+        with open_rows(out, schema) as write:
             for row in _rows(source, out.suffix, num_levels, None):
                 write(row)
         return report
     second, number = out.with_name(f"{out.stem}-review{out.suffix}"), 0
-    with _writer(out, schema) as write, _writer(second, schema) as write_review:
+    with open_rows(out, schema) as write, open_rows(second, schema) as write_review:
         for row in _rows(source, out.suffix, num_levels, review):
             number += row["unsure"]
             (write_review if row["unsure"] else write)(row)
@@ -109,7 +109,7 @@ def _rows(source: Path, suffix: str, num_levels: int, review: float | None) -> I
 
 
 @contextmanager
-def _writer(out: Path, schema: pa.Schema) -> Iterator[Write]:
+def open_rows(out: Path, schema: pa.Schema) -> Iterator[Write]:
     """Yields a function that writes one row. The file appears at the end, as a whole."""
     columns = schema.names
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -37,42 +37,38 @@ def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: Co
     Returns:
         an HTML page that needs no other file. Without plotly it has no plots.
     """
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     plotly, script = plotly_script(), (FOLDER / "script.js").read_text(encoding="utf-8")
     figures = draw(summary, facts.metrics, len(taxonomy.levels), comparison) if plotly else {}
     tree = tree_data(summary)
     has_texts = any(pair.texts for pair in summary.confusions) or bool(comparison and comparison.has_texts)
-    return environment.get_template("template.html").render(
-        facts=facts,
-        summary=summary,
-        comparison=comparison,
-        verb="trained" if facts.is_training else "evaluated",
-        sections=_sections(comparison),
-        tiles=_tiles(facts),
-        settings=_settings(facts),
-        levels=_levels(facts, summary, taxonomy),
-        hvr_sentence=_hvr_sentence(facts),
-        tree_note=_tree_note(summary, len(tree["names"]), taxonomy),
-        calibration_sentence=_calibration_sentence(facts, summary.bins),
-        bins=_bins(summary.bins),
-        coverage=_coverage(summary.coverage),
-        fewest=FEWEST_FOR_WORST,
-        has_texts=has_texts,
-        figures=figures,
-        install=INSTALL,
-        version=package_version("hcal-hf"),
-        page_data={"figures": figures, "tree": tree, "documents": summary.documents},
-        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        plotly_script=Markup(plotly) if plotly else None,
-        script_hashes=Markup(" ".join(f"'{_hash(text)}'" for text in (plotly, script) if text)),
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            facts=facts,
+            summary=summary,
+            comparison=comparison,
+            verb="trained" if facts.is_training else "evaluated",
+            sections=_sections(comparison),
+            tiles=_tiles(facts),
+            settings=_settings(facts),
+            levels=_levels(facts, summary, taxonomy),
+            hvr_sentence=_hvr_sentence(facts),
+            tree_note=_tree_note(summary, len(tree["names"]), taxonomy),
+            calibration_sentence=_calibration_sentence(facts, summary.bins),
+            bins=_bins(summary.bins),
+            coverage=_coverage(summary.coverage),
+            fewest=FEWEST_FOR_WORST,
+            has_texts=has_texts,
+            figures=figures,
+            install=INSTALL,
+            version=package_version("hcal-hf"),
+            page_data={"figures": figures, "tree": tree, "documents": summary.documents},
+            style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            plotly_script=Markup(plotly) if plotly else None,
+            script_hashes=Markup(" ".join(f"'{script_hash(text)}'" for text in (plotly, script) if text)),
+        )
     )
 
 
@@ -104,7 +100,20 @@ def tree_data(summary: Summary, limit: int = TREE_BYTES) -> dict[str, list]:
     }
 
 
-def _hash(script: str) -> str:
+def environment() -> Environment:
+    """Returns the settings of the templates: they escape all values, and refuse missing ones."""
+    settings = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    settings.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    return settings
+
+
+def script_hash(script: str) -> str:
     """Returns the source expression of a script for the Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 

@@ -104,7 +104,8 @@ def folder(tmp_path_factory, encoder_dir, tokenizer):
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
 def test_code_blocks_of_a_page_run(page, folder, encoder_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("hcal_hf.commands.table_run.default_encoder", lambda: encoder_dir)
+    for module in ("table_run", "audit_run"):
+        monkeypatch.setattr(f"hcal_hf.commands.{module}.default_encoder", lambda: encoder_dir)
     shutil.rmtree("outputs", ignore_errors=True)
     shutil.copytree("model", "outputs/tickets")
     shutil.copytree("model", "outputs/old")
