@@ -231,6 +231,7 @@ def audit_labels(
         max_length=max_length if model is None else token_limit(model, tokenizer, max_length),
         on_bad_row=on_bad_row,  # type: ignore[arg-type]
         keep_columns=[_ROW],
+        prefix="" if model is None else model.config.text_prefix,
     )
     rows = np.asarray(encoded[_ROW][:], dtype=np.int64)
     encoded = encoded.remove_columns(_ROW)
