@@ -7,7 +7,14 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch.nn import functional as F
 
-from hcal_hf import HcalConfig, HcalForSequenceClassification, add_lexical_features, encode_dataset
+from hcal_hf import (
+    Change,
+    HcalConfig,
+    HcalForSequenceClassification,
+    add_lexical_features,
+    change_taxonomy,
+    encode_dataset,
+)
 from hcal_hf.lexical import PAIR_KEYS, TOKEN_KEYS, LexicalFeatures, pair_keys
 from hcal_hf.training import lexical_fit
 from hcal_hf.training.lexical_fit import fit_lexical, right_singular_vectors
@@ -229,6 +236,26 @@ def test_a_second_fit_and_wrong_sizes_are_refused(lexical_model, encoder_dir, to
         add_lexical_features(model, table.select_columns("attention_mask"), tokenizer)
     with pytest.raises(ValueError, match="The documents have 1 terms"):
         fit_lexical([[5]], [PAD], size=2)
+
+
+def test_a_trained_or_zero_shot_model_is_refused(encoder_dir, tokenizer, documents):
+    taxonomy = build_taxonomy()
+    model = HcalForSequenceClassification.zero_shot(encoder_dir, taxonomy)
+    with pytest.raises(ValueError, match="trained or placed already"):
+        add_lexical_features(model, encode({"text": documents}, taxonomy, tokenizer), tokenizer)
+
+
+def test_a_changed_taxonomy_keeps_the_lexical_features(lexical_model, tokenizer, documents, tmp_path):
+    lexical_model.save_pretrained(tmp_path)
+    model = HcalForSequenceClassification.from_pretrained(tmp_path).eval()
+    removed = model.taxonomy.labels[-1]
+    vectors = model.lexical.vectors.clone()
+    change_taxonomy(model, [Change("remove", removed)], tokenizer)
+    assert removed not in model.config.labels
+    assert model.config.lexical_features == lexical_model.config.lexical_features
+    torch.testing.assert_close(model.lexical.vectors, vectors)
+    with torch.no_grad():
+        assert torch.isfinite(model(**tokenizer(documents, padding=True, return_tensors="pt")).logits).all()
 
 
 def test_the_configuration_holds_both_numbers_or_none(taxonomy):

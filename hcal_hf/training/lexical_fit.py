@@ -51,11 +51,16 @@ def add_lexical_features(
         max_terms: the largest number of terms. The most frequent ones are kept.
 
     Raises:
-        ValueError: if the model has lexical features already, a size is out of range, or the documents have no tokens.
+        ValueError: if the model has lexical features already or is trained, a size is out of range, or the documents have no tokens.
     """
     if model.lexical is not None:
         raise ValueError(
             f"The model has {model.config.lexical_features} lexical features already: build a new model to fit others."
+        )
+    if model.prototypes.is_anchored and model.prototypes.weight.any():
+        raise ValueError(
+            "The prototypes are trained or placed already (from_encoder starts with 0), and lexical features would reset "
+            "them: add lexical features to a model from HcalForSequenceClassification.from_encoder, before any training."
         )
     if not 1 <= size <= MOST_FEATURES:
         raise ValueError(f"The number of lexical features must be from 1 to {MOST_FEATURES:,}, got {size}.")

@@ -185,8 +185,9 @@ def test_lexical_features_select_their_regime_and_are_saved(train, tmp_path):
     assert (config["lexical_features"], config["projection_bias"], config["text_prefix"]) == (4, True, "the ")
     assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["regimes"] == ["lexical"]
     assert accuracy(folder) == 1.0
-    code, _, err = train(range(80), "--regimes", "lexical", "frozen", "--overwrite")
+    code, out, err = train(range(80), "--regimes", "lexical", "frozen", "--overwrite")
     assert code == 0, err
+    assert "lexical " in out.split("validation documents: ")[1].splitlines()[0]
 
 
 def test_lexical_features_with_another_regime_are_refused(train):
