@@ -250,7 +250,7 @@ def test_a_changed_taxonomy_keeps_the_lexical_features(lexical_model, tokenizer,
     model = HcalForSequenceClassification.from_pretrained(tmp_path).eval()
     removed = model.taxonomy.labels[-1]
     vectors = model.lexical.vectors.clone()
-    change_taxonomy(model, [Change("remove", removed)], tokenizer)
+    change_taxonomy(model, [Change("remove", model.taxonomy.paths(len(model.taxonomy) - 1)[0])], tokenizer)
     assert removed not in model.config.labels
     assert model.config.lexical_features == lexical_model.config.lexical_features
     torch.testing.assert_close(model.lexical.vectors, vectors)

@@ -51,7 +51,8 @@ def add_lexical_features(
         max_terms: the largest number of terms. The most frequent ones are kept.
 
     Raises:
-        ValueError: if the model has lexical features already or is trained, a size is out of range, or the documents have no tokens.
+        ValueError: if the model has lexical features already or is trained, a size is out of range, or the documents
+            have no tokens.
     """
     if model.lexical is not None:
         raise ValueError(
