@@ -20,6 +20,7 @@ from ..modeling_hcal import HcalForSequenceClassification
 from ..taxonomy import SEPARATOR, Taxonomy
 from ..token_limits import token_limit
 from ..training.arguments import HcalTrainingArguments
+from ..training.class_weights import label_weights_of
 from ..training.feature_model import feature_model
 from ..training.features import pooled_features
 from ..training.lexical_fit import add_lexical_features
@@ -92,6 +93,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             mean square). The features with the constant are scaled to unit length, like those of an encoder.
         lexical_features (`int`, *optional*): adds so many lexical features to those of a frozen encoder
             ([`hcal_hf.add_lexical_features`]). They help where single words decide, as in short titles.
+        class_weight (`"balanced"` or `dict`, *optional*): weights of labels in the loss ([`compute_class_weight`]).
         max_length (`int`, *optional*): the maximum number of tokens; the limit of the encoder by default.
         batch_size (`int`): the number of texts per batch.
         learning_rate, head_learning_rate, num_train_epochs, training_kwargs (`dict`, *optional*): see
@@ -147,6 +149,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         validation_fraction: float = 0.1,
         fit_intercept: bool = True,
         lexical_features: int | None = None,
+        class_weight: Mapping[str, float] | str | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         learning_rate: float = 1e-4,
@@ -174,6 +177,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         self.validation_fraction = validation_fraction
         self.fit_intercept = fit_intercept
         self.lexical_features = lexical_features
+        self.class_weight = class_weight
         self.max_length = max_length
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -344,20 +348,18 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
             self._train(self._tokens(documents), labels, seed)
         elif unsolvable_because(model):
             self._train(Dataset.from_dict({"pooled_states": self._states(documents).numpy()}), labels, seed)
-        elif self.tune is not None:
-            collate = HcalDataCollator(None, self.taxonomy_, targets="indices")
-            train = self._states(documents), collate(labels.to_list())["labels"]
-            strengths = STRENGTHS if self.C == "auto" else (float(self.C),)
-            self.C_ = solve_and_tune(model, train, seed, float(self.validation_fraction), strengths, self.tune)
         else:
+            weights = label_weights_of(self.class_weight, labels, self.taxonomy_, model.config)
+            model.label_weights = None if weights is None else weights.to(model.device)
             collate = HcalDataCollator(None, self.taxonomy_, targets="indices")
             train = self._states(documents), collate(labels.to_list())["labels"]
-            if self.C != "auto" and not model.prototypes.is_anchored:
+            share, strengths = float(self.validation_fraction), STRENGTHS if self.C == "auto" else (float(self.C),)
+            if self.tune is not None:
+                self.C_ = solve_and_tune(model, train, seed, share, strengths, self.tune)
+            elif self.C != "auto" and not model.prototypes.is_anchored:
                 self.C_ = float(self.C)
                 fit_head(model, *train, self.C_)
             else:
-                strengths = STRENGTHS if self.C == "auto" else (float(self.C),)
-                share = float(self.validation_fraction)
                 self.C_ = solve_without_validation(model, train, seed, share, strengths=strengths).strength
         self.model_.eval()
 
@@ -372,13 +374,12 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
         anchor = self.prototype_anchor
         if anchor == "auto":
             anchor = "label_text" if linear and self.encoder is not None else None
+        scores = "linear" if linear else "cosine"
         fields = {
             "label_mode": self.label_mode_,
             "partial_paths": bool(self.partial_paths),
             "head": self.head,
-            "score_function": ("linear" if linear else "cosine")
-            if self.score_function == "auto"
-            else self.score_function,
+            "score_function": scores if self.score_function == "auto" else self.score_function,
             "prototype_anchor": anchor,
             **fields,
         }
@@ -410,6 +411,7 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
                 "num_train_epochs": self.num_train_epochs,
                 "per_device_train_batch_size": self.batch_size,
                 "seed": seed,
+                "class_weight": self.class_weight,
                 "save_strategy": "no",
                 "report_to": "none",
                 "disable_tqdm": not self.verbose,
@@ -439,11 +441,9 @@ class HcalClassifier(ClassifierMixin, BaseEstimator):
     def _tokens(self, texts: list[str]) -> Dataset:
         """Tokenizes texts."""
         max_length = token_limit(self.model_, self.tokenizer_, self.max_length)
+        options: dict[str, Any] = {"max_length": max_length, "prefix": self.model_.config.text_prefix}
         table = Dataset.from_dict({"text": texts})
-        prefix = self.model_.config.text_prefix
-        return encode_dataset(
-            table, self.taxonomy_, self.tokenizer_, labels=None, max_length=max_length, prefix=prefix
-        )
+        return encode_dataset(table, self.taxonomy_, self.tokenizer_, labels=None, **options)
 
     def _states(self, documents: Any) -> torch.Tensor:
         """Computes the input of the model's projection, float32 [N, hidden_size], for documents that are checked."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..configuration_hcal import HcalConfig
 from ..taxonomy import Taxonomy
+from ..training.class_weights import check_class_weight
 from ..training.lexical_fit import MOST_FEATURES
 from ..training.thresholds import METRICS
 
@@ -48,6 +49,7 @@ def check_parameters(classifier: Any) -> None:
         raise ValueError(
             "lexical_features need a frozen encoder: give encoder and freeze_encoder=True, or leave it out."
         )
+    check_class_weight(classifier.class_weight)
     if not 0 < classifier.validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {classifier.validation_fraction!r}.")
     if classifier.tune not in (None, *METRICS):

@@ -26,7 +26,14 @@ from result_rows import Row, store
 from scoring import Outputs, Problem, label_sets_of, scores, selection_score
 from transformers import BertConfig, PrinterCallback
 
-from hcal_hf import HcalConfig, HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, solve
+from hcal_hf import (
+    HcalConfig,
+    HcalForSequenceClassification,
+    HcalTrainer,
+    HcalTrainingArguments,
+    compute_class_weight,
+    solve,
+)
 
 # Learning rates (of the projection, of the prototypes) tried for cosine scores.
 RATES = {
@@ -118,9 +125,12 @@ def attempt_of(task: Task, model: HcalForSequenceClassification, setting: dict[s
 def linear(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any] | None) -> Iterator[Attempt]:
     """Fits linear scores by L-BFGS. `solve` chooses the regularisation and whether the model is anchored."""
     setting = dict(setting)
-    anchored = setting.pop("anchored", (True, False))
+    anchored, class_weight = setting.pop("anchored", (True, False)), setting.pop("class_weight", None)
     torch.manual_seed(0)
     model = make_model(task, {**LINEAR, **setting})
+    if class_weight is not None:
+        counts = task.y["train"].sum(dim=0).numpy()
+        model.label_weights = torch.from_numpy(compute_class_weight(class_weight, task.taxonomy, counts))
     if not len(task.x["validation"]):
         raise ValueError(f"Data set {task.name} has no validation documents, which C is chosen on. Add some.")
     training, validation = ((task.x[s], task.y[s]) for s in SPLITS[:2])
@@ -238,6 +248,7 @@ def ours_of(task: Task) -> dict[str, Group]:
             ("linear", {**ANCHORS}),
             ("linear, always anchors", {**ANCHORS, "anchored": (True,)}),
             ("linear, no anchors", {"anchored": (False,)}),
+            ("linear, balanced", {**ANCHORS, "class_weight": "balanced"}),
         ):
             name = f"{head}, {title}"
             attempts = functools.partial(linear, {"head": head, **setting})

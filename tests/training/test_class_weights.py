@@ -6,7 +6,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight as sklearn_class_weight
 from torch.nn import functional as F
 
-from hcal_hf import HcalTrainingArguments, compute_class_weight, solve
+from hcal_hf import HcalClassifier, HcalTrainingArguments, compute_class_weight, solve
 from hcal_hf.targets import Targets
 from hcal_hf.training.class_weights import label_weights_of
 from tests.builders import build_model, build_ragged, random_multi_hot
@@ -158,3 +158,19 @@ def test_wrong_weights_are_refused(taxonomy, tmp_path):
         label_weights_of("balanced", None, taxonomy, paper)
     with pytest.raises(ValueError, match="a stream does not allow: give weights"):
         label_weights_of("balanced", iter(()), taxonomy, build_model(taxonomy).config)
+
+
+@pytest.mark.parametrize("training", [{}, {"score_function": "cosine", "head_learning_rate": 0.05}])
+def test_the_estimator_takes_class_weights(training):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 8))
+    y = [["a", "x"] if row[0] > 1.2 else ["a", "y"] for row in features]
+
+    def share(class_weight):
+        classifier = HcalClassifier(encoder=None, C=1.0, class_weight=class_weight, random_state=0, **training)
+        return float((classifier.fit(features, y).predict(features)[:, 1] == "x").mean())
+
+    assert share("balanced") > share(None)
+    assert share({"x": 0.0}) == 0
+    with pytest.raises(ValueError, match="class_weight must be"):
+        share("even")
