@@ -1,5 +1,6 @@
 """The heads of single_path models, which apply one softmax per level or per family of siblings."""
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -199,7 +200,9 @@ class SiblingSoftmaxHead(HierarchicalHead):
         if self.focal is not None:
             steps = torch.where(taken, -focal_losses(steps, *self.focal), 0.0)
         if any(self.carries):  # log P(node) instead of log P(node | parent)
-            steps = torch.where(taken, steps.cumsum(dim=1), 0.0)
+            # The sum of the levels above; `cumsum` of floats has no deterministic kernel on CUDA.
+            above = torch.stack(list(accumulate(steps.unbind(dim=1))), dim=1)
+            steps = torch.where(taken, above, 0.0)
         if targets.label_weights is not None:
             steps = steps * targets.label_weights.to(steps)[self._path_steps(targets).labels.T]
         return -steps.sum(dim=0) / taken.sum(dim=0).clamp(min=1)

@@ -339,3 +339,19 @@ def test_segment_logsumexp_matches_torch():
     assert torch.autograd.gradcheck(lambda v: segment_logsumexp(v, segments, 4), values)
     far = torch.tensor([[1000.0], [-1000.0]])  # no overflow, no underflow
     assert segment_logsumexp(far, torch.tensor([0, 1]), 2).flatten().tolist() == [1000.0, -1000.0]
+
+
+@pytest.mark.parametrize("head", ["path_softmax", "lookahead_softmax", "conditional_softmax"])
+def test_losses_of_paths_use_no_cumulative_sum_of_floats(make_model, taxonomy, head, monkeypatch):
+    """It has no deterministic kernel on CUDA, so that `full_determinism=True` would raise an error."""
+    cumsum = torch.Tensor.cumsum
+
+    def checked(self, *args, **kwargs):
+        assert not self.is_floating_point()
+        return cumsum(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", checked)
+    model = make_model(taxonomy, head=head)
+    labels = torch.tensor([[0, 2, 6], [1, 4, 10]])
+    model.train()(pooled_states=torch.randn(2, 16), labels=labels).loss.backward()
+    assert model.prototypes.weight.grad.any()

@@ -26,6 +26,7 @@ class FrozenHeadMixin(_Trainer):
     """Adds to [`HcalTrainer`] the solver for models with a frozen encoder, and adaptation."""
 
     control: Any
+    _weighter_by_name: bool
     tuned: dict[str, float]
 
     def adapt(self, texts: Sequence[str], labelled_texts: Sequence[str], labels: Sequence[Any]) -> Adaptation:
@@ -68,6 +69,11 @@ class FrozenHeadMixin(_Trainer):
                 )
             if reason := unsolvable_because(model):
                 raise ValueError(reason)
+            if given := self._options_of_the_optimizer():
+                raise ValueError(
+                    f'head_solver="lbfgs" fits all documents at once and would not use {", ".join(given)}: leave '
+                    f'{"it" if len(given) == 1 else "them"} out, or use head_solver="optimizer".'
+                )
         if not (is_frozen and has_features):
             return False
         if reason := unsolvable_because(model):
@@ -75,12 +81,27 @@ class FrozenHeadMixin(_Trainer):
             return False
         return True
 
+    def _options_of_the_optimizer(self) -> list[str]:
+        """Returns the given options that only a training in batches uses."""
+        args = self.args
+        options = {
+            # L-BFGS minimises the loss that `likelihood` weights.
+            f'loss_weighting="{args.loss_weighting}"': args.loss_weighting not in ("uniform", "likelihood"),
+            "loss_weighter": not self._weighter_by_name,
+            "head_learning_rate": args.head_learning_rate is not None,
+            "prototype_learning_rate": args.prototype_learning_rate is not None,
+            "prototype_lr_multipliers": args.prototype_lr_multipliers is not None,
+            'train_sampling_strategy="hierarchy"': args.train_sampling_strategy == "hierarchy",
+        }
+        return [name for name, is_given in options.items() if is_given]
+
     def _solve_head(self, model: HcalForSequenceClassification) -> TrainOutput:
         """Fits the head by L-BFGS, logs the solution and returns it like a training run."""
         args, start = self.args, time.perf_counter()
+        given = ", ".join(self._options_of_the_optimizer())
         logger.warning(
             "The encoder is frozen, so L-BFGS fits the head. Learning rates, epochs, batch sizes and the loss weighter "
-            'have no effect; head_solver="optimizer" uses them.'
+            f'have no effect{f" (here {given})" if given else ""}; head_solver="optimizer" uses them.'
         )
         # The solver shows its own progress bar; that of the Trainer counts optimiser steps.
         callbacks = self.callback_handler.callbacks

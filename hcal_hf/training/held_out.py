@@ -56,6 +56,10 @@ class HeldOutMixin(_Trainer):
         dataset = self.eval_dataset if dataset is None else dataset
         self._refuse_training_data(dataset, "calibrate_temperature")
         features, targets = self._predict_field(dataset, "calibrate_temperature", "features")
+        with _whole_weights(self.unwrapped_model):
+            return self._fit_temperature(features, targets)
+
+    def _fit_temperature(self, features: torch.Tensor, targets: np.ndarray) -> dict[str, float]:
         model = self.unwrapped_model
         config = model.config
         options = Decision.from_config(config).model_options
@@ -189,6 +193,19 @@ class HeldOutMixin(_Trainer):
             raise ValueError(f'{caller} needs a data set with a column "labels", which encode_dataset adds.')
         values = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         return torch.from_numpy(np.asarray(values)), target_matrix(np.asarray(output.label_ids), config.num_labels)
+
+
+@contextmanager
+def _whole_weights(model: Any) -> Iterator[None]:
+    """Gathers the weights of prototypes and head within a `with` block, if FSDP has sharded them."""
+    is_sharded = hasattr(model, "unshard")
+    if is_sharded:
+        model.unshard()
+    try:
+        yield
+    finally:
+        if is_sharded:
+            model.reshard()
 
 
 @contextmanager

@@ -108,13 +108,20 @@ class ParameterGroupsMixin(_Trainer):
 
         Raises:
             ValueError: if `optimizers` has an optimiser and the arguments have rates of parts of the model, or the weighter
-                has parameters that it does not train; for FSDP 1; for `prototype_lr_multipliers` under DeepSpeed.
+                has parameters that it does not train; for FSDP 1, and for FSDP with parameters of a single number; for
+                `prototype_lr_multipliers` under DeepSpeed.
         """
         args, optimizer = self.args, self.optimizer
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
             raise ValueError(
                 "FSDP 1 hides the parts of the model, so that their learning rates would be lost: use FSDP 2, with "
                 'fsdp_config={"version": 2} or fsdp_version: 2 in the file of accelerate.'
+            )
+        single = [name for name, parameter in self.unwrapped_model.named_parameters() if not parameter.ndim]
+        if self.is_fsdp_enabled and single:
+            raise ValueError(
+                f"FSDP cannot shard parameters of a single number, and the model has {', '.join(single)}: use "
+                'score_function="linear" and geometry="euclidean", or several processes without FSDP.'
             )
         if self.is_deepspeed_enabled and args.prototype_lr_multipliers is not None:
             raise ValueError(

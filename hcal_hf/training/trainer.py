@@ -91,6 +91,7 @@ class HcalTrainer(
 
     args: HcalTrainingArguments
     control: Any
+    _is_evaluating = False
     # compute_loss itself scales over the accumulation window.
     loss_is_scaled_for_ga = True
 
@@ -256,8 +257,11 @@ class HcalTrainer(
     # ---- Loss ----
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Counts the denominators [T] of the document tasks over an accumulation window and all processes."""
-        if not batch_samples or any(batch.get("labels") is None for batch in batch_samples):
+        """Counts the denominators [T] of the document tasks over an accumulation window and all processes.
+
+        Returns None in evaluation, where the loss is the model's own.
+        """
+        if self._is_evaluating or not batch_samples or any(batch.get("labels") is None for batch in batch_samples):
             return None
         model = self.unwrapped_model
         counts = torch.stack([model.count_tasks(batch["labels"].to(device)) for batch in batch_samples]).sum(dim=0)
@@ -431,7 +435,11 @@ class HcalTrainer(
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.compute_metrics, BatchMetrics):
             self.compute_metrics.start()  # forgets the batches of an interrupted evaluation
-        return super().evaluation_loop(*args, **kwargs)
+        self._is_evaluating = True
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._is_evaluating = False
 
     def _decision(self) -> Decision:
         """Reads the decision from the model's current configuration, which tuning of thresholds changes."""

@@ -471,3 +471,20 @@ def test_loss_weighting_is_uniform_by_default_and_hcal_in_the_paper_preset(tmp_p
     assert HcalTrainingArguments(str(tmp_path)).loss_weighting == "uniform"
     paper = HcalTrainingArguments.paper(str(tmp_path))
     assert (paper.loss_weighting, paper.loss_weighting_kwargs) == ("hcal", {"gamma": 0.5})
+
+
+def test_evaluation_counts_no_denominators_over_processes(make_trainer, data, taxonomy, monkeypatch):
+    """The loss of an evaluation is the model's own. Counting would wait for all processes in each batch."""
+    trainer = make_trainer(taxonomy, data, eval_data=data.select(range(8)), eval_strategy="steps", eval_steps=1)
+    found = []
+    count = type(trainer)._get_num_items_in_batch
+
+    def record(self, *args):
+        found.append((self._is_evaluating, count(self, *args)))
+        return found[-1][1]
+
+    monkeypatch.setattr(type(trainer), "_get_num_items_in_batch", record)
+    trainer.train()
+    assert sum(is_evaluating for is_evaluating, _ in found) == 4
+    # Also for the batch after an evaluation, while the model is still in evaluation mode.
+    assert all((counts is None) == is_evaluating for is_evaluating, counts in found)
