@@ -29,7 +29,7 @@ def render(facts: RunFacts, summary: Summary, taxonomy: Taxonomy, comparison: Co
     """Renders the report of a run.
 
     Args:
-        facts: what the run knows about itself.
+        facts: the facts of the run.
         summary: the facts from its predictions.
         taxonomy: the hierarchy.
         comparison ([`Comparison`], *optional*): the comparison with a second model.
