@@ -17,7 +17,7 @@ BENCHMARK_PAGES = "recipes/benchmarks/pages"
 # Page of the manual -> its file in the repository, for pages that live outside docs/.
 OUTSIDE_PAGES = {
     f"benchmarks/{name}.md": f"{BENCHMARK_PAGES}/{name}.md"
-    for name in ("results", "heads", "decisions", "weighting", "speed", "gpu", "export")
+    for name in ("results", "heads", "audit", "decisions", "weighting", "speed", "gpu", "export")
 }
 COMMANDS_MARK = "<!-- every command and its options -->"
 

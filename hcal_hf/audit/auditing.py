@@ -28,13 +28,15 @@ from ..training.solver import unsolvable_because
 from .annotations import Annotations
 from .candidates import PathCandidates
 from .folds import OutOfFold, draw_folds, frozen_out_of_fold, trained_out_of_fold
-from .ranking import Ranking, rank_missing
-from .wrong import WrongLabels, wrong_labels
+from .ranking import Ranking, check_ranking, rank_missing
+from .wrong import WrongLabels, check_quantile, wrong_labels
 
 logger = logging.get_logger(__name__)
 
 # The column that keeps the row number of the table.
 _ROW = "_audited_row"
+_HEAD_OPTIONS = ("strength", "anchored", "max_iterations")
+_RANKING_OPTIONS = ("score", "label_frequency", "order", "top")
 
 
 @dataclass
@@ -197,6 +199,7 @@ def audit_labels(
         ValueError: if the table has no labels, or several splits, or labels that the model does not have; if there are more
             folds than different texts; or if an option is out of range.
     """
+    _check_options(options, is_trained=training_args is not None)
     table = _one_table(read_table(dataset))
     texts = [text] if isinstance(text, str) else list(text)
     columns = [labels] if isinstance(labels, str) else list(labels)
@@ -256,11 +259,6 @@ def audit_labels(
             tokenizer,
             training_args,
         )
-        strengths = {name for name in ("strength", "max_iterations") if name in options}
-        if strengths:
-            raise ValueError(
-                f"{sorted(strengths)[0]} belongs to heads on frozen features: leave out training_args, or it."
-            )
         return _report(result, annotations, label_mode, partial_paths, rows, documents, seed, head, **options)
     new = _new_model(source, taxonomy, {**fields, "score_function": "linear"}, seed)
     new.encoder.requires_grad_(False)
@@ -299,6 +297,7 @@ def audit_features(
     Raises:
         ValueError: if a feature is NaN or infinite, the numbers of documents differ, or as in [`audit_labels`].
     """
+    _check_options(options, is_trained=False)
     states = np.asarray(features, dtype=np.float32)
     annotations = labels if isinstance(labels, Annotations) else Annotations.from_rows(taxonomy, labels)
     if states.ndim != 2 or len(states) != len(annotations):
@@ -366,7 +365,19 @@ def _report(
 
 
 def _head_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("strength", "anchored", "max_iterations") if name in options}
+    return {name: options[name] for name in _HEAD_OPTIONS if name in options}
+
+
+def _check_options(options: dict[str, Any], is_trained: bool) -> None:
+    """Checks the options of a report before models are trained for it."""
+    for name in options:
+        if name not in (*_HEAD_OPTIONS, *_RANKING_OPTIONS, "quantile"):
+            known = ", ".join((*_RANKING_OPTIONS, "quantile", *_HEAD_OPTIONS))
+            raise TypeError(f"An audit has no option {name!r}. The further options are {known}.")
+        if is_trained and name in _HEAD_OPTIONS:
+            raise ValueError(f"{name} belongs to heads on frozen features: leave it out, or leave out training_args.")
+    check_ranking(**{name: options[name] for name in _RANKING_OPTIONS if name in options})
+    check_quantile(options.get("quantile", 0.99))
 
 
 def _one_table(table: Any) -> Dataset:

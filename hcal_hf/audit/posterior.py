@@ -39,6 +39,12 @@ def missing_probability(probability: Any, frequency: Any) -> np.ndarray:
     return np.where(p > e, 1.0, np.minimum(odds, 1.0))
 
 
+def check_method(method: str) -> None:
+    """Raises a ValueError for an unknown method of [`label_frequencies`]."""
+    if method not in FREQUENCIES:
+        raise ValueError(f"The label frequency must be a number, or one of {', '.join(FREQUENCIES)}, got {method!r}.")
+
+
 def label_frequencies(
     labels: np.ndarray, probabilities: np.ndarray, taxonomy: Taxonomy, method: str = "certain"
 ) -> np.ndarray:
@@ -61,8 +67,7 @@ def label_frequencies(
     Raises:
         ValueError: for another method.
     """
-    if method not in FREQUENCIES:
-        raise ValueError(f"The label frequency must be a number, or one of {', '.join(FREQUENCIES)}, got {method!r}.")
+    check_method(method)
     order = np.lexsort((-probabilities, labels))
     labels, values = labels[order], probabilities[order]
     carriers = np.bincount(labels, minlength=taxonomy.num_labels)

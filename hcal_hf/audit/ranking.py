@@ -10,7 +10,7 @@ from ..taxonomy import Taxonomy
 from .annotations import Annotations
 from .candidates import AGGREGATES, PathCandidates
 from .context import PAIRS_PER_CHUNK, ContextModel, context_features, hide_each
-from .posterior import label_frequencies, missing_probability
+from .posterior import check_method, label_frequencies, missing_probability
 
 SCORES = ("context", "conditional", "probability", *AGGREGATES)
 ORDERS = ("score", "missing")
@@ -93,14 +93,9 @@ def rank_missing(
         ValueError: if shapes differ, a probability is outside 0 to 1 or NaN, no document has a label, or an option is
             unknown.
     """
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}.")
+    check_ranking(score=score, label_frequency=label_frequency, order=order, top=top)
     if label_mode not in ("single_path", "multi_path"):
         raise ValueError(f'label_mode must be "single_path" or "multi_path", got {label_mode!r}.')
-    if top is not None and top < 1:
-        raise ValueError(f"top must be at least 1, or None for all suspicions, got {top}.")
     is_single = label_mode == "single_path"
     if is_single:
         taxonomy.check_single_path()
@@ -121,6 +116,29 @@ def rank_missing(
     scorer = _Scorer(candidates, "conditional" if is_single and score == "context" else score, is_coherent)
     frequencies = scorer.fit(checked, annotations, label_frequency, seed)
     return _rank(scorer, checked, annotations, frequencies, order, top)
+
+
+def check_ranking(
+    score: str = "context", label_frequency: float | str = "certain", order: str = "score", top: int | None = None
+) -> None:
+    """Checks options of [`rank_missing`], before models are trained for it.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}.")
+    if top is not None and top < 1:
+        raise ValueError(f"top must be at least 1, or None for all suspicions, got {top}.")
+    if isinstance(label_frequency, str):
+        check_method(label_frequency)
+    elif not 0 < label_frequency <= 1:
+        raise ValueError(
+            f"label_frequency must be above 0 and at most 1, got {label_frequency}: 0.9 means that one true label in ten "
+            "is missing."
+        )
 
 
 class _Checked:
@@ -154,11 +172,6 @@ class _Scorer:
         """Fits the context and the label frequencies [L] to annotations that are hidden one at a time."""
         num_labels = annotations.taxonomy.num_labels
         is_known = not isinstance(label_frequency, str)
-        if is_known and not 0 < label_frequency <= 1:
-            raise ValueError(
-                f"label_frequency must be above 0 and at most 1, got {label_frequency}: 0.9 means that one true label in "
-                "ten is missing."
-            )
         if is_known and self.score != "context":
             return np.full(num_labels, float(label_frequency))
         hidden = hide_each(self.candidates, probabilities, annotations, self.by_steps, seed)

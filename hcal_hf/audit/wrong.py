@@ -34,6 +34,14 @@ class WrongLabels:
         return len(self.documents)
 
 
+def check_quantile(quantile: float) -> None:
+    """Raises a ValueError if the quantile of [`wrong_labels`] is outside 0 to 1."""
+    if not 0 <= quantile <= 1:
+        raise ValueError(
+            f"quantile must lie between 0 and 1, got {quantile}: 0.99 returns at most one document in 100."
+        )
+
+
 def wrong_labels(
     probabilities: Any,
     annotations: Annotations,
@@ -55,10 +63,7 @@ def wrong_labels(
     Raises:
         ValueError: if the quantile is outside 0 to 1, or a document has no path or several.
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(
-            f"quantile must lie between 0 and 1, got {quantile}: 0.99 returns at most one document in 100."
-        )
+    check_quantile(quantile)
     taxonomy = annotations.taxonomy
     documents, given = annotations.ends()
     if len(documents) != len(annotations) or not np.array_equal(documents, np.arange(len(annotations))):

@@ -181,6 +181,8 @@ def test_a_model_gives_its_encoder_and_labels(table, taxonomy, tokenizer, make_m
         ({"folds": 50}, "folds=50 is more than the 41 different"),
         ({"dataset": "both"}, "the splits test, train"),
         ({"label_frequency": 3}, "label_frequency must be"),
+        ({"quantile": 3}, "quantile must lie between"),
+        ({"strength": 4.0, "training_args": HcalTrainingArguments("unused", use_cpu=True)}, "leave out training_args"),
     ],
 )
 def test_bad_tables_are_refused(table, encoder_dir, change, message):
@@ -189,6 +191,11 @@ def test_bad_tables_are_refused(table, encoder_dir, change, message):
     dataset = DatasetDict(train=table, test=table) if isinstance(dataset, str) else dataset
     with pytest.raises(ValueError, match=message):
         audit_labels(encoder_dir, dataset, **options)
+
+
+def test_unknown_options_are_refused_before_the_audit():
+    with pytest.raises(TypeError, match="no option 'frequency'"):
+        audit_features(np.ones((3, 2)), [[2]] * 3, TAXONOMY, frequency=0.5)
 
 
 def test_a_model_with_other_labels_is_refused(table, tokenizer, make_model, ragged):
