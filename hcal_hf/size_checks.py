@@ -140,7 +140,9 @@ class WeightFile:
             ValueError: if the model has more than twice the numbers of the file.
         """
         stored = sum(_size(shape) for shape in self.shapes.values())
-        parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        tensors = dict(model.state_dict(keep_vars=True))
+        first = {id(tensor): name for name, tensor in reversed(tensors.items())}  # of tied weights
+        parameters = {name: tuple(tensor.shape) for name, tensor in tensors.items() if first[id(tensor)] == name}
         needed = sum(map(_size, parameters.values()))
         if needed <= _FACTOR * stored + _SLACK:
             return

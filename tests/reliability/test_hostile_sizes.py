@@ -150,6 +150,9 @@ def test_an_accepted_projection_is_compared_with_the_file_as_well(folder):
     message = refusal(lambda: HcalForSequenceClassification.from_pretrained(folder, accept_edits=True))
     assert "projection.weight would have the shape [1000000, 16]" in message
     assert "projection_dim=1,000,000" in message
+    path.write_text(json.dumps({**values, "lexical_terms": 10**6, "lexical_features": 10**6}), encoding="utf-8")
+    message = refusal(lambda: HcalForSequenceClassification.from_pretrained(folder, accept_edits=True))
+    assert "lexical.vectors would have the shape [1000001, 1000000] (lexical_features=1,000,000" in message
     path.write_text(json.dumps({**values, "num_labels": 10**9}), encoding="utf-8")
     assert "num_labels=1000000000 contradicts the 13 labels" in refusal(lambda: HcalConfig.from_pretrained(folder))
 

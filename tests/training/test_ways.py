@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from hcal_hf import HcalTrainer, HcalTrainingArguments
-from tests.training.ways import OPTIONS, STEPS, documents, features, make_model, state_of, train
+from tests.training.ways import OPTIONS, RESUMED, STEPS, documents, features, make_model, state_of, train
 
 ROOT = Path(__file__).parents[2]
 # The heads of the columns.
@@ -31,6 +31,7 @@ REFUSALS = {
     ('geometry="hyperbolic"', "FSDP 2"): SINGLE + "prototypes.radius",
     ('score_function="cosine"', "FSDP 2"): SINGLE + "head.scale",
     ('train_sampling_strategy="hierarchy"', "stream"): 'train_sampling_strategy="hierarchy" needs the labels of all',
+    ('class_weight="balanced"', "stream"): 'class_weight="balanced" counts the labels of the training documents',
     ('geometry_order="cooccurrence"', "stream"): "counts the labels of the training rows, but train_dataset is no table",
     ('contrast="hjcl"', "solver"): 'contrast="hjcl"',
     ('contrast="aggregate"', "solver"): "contrast='aggregate'",
@@ -103,6 +104,9 @@ def check_cell(option, way, folder):
     if way == "solver":
         assert trainer.state.log_history[0]["head_strength"] > 0
         assert bool(trainer.tuned) == option.startswith("tune")
+        if option.startswith("class_weight"):
+            without = state_of(train(option, folder / "without", way, without=True))
+            assert "model.prototypes.weight" in differences(state_of(trainer), without)
         return
     assert not differences(state_of(trainer), expected(option, folder))
 
@@ -131,17 +135,22 @@ def test_every_cell_of_one_process(option, way, tmp_path):
     check_cell(option, way, tmp_path)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def two_processes(request, tmp_path_factory):
-    """Trains all options on two processes. Returns the way and the folder of the results."""
-    folder = tmp_path_factory.mktemp(request.param)
+def launch(folder, kind):
+    """Runs ways.py on two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     finished = subprocess.run(
-        [*command, str(ROOT / "tests" / "training" / "ways.py"), str(folder), request.param],
+        [*command, str(ROOT / "tests" / "training" / "ways.py"), str(folder), kind],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-6000:]
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, tmp_path_factory):
+    """Trains all options on two processes. Returns the way and the folder of the results."""
+    folder = tmp_path_factory.mktemp(request.param)
+    launch(folder, request.param)
     assert (folder / "finished").exists()
     return {"ddp": "DDP", "fsdp": "FSDP 2"}[request.param], folder
 
@@ -163,6 +172,17 @@ def test_every_cell_of_two_processes(two_processes, tmp_path):
             assert found
         else:
             assert not found, option
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_resumes_on_one(tmp_path):
+    """The batches of all processes together are the same, so the resumed run equals an uninterrupted one."""
+    launch(tmp_path / "run", "save")
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+    trainer = train(RESUMED, tmp_path / "run", resume=True)
+    assert trainer.state.global_step == STEPS
+    assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == STEPS
+    assert not differences(state_of(trainer), expected(RESUMED, tmp_path))
 
 
 def test_options_that_lbfgs_does_not_use_are_logged_if_it_was_chosen_automatically(tmp_path, caplog):

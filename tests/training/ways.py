@@ -1,6 +1,6 @@
 """Trains a tiny model with each option of docs/how-to/ways-of-training.md, in each way.
 
-    torchrun --nproc_per_node 2 tests/training/ways.py FOLDER {ddp,fsdp}
+    torchrun --nproc_per_node 2 tests/training/ways.py FOLDER {ddp,fsdp,save}
 
 writes the result of each option on two processes to FOLDER. A test calls `train` for the ways on one process. The global
 batches are the same in all ways.
@@ -43,6 +43,8 @@ OPTIONS = {
     'loss_weighting="uncertainty"': ({}, {}, {"loss_weighting": "uncertainty"}),
     "head_learning_rate": ({}, {}, {"head_learning_rate": 0.1}),
     "prototype_learning_rate": ({}, {}, {"prototype_learning_rate": 0.1}),
+    'class_weight="balanced"': ({}, {}, {"class_weight": "balanced"}),
+    "class_weight={...}": ({}, {}, {"class_weight": {"opera": 5.0}}),
     "prototype_lr_multipliers": ({}, {}, {"prototype_lr_multipliers": [5.0, 10.0, 20.0]}),
     'train_sampling_strategy="hierarchy"': ({}, {}, {"train_sampling_strategy": "hierarchy"}),
     'prototype_anchor="label_text"': ({}, {"prototype_anchor": "label_text"}, {}),
@@ -59,6 +61,8 @@ OPTIONS = {
     'tune="micro_f1", multi_path': (MULTI, {}, {"tune": "micro_f1"}),
 }
 STEPS, BATCH = 4, 8
+# The option of a run that resumes on another number of processes: its weighter has a state.
+RESUMED = 'loss_weighting="hcal_rate"'
 
 
 def documents(num_rows=16, shift=0):
@@ -95,8 +99,11 @@ def features():
     return Dataset.from_dict({"pooled_states": states, "labels": rows["labels"]})
 
 
-def train(option, folder, way="one process", *, without=False, processes=1):
-    """Trains with an option. `without` leaves the option out, with the same other settings. Returns the Trainer."""
+def train(option, folder, way="one process", *, without=False, processes=1, resume=None, **further):
+    """Trains with an option, and further training arguments. Returns the Trainer.
+
+    `without` leaves the option out, with the same other settings. `resume` resumes from the last checkpoint.
+    """
     needed, fields, arguments = OPTIONS[option]
     fields, arguments = (needed, {}) if without else ({**needed, **fields}, arguments)
     table = features() if way == "solver" else documents()
@@ -104,7 +111,7 @@ def train(option, folder, way="one process", *, without=False, processes=1):
         **SGD, "max_steps": STEPS, "per_device_train_batch_size": BATCH // processes, "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential", "max_grad_norm": 0.0, "seed": 3, "report_to": "none", "use_cpu": True,
         "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
-        "accelerator_config": {"even_batches": False}, **arguments,
+        "accelerator_config": {"even_batches": False}, **arguments, **further,
     }  # fmt: skip
     if way == "solver":
         settings["head_solver"] = "lbfgs"
@@ -123,7 +130,7 @@ def train(option, folder, way="one process", *, without=False, processes=1):
     trainer = HcalTrainer(
         args=args, train_dataset=data, eval_dataset=held_out, processing_class=build_tokenizer(), **models
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -148,6 +155,10 @@ def main(folder, kind):
                 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
         PartialState.__init__ = start_as_gpu
+    if kind == "save":  # a checkpoint in the middle of the first epoch
+        train(RESUMED, folder, "DDP", processes=2, save_strategy="steps", save_steps=1, max_steps=1)
+        end_processes()
+        return
     way = {"ddp": "DDP", "fsdp": "FSDP 2"}[kind]
     for i, option in enumerate(OPTIONS):
         refused, state = "", {}
