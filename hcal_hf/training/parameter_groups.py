@@ -109,7 +109,7 @@ class ParameterGroupsMixin(_Trainer):
         Raises:
             ValueError: if `optimizers` has an optimiser and the arguments have rates of parts of the model, or the weighter
                 has parameters that it does not train; for FSDP 1, and for FSDP with parameters of a single number; for
-                `prototype_lr_multipliers` under DeepSpeed.
+                `prototype_lr_multipliers` under DeepSpeed and with another class of optimiser than SGD.
         """
         args, optimizer = self.args, self.optimizer
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
@@ -127,6 +127,12 @@ class ParameterGroupsMixin(_Trainer):
             raise ValueError(
                 "prototype_lr_multipliers change the gradients of single labels, which DeepSpeed does not expose: use "
                 "prototype_learning_rate, or another way to train on several devices."
+            )
+        other = None if self.optimizer_cls_and_kwargs is None else self.optimizer_cls_and_kwargs[0]
+        if args.prototype_lr_multipliers is not None and other not in (None, torch.optim.SGD):
+            raise ValueError(
+                f"prototype_lr_multipliers need SGD, but optimizer_cls_and_kwargs has {other.__name__}: other optimisers "
+                "rescale gradients, which cancels the factors. Use prototype_learning_rate instead."
             )
         if optimizer is None:
             return

@@ -58,6 +58,15 @@ def test_rates_of_parts_are_refused_with_an_optimizer_of_the_caller(make_model, 
         HcalTrainer(model, args, optimizers=(optimizer, None))
 
 
+def test_multipliers_need_sgd_also_as_a_class(make_model, taxonomy, tmp_path):
+    args = HcalTrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, optim="sgd", prototype_lr_multipliers=[5.0]
+    )
+    with pytest.raises(ValueError, match="need SGD, but optimizer_cls_and_kwargs has AdamW"):
+        HcalTrainer(make_model(taxonomy), args, optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 0.1}))
+    HcalTrainer(make_model(taxonomy), args, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}))
+
+
 def test_learned_weights_need_a_place_in_an_optimizer_of_the_caller(
     make_model, make_trainer, data, taxonomy, tmp_path
 ):
