@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hcal_hf import DataArguments, Taxonomy, apply_decisions
+from hcal_hf import DataArguments, HcalForSequenceClassification, Taxonomy, apply_decisions
 from hcal_hf.commands import main as cli
 
 LEVELS = ("area", "product")
@@ -262,3 +262,25 @@ def test_a_label_that_is_there_is_counted(tmp_path):
     report = apply_decisions(arguments(path, tmp_path), decide(tmp_path, [(0, "A", "accept")]), tmp_path / "out.jsonl")
     assert (report["present"], report["accepted"], report["changed"]) == (1, 0, 0)
     assert (tmp_path / "out.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_a_saved_model_gives_its_encoder_labels_and_columns(hcal, table, tmp_path, encoder_dir, tokenizer):
+    taxonomy = Taxonomy.from_paths([*(label.split(" > ") for label in TEXTS), ["Network", "Router"]])
+    fields = {"label_mode": "multi_path", "partial_paths": True, "table_options": {"labels": list(LEVELS)}}
+    model = HcalForSequenceClassification.from_encoder(encoder_dir, taxonomy, score_function="linear", **fields)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    code, out, err = hcal("audit", table, "--model", "model", "--folds", 3, "--cpu", "--out", "s.csv", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["label_mode"], report["partial_paths"], report["wrong"]) == ("multi_path", True, None)
+    assert len(read_csv("s.csv")) == report["suspicions"]
+    assert any(row["path"] == "Network > Router" for row in read_csv("s.csv"))  # a label of the model alone
+    decide(tmp_path, [(6, "Network > Router", "accept")])
+    code, _, err = hcal("audit", table, "--model", "model", "--apply", "d.csv", "--out", "corrected.csv")
+    assert code == 0, err
+    assert read_csv("corrected.csv")[6]["product"] == "Router"
+    table.write_text("text,area,product\nstars,Hardware,Mouse\natoms,Hardware,Printer\n", encoding="utf-8")
+    code, _, err = hcal("audit", table, "--model", "model", "--folds", 2, "--out", "t.csv")
+    assert code == 1
+    assert "'Mouse'" in err
