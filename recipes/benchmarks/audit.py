@@ -156,7 +156,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
             positives = statistics.mean(run["positives"] for run in methods["context"])
             gain = average["context"] / average[best]
             verdict = "reached" if gain >= TARGET else "missed"
-            gains.append([name, mode, best, f"{gain:.2f}", verdict, f"{positives:,.0f}", f"{expected:,.0f}"])
+            gains.append([name, mode, best, f"{gain:.3f}", verdict, f"{positives:,.0f}", f"{expected:,.0f}"])
     speed_columns = ("score", "documents", "labels", "CPU seconds", "million pairs per second", "MB of memory")
     columns = ("set", "mode", "ranked by", "average precision", "precision", "recall", "lift")
     return {
