@@ -153,14 +153,13 @@ class _Run:
             is_new = self.start is None and self.model_args.preset is None
             if regime == LEXICAL and is_new:
                 size = self.model_args.lexical_features or LEXICAL_FEATURES
-                add_lexical_features(model, table["train"], self.tokenizer, size)
+                add_lexical_features(model, self._counted(table["train"]), self.tokenizer, size)
             table = self._features(model, table)
             if regime in (FROZEN, LEXICAL) and is_new:
-                states = feature_tensors(table["train"])[0]
+                states = feature_tensors(self._counted(table["train"]))[0]
                 if regime == LEXICAL or lies_in_narrow_cone(states):
                     standardize_features(model, states)
-        if self.counts is not None:
-            table["train"] = repeat_rows(table["train"], self.counts)
+        table["train"] = self._counted(table["train"])
         if "validation" not in table or self.model_args.preset is not None:
             args.tune = "none"
         trainer = HcalTrainer(
@@ -188,6 +187,10 @@ class _Run:
             self.fine_tuned = trainer
         _report_tuning(trainer.tuned, args.tune)
         return trainer
+
+    def _counted(self, rows: Any) -> Any:
+        """Repeats training rows as often as they count."""
+        return rows if self.counts is None else repeat_rows(rows, self.counts)
 
     @contextmanager
     def _saved_encoder(self, trainer: HcalTrainer) -> Iterator[str]:

@@ -20,7 +20,7 @@ def compute_class_weight(
     """Computes the weight of each label.
 
     Args:
-        class_weight: `"balanced"`, or weights by label or path string, where other labels have 1, or None for 1.
+        class_weight: `"balanced"`, or weights by label, path string or number, where other labels have 1, or None for 1.
             `balanced` is scikit-learn's, within each level: the weight of a label with n documents is N / (K n), where K
             labels of its level have N documents together. Labels without documents have 1.
         taxonomy: the hierarchy.
@@ -36,7 +36,7 @@ def compute_class_weight(
     weights = np.ones(taxonomy.num_labels)
     if isinstance(class_weight, Mapping):
         for label, weight in class_weight.items():
-            weights[taxonomy.index(label)] = weight
+            weights[taxonomy.index(str(label))] = weight
     elif class_weight == BALANCED:
         if counts is None:
             raise ValueError('class_weight="balanced" needs the number of documents of each label.')

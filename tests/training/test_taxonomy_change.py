@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 pytest.importorskip("hypothesis")
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy, change_taxonomy, diff_taxonomies
@@ -109,6 +109,7 @@ def test_changed_labels_are_not_listed_without_need(seed):
     model = random_model(old, seed, head=head, label_mode=mode)
     before = logits_of(model)
     leaf = old.labels[int(np.flatnonzero(old.is_leaf)[0])]
+    assume((before[leaf] > -7).all())  # else the others hardly notice that it is gone
     report = apply(model, f"remove: {leaf}")
     after = logits_of(model)
     same = [label for label in report.changed if torch.allclose(after[label], before[label], atol=1e-6)]
