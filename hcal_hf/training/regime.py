@@ -40,9 +40,9 @@ FINE_TUNING: dict[str, Any] = {
 FINE_TUNING_FEW: dict[str, Any] = {**FINE_TUNING, "num_train_epochs": 20, "per_device_train_batch_size": 16}
 FEW_DOCUMENTS = 1000
 FROZEN_SETTINGS: dict[str, Any] = {"per_device_eval_batch_size": 256}
-# Below the first number of documents per leaf, adapted label text was more accurate than any training; above the second, it
+# Below the first number of documents per leaf, adapted label text was as accurate as any training; above the second, it
 # no longer was (recipes/benchmarks/pages/few_labels.md). In between, the validation documents decide.
-FEW_PER_LEAF, MANY_PER_LEAF = 3, 20
+FEW_PER_LEAF, MANY_PER_LEAF = 2, 20
 # If a larger share of the leaves has no documents, adapted label text was more accurate even with 5 documents per leaf, and
 # still more with a fine-tuned encoder.
 MOST_WITHOUT = 0.1
@@ -89,12 +89,12 @@ def choose_regime(
 ) -> Regime:
     """Chooses the regime by the number of labelled documents and the time that fine-tuning is estimated to take.
 
-    - Without a labelled document: adapted. Under single_path also with fewer than 3 per leaf.
-    - Under single_path with 3 to 20 documents per leaf, if more than a tenth of the leaves have none: fine-tuned-adapted if
+    - Without a labelled document: adapted. Under single_path also with fewer than 2 per leaf.
+    - Under single_path with 2 to 20 documents per leaf, if more than a tenth of the leaves have none: fine-tuned-adapted if
       fine-tuning is estimated to fit the time budget, and adapted if not.
     - Else fine-tuned, if that is estimated to fit the time budget, and frozen if not.
 
-    From 3 to 20 documents per leaf, adapting may be better for single_path, with the fine-tuned encoder or without, and a
+    From 2 to 20 documents per leaf, adapting may be better for single_path, with the fine-tuned encoder or without, and a
     frozen encoder may be better than a fine-tuned one. Lexical features may help a frozen encoder
     (recipes/benchmarks/pages/lexical.md). If at least 40 validation documents can decide that, they are alternatives of the
     regime.

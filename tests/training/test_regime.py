@@ -52,8 +52,9 @@ def test_the_settings_are_training_arguments(tmp_path, settings):
     [
         (0, 20, "single_path", 0, 1, "adapted", ()),
         (0, 20, "multi_path", 0, 1, "adapted", ()),
-        (29, 0, "single_path", 0, 1, "adapted", ()),
-        (29, 0, "multi_path", 0, 1, "fine-tuned", ()),
+        (19, 1, "single_path", 0, 1, "adapted", ()),
+        (19, 1, "multi_path", 0, 1, "fine-tuned", ()),
+        (20, 0, "single_path", 0, 1, "fine-tuned", ()),
         (30, 0, "single_path", 39, 1, "fine-tuned", ()),
         (30, 0, "single_path", 40, 1, "fine-tuned", ("adapted", "fine-tuned-adapted", "frozen")),
         (30, 0, "single_path", 40, 0, "frozen", ("adapted", "lexical")),
@@ -96,7 +97,7 @@ def test_leaves_without_documents_choose_adapted_label_text(
 
 def test_the_reason_names_the_documents_per_leaf(tokenizer):
     few = choose_regime("encoder", tokenizer, [5] * 15, leaves=10, unlabelled=1200)
-    assert few.reason.startswith("There are 1.5 labelled training documents per leaf, fewer than 3")
+    assert few.reason.startswith("There are 1.5 labelled training documents per leaf, fewer than 2")
     assert "1,200 texts without labels" in few.reason
     assert choose_regime("encoder", tokenizer, [], unlabelled=30).reason.startswith("No document is labelled")
     with pytest.raises(
