@@ -42,6 +42,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
         "lookahead_softmax + anchors": ANCHORS,
         "lookahead_softmax + hjcl": {"contrast": "hjcl"},
         "lookahead_softmax + hjcl, instances": {"contrast": "hjcl", "contrast_kwargs": {"label_weight": 0}},
+        "lookahead_softmax + hyperbolic": {"geometry": "hyperbolic", "score_function": "linear"},
     },
     "multi_path": {
         "lookahead_sigmoid + anchors": {"head": "lookahead_sigmoid", **ANCHORS},
@@ -52,6 +53,9 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
             **ANCHORS,
             "weighting": "likelihood",
         },
+        "lookahead_sigmoid + anchors, hjcl": {"head": "lookahead_sigmoid", **ANCHORS, "contrast": "hjcl"},
+        "lookahead_sigmoid + anchors, asl": {"head": "lookahead_sigmoid", **ANCHORS, "classification_loss": "asl"},
+        "lookahead_sigmoid, hyperbolic": {"head": "lookahead_sigmoid", **LINEAR, "geometry": "hyperbolic"},
     },
 }
 METHODS = {

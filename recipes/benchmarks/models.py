@@ -8,8 +8,8 @@ from transformers import BertConfig
 
 from hcal_hf import CooccurrenceCounts, HcalConfig, HcalForSequenceClassification, build_weighter, fit_head
 
-EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30, "debtags": 30}
-BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64, "debtags": 64}
+EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30, "debtags": 30, "naics2012": 15}
+BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64, "debtags": 64, "naics2012": 128}
 LINEAR: dict[str, Any] = {"score_function": "linear"}
 ANCHORS: dict[str, Any] = {"prototype_anchor": "label_text"}
 HEADS = {

@@ -26,6 +26,7 @@ NOT_RUN = {
     ("README.md", "make quickstart   # sets everything up, "): "CI runs both",
     ("README.md", 'pip install ".[quickstart,xlsx]"'): "installs",
     ("docs/benchmarks/index.md", "make benchmark DATA_DIR=DIR"): "takes half an hour and needs the data",
+    ("docs/concepts/methods.md", "cd recipes/benchmarks"): "needs data sets",
     ("docs/concepts/methods.md", "python recipes/benchmarks/frozen.py --da"): "needs data sets",
     ("docs/how-to/audit.md", "hcal audit tickets.csv --labels area pro"): "needs the decisions of a person",
     ("docs/how-to/demo.md", "hcal demo outputs/tickets"): "serves until it is stopped",
