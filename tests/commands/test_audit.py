@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from hcal_hf import DataArguments, HcalForSequenceClassification, Taxonomy, apply_decisions
-from hcal_hf.commands import main as cli
 
 LEVELS = ("area", "product")
 TEXTS = {
@@ -18,20 +17,9 @@ TEXTS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def hcal(tmp_path, monkeypatch, capsys, encoder_dir):
-    """Returns a function that runs a command and returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def tiny_default_encoder(monkeypatch, encoder_dir):
     monkeypatch.setattr("hcal_hf.commands.audit_run.default_encoder", lambda: encoder_dir)
-
-    def run(*words):
-        try:
-            code = cli.main(list(map(str, words)))
-        except SystemExit as problem:
-            code = problem.code
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

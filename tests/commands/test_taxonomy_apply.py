@@ -8,7 +8,6 @@ import torch
 from transformers import AutoTokenizer
 
 from hcal_hf import HcalForSequenceClassification, apply_changes
-from hcal_hf.commands import main as cli
 from tests.commands.test_continued_run import COLUMNS, write
 
 CHANGES = """action,path,new_path
@@ -17,21 +16,6 @@ move,arts > music,music
 merge,science > physics,sciences > nature
 merge,science > biology,sciences > nature
 """
-
-
-@pytest.fixture
-def hcal(tmp_path, monkeypatch, capsys):
-    """Returns a function that runs a command and returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        try:
-            code = cli.main(list(map(str, words)))
-        except SystemExit as problem:
-            code = problem.code
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -62,51 +62,41 @@ def test_a_page_without_texts_has_none(report, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")], ids=["wide", "narrow"])
-def test_the_page_filters_decides_and_fits_the_screen(browser, report, tmp_path, width, scheme):
+def test_the_page_filters_decides_and_fits_the_screen(open_page, report, tmp_path, width, scheme):
     path = write_audit_page(tmp_path / "page.html", report, EVIL)
-    problems, addresses = [], set()
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    tab.set_default_timeout(60_000)
-    tab.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: addresses.add(request.url))
-    tab.goto(path.as_uri())
-    items = tab.locator("#suspicions > li")
-    total = len(report.ranking)
-    assert items.count() == min(total, 50)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    label = tab.locator("#label option").nth(1).get_attribute("value")
-    tab.locator("#label").select_option(label)
-    expected = sum(row["path"] == label for row in report.suspicions())
-    assert items.count() == min(expected, 50)
-    tab.locator("#label").select_option("")
-    tab.locator("#search").fill("NOSUCHWORD")
-    assert items.count() == 0
-    assert "No suspicion" in tab.locator("#found").text_content()
-    tab.locator("#search").fill("")
-    first, second = list(report.suspicions())[:2]
-    items.nth(0).get_by_text("Accept").click()
-    items.nth(1).get_by_text("Reject").click()
-    assert tab.locator("#decided").text_content() == "1 accepted, 1 rejected"
-    tab.locator("#state").select_option("open")
-    assert items.count() == min(total - 2, 50)
-    with tab.expect_download() as download:
-        tab.locator("#save").click()
-    download.value.save_as(tmp_path / "decisions.csv")
-    with open(tmp_path / "decisions.csv", encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [
-        {"row": str(row["row"]), "path": row["path"], "decision": value}
-        for row, value in ((first, "accept"), (second, "reject"))
-    ]
-    tab.locator("#row").fill(str(first["row"]))
-    tab.locator("#state").select_option("all")
-    assert set(tab.locator("#suspicions .row").all_text_contents()) <= {
-        f"{row['rank']}. row {row['row']}" for row in report.suspicions() if row["row"] == first["row"]
-    }
-    tab.locator("[data-path]").first.click()
-    tab.screenshot(path=tmp_path / "page.png", full_page=True)
-    assert problems == []
-    assert {address for address in addresses if not address.startswith(("data:", "blob:"))} == {path.as_uri()}
-    tab.close()
+    with open_page(path, width, 900, scheme, within=("data:", "blob:")) as tab:
+        items = tab.locator("#suspicions > li")
+        total = len(report.ranking)
+        assert items.count() == min(total, 50)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        label = tab.locator("#label option").nth(1).get_attribute("value")
+        tab.locator("#label").select_option(label)
+        expected = sum(row["path"] == label for row in report.suspicions())
+        assert items.count() == min(expected, 50)
+        tab.locator("#label").select_option("")
+        tab.locator("#search").fill("NOSUCHWORD")
+        assert items.count() == 0
+        assert "No suspicion" in tab.locator("#found").text_content()
+        tab.locator("#search").fill("")
+        first, second = list(report.suspicions())[:2]
+        items.nth(0).get_by_text("Accept").click()
+        items.nth(1).get_by_text("Reject").click()
+        assert tab.locator("#decided").text_content() == "1 accepted, 1 rejected"
+        tab.locator("#state").select_option("open")
+        assert items.count() == min(total - 2, 50)
+        with tab.expect_download() as download:
+            tab.locator("#save").click()
+        download.value.save_as(tmp_path / "decisions.csv")
+        with open(tmp_path / "decisions.csv", encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert rows == [
+            {"row": str(row["row"]), "path": row["path"], "decision": value}
+            for row, value in ((first, "accept"), (second, "reject"))
+        ]
+        tab.locator("#row").fill(str(first["row"]))
+        tab.locator("#state").select_option("all")
+        assert set(tab.locator("#suspicions .row").all_text_contents()) <= {
+            f"{row['rank']}. row {row['row']}" for row in report.suspicions() if row["row"] == first["row"]
+        }
+        tab.locator("[data-path]").first.click()
+        tab.screenshot(path=tmp_path / "page.png", full_page=True)

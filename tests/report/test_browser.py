@@ -25,22 +25,12 @@ def report(tmp_path_factory):
 
 
 @pytest.fixture(params=[(1280, "light"), (360, "dark")], ids=["wide", "narrow"])
-def tab(browser, report, request):
+def tab(open_page, report, request):
     """A loaded report. At its end it must have logged nothing and requested no other address."""
     width, scheme = request.param
-    problems, addresses = [], set()
-    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    tab.set_default_timeout(60_000)
-    tab.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: addresses.add(request.url))
-    tab.goto(report.as_uri())
-    tab.locator("[data-figure=tree] .slice").first.wait_for()
-    yield tab
-    tab.close()
-    assert problems == []
-    assert {address for address in addresses if not address.startswith("data:")} == {report.as_uri()}
+    with open_page(report, width, 800, scheme) as tab:
+        tab.locator("[data-figure=tree] .slice").first.wait_for()
+        yield tab
 
 
 def labels(tab):
