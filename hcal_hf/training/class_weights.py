@@ -72,7 +72,7 @@ def label_weights_of(
 
     Raises:
         ValueError: as in [`compute_class_weight`], for a loss without terms of single labels, and for `"balanced"` with a
-            stream, whose labels cannot be counted before the training.
+            stream, because its labels cannot be counted before the training.
     """
     if class_weight is None:
         return None

@@ -38,6 +38,10 @@ class FrozenHeadMixin(_Trainer):
         Raises:
             ValueError: as in [`hcal_hf.adapt`].
         """
+        if self.args.class_weight is not None:
+            logger.warning(
+                "class_weight has no effect here: adapting label text minimises no loss over all documents."
+            )
         start = time.perf_counter()
         adaptation = adapt(
             self.unwrapped_model, self.processing_class, texts, labelled_texts=labelled_texts, labels=labels

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.hyperparameter_search import default_hp_search_backend
 from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
@@ -92,7 +93,7 @@ class SearchMixin(_Trainer):
             which none is trained again.
 
         Raises:
-            RuntimeError: without `model_init`.
+            RuntimeError: without `model_init`, or if no backend is installed.
             ValueError: without evaluation documents, for an unknown metric, for an objective without a direction, or if
                 L-BFGS would fit the head, which has nothing to search.
         """
@@ -103,18 +104,21 @@ class SearchMixin(_Trainer):
                 raise ValueError('compute_objective needs a direction: give direction="maximize" or "minimize".')
             lower_is_better = metric == "loss" or self.args.greater_is_better is False
             direction = "minimize" if lower_is_better else "maximize"
+        backend = HPSearchBackend(default_hp_search_backend() if backend is None else backend)
+        is_ray = backend == HPSearchBackend.RAY
         before = copy.copy(self.args)
-        is_ray = backend is not None and HPSearchBackend(backend) == HPSearchBackend.RAY
-        best: Any = super().hyperparameter_search(
-            hp_space=hp_space or (ray_search_space if is_ray else search_space),
-            compute_objective=compute_objective or (lambda metrics: _objective(metrics, metric)),
-            n_trials=n_trials,
-            direction=direction,
-            backend=backend,
-            hp_name=hp_name,
-            **kwargs,
-        )
-        self.args = before
+        try:
+            best: Any = super().hyperparameter_search(
+                hp_space=hp_space or (ray_search_space if is_ray else search_space),
+                compute_objective=compute_objective or (lambda metrics: _objective(metrics, metric)),
+                n_trials=n_trials,
+                direction=direction,
+                backend=backend,
+                hp_name=hp_name,
+                **kwargs,
+            )
+        finally:
+            self.args = before
         if isinstance(best, BestRun) and refit:
             self._refit(best, is_ray)
         return best

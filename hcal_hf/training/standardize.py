@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..modeling_hcal import HcalForSequenceClassification
 
-# Features whose mean has more than this share of their squared length lie in a narrow cone: their mean cosine is above it.
+# Features lie in a narrow cone if their mean cosine is above this.
 NARROW_CONE = 0.5
 
 

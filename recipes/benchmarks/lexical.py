@@ -52,7 +52,7 @@ class Features:
 
     Args:
         task: the task, with the features of the encoder.
-        encoder: the encoder, whose tokenizer is used.
+        encoder: the encoder. Its tokenizer is used.
         size: the number of lexical features; 0 for none.
     """
 

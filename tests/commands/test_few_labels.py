@@ -95,6 +95,12 @@ def test_few_labels_adapt_the_label_text_together_with_unlabelled_rows(train, tm
     torch.testing.assert_close(first, again)
 
 
+def test_class_weights_of_adapted_label_text_are_not_ignored_in_silence(train, caplog):
+    code, _, err = train(range(3), "--class_weight", "balanced")
+    assert code == 0, err
+    assert "class_weight has no effect here" in caplog.text + err
+
+
 def test_validation_documents_decide_between_regimes(train, tmp_path):
     code, out, err = train(range(80), "--regimes", "adapted", "frozen")
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""The estimator with lexical features, and with an encoder whose features lie in a narrow cone."""
+"""The estimator with lexical features, and with features in a narrow cone."""
 
 import numpy as np
 import pytest

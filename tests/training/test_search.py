@@ -55,7 +55,7 @@ def test_the_best_trial_is_trained_again(make_search, tmp_path):
 
 def test_the_metric_for_the_best_model_is_the_objective(make_search):
     trainer = make_search(metric_for_best_model="hvr")
-    best = trainer.hyperparameter_search(rates, n_trials=2, backend="optuna", refit=False)
+    best = trainer.hyperparameter_search(rates, n_trials=2, refit=False)  # Optuna is preferred to Ray
     assert trainer.model is None
     assert best.objective == 0.0  # the head is coherent, and fewer violations are better
     assert trainer.args.learning_rate == 5e-5  # as before the search
@@ -131,6 +131,7 @@ def test_a_search_that_cannot_work_is_refused(make_search, taxonomy, data, token
     trainer.args.metric_for_best_model = "micro_f2"
     with pytest.raises(ValueError, match=r"'micro_f2' is not among the metrics of the evaluation: .*micro_f1"):
         trainer.hyperparameter_search(rates, n_trials=1, backend="optuna")
+    assert trainer.args.learning_rate == 5e-5  # as before the search
     args = HcalTrainingArguments(str(tmp_path / "x"), use_cpu=True, report_to="none")
     with pytest.raises(RuntimeError, match="needs model_init"):
         HcalTrainer(build_model(taxonomy), args, None, data, data, tokenizer).hyperparameter_search(rates)
