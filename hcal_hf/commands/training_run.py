@@ -379,8 +379,10 @@ def _announce_launch(trainer: HcalTrainer) -> None:
     if not trainer.is_world_process_zero():
         return
     plural = "es" if number > 1 else ""
-    # Flushed at once, so that no other process writes into the line.
-    print(f"Training: {number} process{plural} on {device}{''.join(f', {plugin}' for plugin in plugins)}", flush=True)
+    line = f"Training: {number} process{plural} on {device}{''.join(f', {plugin}' for plugin in plugins)}"
+    # One write, so that no other process writes into the line. `print` writes the end of a line by itself where Python does
+    # not buffer, as under `accelerate launch`.
+    print(f"{line}\n", end="", flush=True)
     for plugin, enabled in is_enabled.items():
         if not enabled and os.environ.get(f"ACCELERATE_USE_{plugin.upper()}", "").lower() == "true":
             logger.warning(f"{plugin} was requested and is not used on {device}: each process holds the whole model.")
