@@ -1,4 +1,4 @@
-"""Trains a model on one table without a configuration file: `hcal train tickets.csv`."""
+"""Trains a model on a table, or on a folder of splits, without a configuration file: `hcal train tickets.csv`."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer
 
 from ..configuration_hcal import TABLE_OPTIONS
@@ -35,7 +36,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 def train_table(
     file: str | os.PathLike, overrides: Sequence[str] = (), *, time_budget: float = 15.0, overwrite: bool = False
 ) -> dict[str, float]:
-    """Trains a model on one table of texts and labels, which is split 80/10/10.
+    """Trains a model on one table of texts and labels, which is split 80/10/10, or on the splits in a folder.
 
     Decides what a configuration file would say: whether documents have several paths (`label_mode`) or end at inner
     nodes (`partial_paths`), the encoder, and whether label text is adapted or a frozen or fine-tuned encoder is trained
@@ -43,7 +44,8 @@ def train_table(
     adapt label text. Each decision is printed with its reason, and `config.yaml` in the output folder repeats the run.
 
     Args:
-        file: a table ([`read_table`] lists the formats).
+        file: a table ([`read_table`] lists the formats), or a folder with a table named train and, if they exist,
+            validation and test.
         overrides: arguments of a run as on the command line, such as `["--text", "Description"]`.
         time_budget: minutes that fine-tuning may take.
         overwrite: replaces a finished model in the output folder.
@@ -60,13 +62,19 @@ def train_table(
     given = {{"label_names": "label_names_file", "from": "start_from"}.get(name, name) for name in given}
     defaults = {
         "data_dir": str(path),
-        "output_dir": str(Path("outputs") / path.name.removesuffix(".gz").rpartition(".")[0]),
+        "output_dir": str(Path("outputs") / _name_of(path)),
         "save_strategy": "no",
         "report_to": "none",
     }
     model_args, data_args, args = parse_arguments(list(overrides), defaults)
     table = read_table(path)
-    run = _TableRun(path, table, model_args, data_args, args, given, time_budget)
+    sizes = {} if isinstance(table, Dataset) else {name: len(part) for name, part in table.items()}
+    if sizes:
+        shared = [
+            name for name in table["train"].column_names if all(name in part.column_names for part in table.values())
+        ]
+        table = concatenate_datasets([part.select_columns(shared) for part in table.values()])
+    run = _TableRun(path, table, sizes, model_args, data_args, args, given, time_budget)
     decided = run.continue_model() if model_args.start_from else run.start()
     settings = _settings([*defaults, *decided, *sorted(given)], (model_args, data_args, args))
     _prepare_folder(args, settings, overwrite)
@@ -78,7 +86,8 @@ class _TableRun:
     """Holds a table and the arguments of its run, which it completes.
 
     Attributes:
-        path, table: the file and its rows.
+        path, table: the file or folder, and its rows.
+        sizes: the number of rows of each split of a folder, in the order of the rows; empty for a file.
         model_args, data_args, args: the arguments.
         given: the names of the arguments that the caller has set, which are kept.
         time_budget: minutes that fine-tuning may take.
@@ -89,6 +98,7 @@ class _TableRun:
 
     path: Path
     table: Any
+    sizes: dict[str, int]
     model_args: ModelArguments
     data_args: DataArguments
     args: HcalTrainingArguments
@@ -177,8 +187,16 @@ class _TableRun:
     def _choose_regime(self, encoder: Any, tokenizer: Any, texts: list[str]) -> Regime:
         """Chooses the regime by the number of tokens of each training document, estimated from a sample of texts."""
         tokens = tokenizer(texts, truncation=True, max_length=self.data_args.max_length)["input_ids"]
-        number = len(self.labelled) if self.leaves else len(self.table)
-        documents = int(np.ceil(0.8 * number))
+        rows = self.labelled if self.leaves else np.arange(len(self.table))
+        if self.sizes:
+            ends = np.cumsum(list(self.sizes.values()))
+            counts = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(ends)).tolist()
+            by_split = dict(zip(self.sizes, counts))
+            documents, validation = by_split["train"], by_split.get("validation", 0)
+            unlabelled = self.sizes["train"] - documents
+        else:
+            documents, validation = int(np.ceil(0.8 * len(rows))), int(0.1 * len(rows))
+            unlabelled = len(self.table) - len(rows)
         lengths = np.resize(np.fromiter(map(len, tokens), dtype=np.int64), documents).tolist()
         return choose_regime(
             encoder,
@@ -189,8 +207,8 @@ class _TableRun:
             leaves=self.leaves,
             covered=self.covered,
             label_mode=self.model_args.label_mode,
-            unlabelled=len(self.table) - number,
-            validation=int(0.1 * number),
+            unlabelled=unlabelled,
+            validation=validation,
         )
 
     def _apply(self, regime: Regime) -> list[str]:
@@ -218,16 +236,35 @@ class _TableRun:
         partial = np.flatnonzero(find_misfits(sizes, nodes, taxonomy, None, False) & usable)
         if "label_mode" not in given and model_args.preset is None:
             model_args.label_mode = "multi_path" if len(several) or not taxonomy.is_forest else "single_path"
-            reason = _first_rows(several, "have no or several paths") if len(several) else "every row has one path"
+            reason = (
+                self._first_rows(several, "have no or several paths") if len(several) else "every row has one path"
+            )
             if not len(self.labelled):
                 reason = "no row has a label; give --label-mode multi_path if documents can have several"
             self.note(f"label_mode: {model_args.label_mode} ({reason}).")
         if "partial_paths" not in given and model_args.preset is None:
             model_args.partial_paths = bool(len(partial))
-            reason = _first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
+            reason = (
+                self._first_rows(partial, "end at an inner label") if len(partial) else "every path ends at a leaf"
+            )
             if not len(self.labelled):
                 reason = "no row has a label; give --partial-paths if paths can end at inner labels"
             self.note(f"partial_paths: {str(model_args.partial_paths).lower()} ({reason}).")
+
+    def _first_rows(self, rows: np.ndarray, what: str) -> str:
+        """Says how many rows there are, and where the first ones are. Rows count from 1, in each split by itself."""
+        places, start = [], 0
+        for split, size in (self.sizes or {"": len(self.table)}).items():
+            found = rows[(rows >= start) & (rows < start + size)][: 3 - len(places)] - start + 1
+            places += [f"{row} of {split}" if split else str(row) for row in found.tolist()]
+            start += size
+        more = ", ..." if len(rows) > 3 else ""
+        return f"{len(rows):,} rows {what}, first: row {', '.join(places)}{more}"
+
+
+def _name_of(path: Path) -> str:
+    """Returns the name of a file without its endings, or that of a folder."""
+    return path.resolve().name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def _reader_options(data_args: DataArguments) -> dict[str, Any]:
@@ -263,11 +300,6 @@ def _taxonomy(table: Any, data_args: DataArguments) -> Taxonomy:
             f"{data_args.data_dir} has a single label, {taxonomy.labels[0]!r}: there is nothing to choose between."
         )
     return taxonomy
-
-
-def _first_rows(rows: np.ndarray, what: str) -> str:
-    more = ", ..." if len(rows) > 3 else ""
-    return f"{len(rows):,} rows {what}, first: row {', '.join(str(row + 1) for row in rows[:3])}{more}"
 
 
 def _prepare_folder(args: HcalTrainingArguments, settings: dict[str, Any], overwrite: bool) -> None:

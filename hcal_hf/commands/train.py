@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "train",
-        "Train a model on a table, or from a configuration file.",
+        "Train a model on a table or a folder, or from a configuration file.",
         run,
         description="Train a model, evaluate it, save it, and print a few predictions. Give a table of texts and labels: "
         "hcal train tickets.csv --text Description --labels area product problem. Or give a YAML file: hcal train "
@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "config",
         metavar="FILE",
-        help="A table (.csv, .xlsx, .jsonl, .parquet, ...), which is split 80/10/10, or a configuration (.yaml; recipes/ "
-        "holds examples).",
+        help="A table (.csv, .xlsx, .jsonl, .parquet, ...), which is split 80/10/10; a folder with tables named train, "
+        "validation and test; or a configuration (.yaml; recipes/ holds examples).",
     )
     parser.add_argument(
         "overrides",
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
             f"the first word must be a table or a .yaml file, got {args.config!r}. Write options after it."
         )
     is_table = not args.config.endswith((".yaml", ".yml"))
-    if not os.path.isfile(args.config):
-        raise FileNotFoundError(f"There is no {'table' if is_table else 'configuration'} {args.config}.")
+    if not (os.path.exists if is_table else os.path.isfile)(args.config):
+        raise FileNotFoundError(f"There is no {'table or folder' if is_table else 'configuration'} {args.config}.")
     budget, overwrite = _take_table_options(args.overrides) if is_table else (15.0, False)
     from dataclasses import fields
 

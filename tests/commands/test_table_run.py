@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -117,6 +118,44 @@ def test_training_on_an_excel_file_with_unlabelled_rows(train, tmp_path, caplog)
     code, _, err = train(tmp_path / "a.xlsx", "--text", "subject", "body", "--labels", "label")
     assert code == 0, err
     assert "unlabelled rows left out" in caplog.text
+
+
+def test_training_on_a_folder_of_splits(train, tmp_path):
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    frame = pd.DataFrame({"Text": row["text"], "Topic": " > ".join(row["path"])} for row in rows(60, partial=True))
+    frame[:40].assign(Note="x").to_csv(folder / "train.csv", index=False)
+    frame[40:50].to_csv(folder / "validation.csv", index=False)
+    last = frame[50:].reset_index(drop=True)
+    last.loc[2, "Topic"] = "arts"
+    last.to_csv(folder / "test.csv", index=False)
+    options = ("--text", "Text", "--labels", "Topic", "--separator", " > ")
+    code, out, err = train(folder, *options)
+    assert code == 0, err
+    assert "partial_paths: true (2 rows end at an inner label, first: row 8 of train, 3 of test)." in out
+    model = tmp_path / "outputs" / "tickets"
+    assert not (model / "split.json").exists()
+    assert "10 documents" in out  # of the given test file
+    assert yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))["data_dir"] == str(folder)
+    (folder / "train.csv").unlink()
+    code, _, err = train(folder, *options)
+    assert code == 1
+    assert "has no training file" in err
+    code, _, err = train(tmp_path / "missing", *options)
+    assert code == 1
+    assert "There is no table or folder" in err
+
+
+def test_rows_of_each_split_of_a_folder_decide_the_regime(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(table_run, "choose_regime", lambda *args, **options: asked.update(options, lengths=args[2]))
+    run = table_run._TableRun(tmp_path, range(70), {"train": 50, "validation": 20}, *3 * [None], set(), 0.0)
+    run.model_args = run.data_args = run.args = type(
+        "Any", (), {"max_length": 8, "label_mode": "single_path", "device": "cpu"}
+    )
+    run.labelled, run.leaves, run.covered = np.array([0, 3, 49, 50, 69]), 4, 2
+    run._choose_regime(None, lambda texts, **options: {"input_ids": [[1, 2]]}, ["a"])
+    assert (len(asked["lengths"]), asked["unlabelled"], asked["validation"]) == (3, 47, 2)
 
 
 def test_a_finished_model_is_not_overwritten_and_an_unfinished_run_is_resumed(train, tmp_path, monkeypatch):
