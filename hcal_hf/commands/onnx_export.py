@@ -126,7 +126,7 @@ def export_onnx(
         RuntimeError: if a probability differs from that of torch by more than 1e-4, or exceeds that of its parent. Nothing
             is written then.
     """
-    _require_extra()
+    require_extra()
     if opset < MIN_OPSET:
         raise ValueError(f"opset must be {MIN_OPSET} or above (the heads reduce segments), got {opset}.")
     directory = Path(directory)
@@ -136,7 +136,7 @@ def export_onnx(
             f"{directory / 'onnx'}."
         )
     resolved, tokenizer = _resolve(model, tokenizer)
-    names = _input_names(resolved, tokenizer)
+    names = input_names(resolved, tokenizer)
     pad_id = getattr(tokenizer, "pad_token_id", None) or 0
     directory.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"directory": str(directory), "inputs": names}
@@ -147,8 +147,8 @@ def export_onnx(
         else:
             _save_tokenizer(tokenizer, resolved, files / TOKENIZER)
         (files / HIERARCHY).write_text(json.dumps(hierarchy(resolved), ensure_ascii=False), encoding="utf-8")
-        _export(resolved, names, pad_id, opset, files / MODEL)
-        inputs = list(_check_inputs(resolved, names, pad_id))
+        export_module(resolved, names, pad_id, opset, files / MODEL)
+        inputs = list(check_inputs(resolved, names, pad_id))
         expected = [_torch_probabilities(resolved, batch) for batch in inputs]
         report["checked"] = [list(batch["input_ids"].shape) for batch in inputs]
         probabilities = run_onnx(files / MODEL, inputs)
@@ -224,7 +224,8 @@ def open_session(path: str | os.PathLike, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
+    """Raises an ImportError that names the missing packages of the extra `export`."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f'Export needs {", ".join(missing)}: pip install "hcal-hf[export]"')
@@ -245,7 +246,7 @@ def _resolve(model: Any, tokenizer: Any) -> tuple[HcalForSequenceClassification,
     return model.to(device="cpu", dtype=torch.float32).eval(), tokenizer
 
 
-def _input_names(model: HcalForSequenceClassification, tokenizer: Any) -> list[str]:
+def input_names(model: HcalForSequenceClassification, tokenizer: Any) -> list[str]:
     """Returns the inputs that the encoder takes and the tokenizer provides."""
     encoder_inputs = inspect.signature(model.encoder.forward).parameters
     if tokenizer is not None:
@@ -280,8 +281,16 @@ def _save_tokenizer(tokenizer: Any, model: HcalForSequenceClassification, path: 
     backend.save(str(path))
 
 
-def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int, opset: int, path: Path) -> None:
-    """Traces the model and writes the ONNX file."""
+def export_module(
+    model: HcalForSequenceClassification,
+    names: list[str],
+    pad_id: int,
+    opset: int,
+    path: Path,
+    module: nn.Module | None = None,
+    output: str = "probabilities",
+) -> None:
+    """Traces `module`, by default the model's probabilities, and writes the ONNX file."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
 
@@ -293,14 +302,14 @@ def _export(model: HcalForSequenceClassification, names: list[str], pad_id: int,
     with _quiet(), torch.no_grad():
         # torch.onnx.export alone would try other tracers after an error, and hide the first error.
         program = torch.export.export(
-            _Probabilities(model).eval(), (), kwargs=example, dynamic_shapes=dynamic, strict=False
+            (module or _Probabilities(model)).eval(), (), kwargs=example, dynamic_shapes=dynamic, strict=False
         )
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=opset,
             input_names=names,
-            output_names=["probabilities"],
+            output_names=[output],
             optimize=False,
             verbose=False,
         )
@@ -364,7 +373,7 @@ def _random_batch(
     return {name: tensors[name].numpy() for name in names}
 
 
-def _check_inputs(
+def check_inputs(
     model: HcalForSequenceClassification, names: list[str], pad_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of other sizes than the traced one, padded on either side."""

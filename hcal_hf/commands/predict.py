@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .command_line import DECODERS, OK, UsageError, add_command, add_text_option, at_least_0, at_least_1, probability
+from .command_line import (
+    DECODERS,
+    ENGINES,
+    OK,
+    UsageError,
+    add_command,
+    add_text_option,
+    at_least_0,
+    at_least_1,
+    probability,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -70,6 +80,13 @@ def add_parser(commands: Any) -> None:
         "else 8192.",
     )
     parser.add_argument("--bf16", action="store_true", help="Compute the encoder in bfloat16.")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="What computes the encoder: torch, onnx (faster on CPUs, equal results) or int8 (faster still, with slightly "
+        'different results). The latter two need: pip install "hcal-hf[export]". Default: torch.',
+    )
     parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing OUT at the end.")
     parser.add_argument("--restart", action="store_true", help="Delete the finished windows of an interrupted run.")

@@ -85,7 +85,7 @@ def predict_file(
     state = PartialState(cpu=use_cpu, timeout=PROCESS_TIMEOUT)
     model, tokenizer = load_model(model_name, **({"dtype": torch.bfloat16} if args.bf16 else {}))
     # PartialState is shared in a process, so an earlier call may have set its device.
-    device = torch.device("cpu") if use_cpu else state.device
+    device = torch.device("cpu") if use_cpu or args.engine != "torch" else state.device
     if args.bf16:
         warn_of_slow_bfloat16(device.type)
     predictor = Predictor(model.to(device), tokenizer, args)

@@ -15,6 +15,7 @@ from ..decoding import log_thresholds
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import HierarchicalTextClassificationPipeline
 from ..token_limits import check_max_length, token_limit
+from .command_line import ENGINES
 
 # The largest number of logits per batch, 64 MB in float32. Short texts and many labels would otherwise fill the memory.
 MAX_LOGITS = 2**24
@@ -41,10 +42,14 @@ class PredictionArguments:
         batch_tokens: the number of tokens per batch, with padding. A longer text has its own batch. By default 2,048 on a
             CPU, 4,096 on a CPU with bf16, and 8,192 on an accelerator.
         bf16: compute the encoder in bfloat16.
+        engine: what computes the encoder: `"torch"`, `"onnx"` (onnxruntime on the CPU, with equal results up to rounding)
+            or `"int8"` (onnxruntime with int8 weights, which changes predictions slightly). The latter two need the extra
+            `export`, and export the encoder first, which takes some seconds.
         encoding: the encoding of text formats; detected by default.
 
     Raises:
-        ValueError: if `window`, `batch_tokens` or `max_length` is not a positive integer.
+        ValueError: if `window`, `batch_tokens` or `max_length` is not a positive integer, for another engine, or for bf16
+            with another engine than torch.
     """
 
     text_column: str | Sequence[str] | None = None
@@ -58,6 +63,7 @@ class PredictionArguments:
     window: int = 4096
     batch_tokens: int | None = None
     bf16: bool = False
+    engine: str = "torch"
     encoding: str | None = None
 
     @property
@@ -72,6 +78,11 @@ class PredictionArguments:
             value = getattr(self, name)
             if (value is not None or name == "window") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
+        if self.bf16 and self.engine != "torch":
+            raise ValueError(f"bf16 is for the engine torch, not for {self.engine!r}: leave one of them out.")
 
     @property
     def decision_options(self) -> dict[str, Any]:
@@ -118,6 +129,16 @@ class Predictor:
         self.max_length: int | None = token_limit(model, tokenizer, args.max_length)
         cpu_batch_tokens = CPU_BATCH_TOKENS * (2 if args.bf16 else 1)
         self.batch_tokens = args.batch_tokens or (cpu_batch_tokens if model.device.type == "cpu" else BATCH_TOKENS)
+        self.onnx_encoder: Any = None
+        if args.engine != "torch":
+            from .onnx_encoder import OnnxEncoder
+
+            if model.device.type != "cpu":
+                raise ValueError(
+                    f"The engine {args.engine!r} runs on the CPU, but the model is on {model.device}: "
+                    "move it to the CPU."
+                )
+            self.onnx_encoder = OnnxEncoder(model, tokenizer, args.engine == "int8", torch.get_num_threads())
         self.labels = pa.array(model.taxonomy.labels, pa.string())
         names = model.config.label_names
         self.names = None if names is None else pa.array(names, pa.string())
@@ -211,7 +232,10 @@ class Predictor:
         indices of the texts whose logits are NaN, which get no labels.
         """
         padded = pad_without_fast_tokenizer_warning(self.tokenizer, inputs, return_tensors="pt")
-        logits = self.model(**{name: value.to(self.model.device) for name, value in padded.items()}).logits
+        if self.onnx_encoder is None:
+            logits = self.model(**{name: value.to(self.model.device) for name, value in padded.items()}).logits
+        else:
+            logits = self.model(pooled_states=self.onnx_encoder(padded)).logits
         args = self.args
         is_number = ~torch.isnan(logits).any(dim=1)
         numbers = is_number.nonzero()[:, 0]

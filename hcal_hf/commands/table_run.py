@@ -253,7 +253,8 @@ class _TableRun:
 
     def _first_rows(self, rows: np.ndarray, what: str) -> str:
         """Says how many rows there are, and where the first ones are. Rows count from 1, in each split by itself."""
-        places, start = [], 0
+        places: list[str] = []
+        start = 0
         for split, size in (self.sizes or {"": len(self.table)}).items():
             found = rows[(rows >= start) & (rows < start + size)][: 3 - len(places)] - start + 1
             places += [f"{row} of {split}" if split else str(row) for row in found.tolist()]

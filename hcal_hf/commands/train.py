@@ -7,6 +7,17 @@ from typing import Any, NoReturn
 
 from .command_line import OK, UsageError, VersionAction, add_command
 
+# Arguments of the scripts of transformers that have other names here.
+_ELSEWHERE = {
+    "model_name_or_path": "encoder",
+    "max_seq_length": "max_length",
+    "text_column_name": "text",
+    "text_column_names": "text",
+    "label_column_name": "labels",
+    "train_file": "data_dir",
+    "dataset_name": "dataset",
+}
+
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command."""
@@ -58,7 +69,8 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     for word in args.overrides:
         name = word[2:].split("=")[0].replace("-", "_")
         if word.startswith("--") and name not in argument_names and name.removeprefix("no_") not in argument_names:
-            close = ", ".join("--" + match for match in difflib.get_close_matches(name, argument_names, n=3))
+            names = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, argument_names, n=3)
+            close = ", ".join("--" + match for match in names)
             raise UsageError(f"there is no argument {word}. Closest: {close or 'none; --list-arguments lists them'}.")
     from .progress import quiet_libraries
     from .table_run import train_table

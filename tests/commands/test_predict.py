@@ -19,6 +19,7 @@ from transformers import pipeline
 
 from hcal_hf.commands import predictor as module
 from hcal_hf.commands.atomic_writer import AtomicWriter
+from hcal_hf.commands.command_line import ENGINES
 from hcal_hf.commands.prediction_file import predict_file
 from hcal_hf.commands.predictor import PredictionArguments, Predictor
 from tests.builders import WORDS, build_model
@@ -345,6 +346,30 @@ def test_invalid_arguments_are_refused_without_leaving_files(model_dir, multi_di
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
     with AtomicWriter(out).locked(True), pytest.raises(RuntimeError, match="Another run is writing"):
         run(model_dir, file, out)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_scores_as_torch_and_int8_almost_the_same(model_dir, file, tmp_path):
+    for engine in ENGINES:
+        run(model_dir, file, tmp_path / f"{engine}.parquet", engine=engine, top_k=100)
+    torch_scores, onnx_scores, int8_scores = (
+        {(row["row"], label): score for row in pq.read_table(tmp_path / f"{engine}.parquet").to_pylist()
+         for label, score in zip(row["labels"], row["scores"])} for engine in ENGINES
+    )  # fmt: skip
+    assert onnx_scores == pytest.approx(torch_scores, abs=1e-5)
+    assert int8_scores.keys() == torch_scores.keys()
+    difference = max(abs(int8_scores[key] - torch_scores[key]) for key in torch_scores)
+    assert 1e-5 < difference < 0.1
+
+
+def test_wrong_engines_are_refused(model_dir):
+    with pytest.raises(ValueError, match="engine must be one of torch, onnx, int8, got 'tensorrt'"):
+        PredictionArguments(engine="tensorrt")
+    with pytest.raises(ValueError, match="bf16 is for the engine torch, not for 'onnx'"):
+        PredictionArguments(engine="onnx", bf16=True)
+    pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
+    with pytest.raises(ValueError, match="'int8' runs on the CPU, but the model is on meta"):
+        Predictor(pipe.model.to("meta"), pipe.tokenizer, PredictionArguments(engine="int8"))
 
 
 def test_bf16_gives_almost_the_same_scores(model_dir, file, tmp_path):
