@@ -5,14 +5,18 @@ from typing import Any
 
 import torch
 
+from .progress_bar import progress_bar
 from .taxonomy import Taxonomy
+
+# A progress bar is shown for at least so many texts.
+_MANY_TEXTS = 2000
 
 
 @torch.no_grad()
 def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
     """Computes the pooled encoder states of texts without dropout. `config.text_prefix` precedes each text.
 
-    Texts of similar length share a batch.
+    Texts of similar length share a batch. A progress bar is shown for thousands of texts.
 
     Returns:
         float32 tensor `[n, hidden_size]` on the model's device, in the order of `texts`.
@@ -22,7 +26,8 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     prefix = model.config.text_prefix
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     states = torch.empty(len(texts), model.projection.in_features, device=model.device)
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    for start in progress_bar(iterable=starts, desc="Embedding texts", disable=len(texts) < _MANY_TEXTS):
         rows = order[start : start + batch_size]
         batch = tokenizer([prefix + texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt").to(
             model.device

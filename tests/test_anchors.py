@@ -9,6 +9,7 @@ from hcal_hf import (
     HcalTrainer,
     HcalTrainingArguments,
     Taxonomy,
+    anchors,
     encode_dataset,
 )
 from hcal_hf.anchors import embed_texts, label_texts
@@ -25,6 +26,13 @@ def anchored(taxonomy, encoder_dir):
         projection_dim=8,
         descriptions={"opera": "music and drama"},
     ).eval()
+
+
+@pytest.mark.parametrize("most", [2, 100])
+def test_a_progress_bar_is_shown_for_many_texts(anchored, tokenizer, monkeypatch, capsys, most):
+    monkeypatch.setattr(anchors, "_MANY_TEXTS", most)
+    embed_texts(anchored, tokenizer, ["one", "two", "three"], batch_size=1)
+    assert ("Embedding texts: " in capsys.readouterr().err) == (most == 2)
 
 
 def test_label_texts_are_descriptions_or_else_the_parents_and_the_name(taxonomy):

@@ -26,7 +26,7 @@ from tests.hub_server import HubServer
 PACKAGE = Path(hcal_hf.__file__).parent
 PROCESSES = Path(__file__).parent / "hub_processes.py"
 TOKEN = "hf_aSecretThatNobodyMayRead"
-ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
+ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tqdm", *sys.stdlib_module_names}
 
 
 def siblings(name):

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hcal_hf"
 # A wing imports the root and the wings to its left.
 WINGS = ("metrics", "data", "training", "audit", "sklearn", "report", "commands")
 # transformers and torch install these packages. Code of a model on the Hub can import nothing else.
-ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
+ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tqdm", *sys.stdlib_module_names}
 LONGEST = 500
 # Longer files, each with the reason why it stays one file.
 LONG_FILES: dict[str, str] = {}

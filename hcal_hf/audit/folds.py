@@ -18,9 +18,9 @@ from transformers.utils import logging
 from ..decoding import PAIRS_PER_CHUNK
 from ..heads import HierarchicalHead
 from ..modeling_hcal import HcalForSequenceClassification
+from ..progress_bar import progress_bar
 from ..training.arguments import HcalTrainingArguments
 from ..training.calibration import document_scores, fit_temperature
-from ..training.progress_bar import progress_bar
 from ..training.solver import HeadProblem, head_state, restore_head, solve_without_validation
 from ..training.trainer import HcalTrainer
 from ..training.tuning import FEWEST_DOCUMENTS

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging as transformers_logging
 
-from ..training.progress_bar import progress_bar
+from ..progress_bar import progress_bar
 
 # Metrics that a line shows, with their names.
 _SHOWN = {"loss": "loss", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "exact_match": "exact match"}

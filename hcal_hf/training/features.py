@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
 from ..modeling_hcal import HcalForSequenceClassification
-from .progress_bar import progress_bar
+from ..progress_bar import progress_bar
 
 logger = logging.get_logger(__name__)
 

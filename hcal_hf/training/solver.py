@@ -16,8 +16,8 @@ from ..classification_loss import unsolvable_loss
 from ..decoding import PAIRS_PER_CHUNK, Decision
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
+from ..progress_bar import progress_bar
 from ..targets import Targets
-from .progress_bar import progress_bar
 from .task_log import sum_dtype
 from .thresholds import tune_for_decoding
 
