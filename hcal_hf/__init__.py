@@ -44,6 +44,7 @@ _LAZY = {
     "Decision": "decoding",
     "DescribedTaxonomy": "data.described_taxonomy",
     "EvaluationArguments": "commands.evaluation_run",
+    "Explanation": "commands.explanation",
     "HEADS": "heads",
     "HcalClassifier": "sklearn.classifier",
     "HcalDataCollator": "data.collator",
@@ -101,6 +102,7 @@ _LAZY = {
     "encode_dataset": "data.encoding",
     "encode_splits": "commands.run_data",
     "evaluate_model": "commands.evaluation_run",
+    "explain": "commands.explanation",
     "export_onnx": "commands.onnx_export",
     "fit_head": "training.solver",
     "fit_temperature": "training.calibration",
@@ -159,6 +161,7 @@ __all__ = [
     "Decision",
     "DescribedTaxonomy",
     "EvaluationArguments",
+    "Explanation",
     "HcalClassifier",
     "HcalConfig",
     "HcalDataCollator",
@@ -220,6 +223,7 @@ __all__ = [
     "encode_dataset",
     "encode_splits",
     "evaluate_model",
+    "explain",
     "export_onnx",
     "fit_head",
     "fit_temperature",
@@ -292,6 +296,7 @@ if TYPE_CHECKING:
     from .commands.comparison_run import compare_models
     from .commands.demo.page import build_page
     from .commands.evaluation_run import EvaluationArguments, evaluate_model
+    from .commands.explanation import Explanation, explain
     from .commands.onnx_export import export_onnx, open_session, quantize_int8
     from .commands.prediction_file import predict_file
     from .commands.prediction_formats import convert_predictions

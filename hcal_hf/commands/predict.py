@@ -55,6 +55,11 @@ def add_parser(commands: Any) -> None:
         help="Write rows with a confidence below this to a second file, OUT-review, and mark them as unsure.",
     )
     parser.add_argument("--id-column", metavar="COLUMN", help="Column of a key that is copied to the output, as id.")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="Also write the three words that speak most for the label. Takes a forward pass per word.",
+    )
     parser.add_argument("--keep-text", action="store_true", help="Also write the texts.")
     parser.add_argument("--decode", choices=DECODERS, help="Decoder of label sets. Default: that of the model.")
     parser.add_argument("--threshold", type=probability, metavar="P", help="Lowest probability of a predicted label.")
@@ -169,12 +174,16 @@ def _predict_texts(args: argparse.Namespace) -> tuple[Any, str, int]:
     names = ("decode", "threshold", "top_k", "max_depth", "max_length")
     model, tokenizer = load_model(args.model)
     predictor = Predictor(model, tokenizer, PredictionArguments(**{name: getattr(args, name) for name in names}))
-    rows = predictor.predict(texts).to_pylist()
+    predictions = predictor.predict(texts)
+    rows = (predictor.explain(predictions, texts) if args.explain else predictions).to_pylist()
     lines = []
     for row in rows:
         paths = "; ".join(" > ".join(path) for path in end_paths(row["paths"]))
         row["confidence"] = round(confidence(row["paths"], row["scores"]), 6)
         lines.append(
-            f"{paths or '(nothing)'} ({row['confidence']:.2f})" if not row["problem"] else f"({row['problem']})"
+            f"{paths or '(nothing)'} ({row['confidence']:.2f})"
+            + (f", because of {row['explanation']}" if row.get("explanation") else "")
+            if not row["problem"]
+            else f"({row['problem']})"
         )
     return rows, "\n".join(lines), OK

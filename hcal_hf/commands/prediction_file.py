@@ -114,6 +114,9 @@ def predict_file(
                         bar.update(start + int(share * size) - bar.n)
 
                     predictions = predictor.predict_tokens(window.tokens.result(), advance)
+                    if args.explain:
+                        texts = [join_texts(row.cells[: len(args.text_columns)]) for row in window.rows]
+                        predictions = predictor.explain(predictions, texts)
                     writer.write(window.index, _window_table(predictions, window, table, args, model.config))
                     rows_done += len(window.rows)
                 bar.set_postfix_str(
@@ -220,7 +223,8 @@ def _window_table(
             [_as_text(join_texts(row.cells[: len(args.text_columns)])) for row in rows], pa.string()
         )
     columns |= {name: predictions[name] for name in predictions.column_names}
-    return pa.table(columns).cast(_schema(table, args, config))
+    schema = _schema(table, args, config)
+    return pa.table(columns).select(schema.names).cast(schema)
 
 
 def _as_text(value: Any) -> str | None:
@@ -244,4 +248,5 @@ def _schema(table: TableFile, args: PredictionArguments, config: HcalConfig) -> 
     fields.append(("paths", pa.list_(pa.list_(pa.string()))))
     if config.label_names is not None:
         fields.append(("names", pa.list_(pa.string())))
-    return pa.schema([*fields, ("problem", pa.string())])
+    explanation = [("explanation", pa.string())] if args.explain else []
+    return pa.schema([*fields, *explanation, ("problem", pa.string())])

@@ -16,6 +16,7 @@ from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import HierarchicalTextClassificationPipeline
 from ..token_limits import check_max_length, token_limit
 from .command_line import ENGINES
+from .explanation import explain
 
 # The largest number of logits per batch, 64 MB in float32. Short texts and many labels would otherwise fill the memory.
 MAX_LOGITS = 2**24
@@ -45,6 +46,8 @@ class PredictionArguments:
         engine: what computes the encoder: `"torch"`, `"onnx"` (onnxruntime on the CPU, with equal results up to rounding)
             or `"int8"` (onnxruntime with int8 weights, which changes predictions slightly). The latter two need the extra
             `export`, and export the encoder first, which takes some seconds.
+        explain: also write the words that speak most for the most probable end label ([`explain`]). This takes a forward
+            pass per word.
         encoding: the encoding of text formats; detected by default.
 
     Raises:
@@ -64,6 +67,7 @@ class PredictionArguments:
     batch_tokens: int | None = None
     bf16: bool = False
     engine: str = "torch"
+    explain: bool = False
     encoding: str | None = None
 
     @property
@@ -232,10 +236,7 @@ class Predictor:
         indices of the texts whose logits are NaN, which get no labels.
         """
         padded = pad_without_fast_tokenizer_warning(self.tokenizer, inputs, return_tensors="pt")
-        if self.onnx_encoder is None:
-            logits = self.model(**{name: value.to(self.model.device) for name, value in padded.items()}).logits
-        else:
-            logits = self.model(pooled_states=self.onnx_encoder(padded)).logits
+        logits = self._logits(padded)
         args = self.args
         is_number = ~torch.isnan(logits).any(dim=1)
         numbers = is_number.nonzero()[:, 0]
@@ -284,6 +285,37 @@ class Predictor:
         if self.names is not None:
             columns["names"] = pa.ListArray.from_arrays(offsets, self.names.take(pa.array(node)))
         return pa.table({**columns, "problem": pa.array(problems, pa.string())})
+
+    def explain(self, predictions: pa.Table, texts: Sequence[Any]) -> pa.Table:
+        """Adds the column `explanation` to the predictions of texts: up to three words, each with its log-odds.
+
+        They speak for the most probable label that no other predicted label continues. Rows without a label have null.
+        """
+        rows, labels = [], []
+        for i, (paths, scores) in enumerate(zip(predictions["paths"].to_pylist(), predictions["scores"].to_pylist())):
+            if paths:
+                inner = {tuple(path[:-1]) for path in paths}
+                ends = [k for k, path in enumerate(paths) if tuple(path) not in inner]
+                rows.append(i)
+                labels.append(predictions["labels"][i][max(ends, key=lambda k: scores[k])].as_py())
+        found = explain(
+            self.model,
+            self.tokenizer,
+            [texts[i] for i in rows],
+            labels,
+            max_length=self.max_length,
+            compute=self._logits,
+        )
+        column: list[str | None] = [None] * len(predictions)
+        for i, explanation in zip(rows, found):
+            column[i] = ", ".join(f"{word} ({value:+.2f})" for word, value in explanation.strongest())
+        return predictions.append_column("explanation", pa.array(column, pa.string()))
+
+    def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Computes the logits [B, L] of padded columns of the tokenizer with the engine of the arguments."""
+        if self.onnx_encoder is not None:
+            return self.model(pooled_states=self.onnx_encoder(batch)).logits
+        return self.model(**{name: value.to(self.model.device) for name, value in batch.items()}).logits
 
     def _path(self, node: int) -> list[str]:
         if node not in self._paths:

@@ -16,8 +16,8 @@ from ..classification_loss import unsolvable_loss
 from ..decoding import PAIRS_PER_CHUNK, Decision
 from ..metrics import classification_scores
 from ..modeling_hcal import HcalForSequenceClassification
-from ..progress_bar import progress_bar
 from ..targets import Targets
+from .fit_progress import FitProgress
 from .task_log import sum_dtype
 from .thresholds import tune_for_decoding
 
@@ -377,7 +377,7 @@ def _search(
     problem = HeadProblem(model, *train)
     best: tuple[Solution, dict[str, torch.Tensor]] | None = None
     tried: list[dict[str, Any]] = []
-    fits = _FitProgress(len(alternatives) * len(strengths), max_iterations, show_progress)
+    fits = FitProgress(len(alternatives) * len(strengths), max_iterations, show_progress)
     for use_anchors in alternatives:
         restore_head(model, start)
         since_best, top = 0, -1.0
@@ -402,37 +402,6 @@ def _search(
     restore_head(model, state)
     solution.tried = tried
     return solution, problem
-
-
-class _FitProgress:
-    """Shows a progress bar over several fits: the strength and the loss of the present one, and the remaining time."""
-
-    def __init__(self, number: int, max_iterations: int, is_shown: bool):
-        self.max_iterations, self.started = max_iterations, 0
-        self.bar = progress_bar(
-            total=number,
-            desc="Fitting the head",
-            disable=not is_shown,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
-        )
-
-    def start(self, strength: float) -> Callable[[float], None]:
-        """Begins the next fit. Returns a function that takes each loss of it."""
-        self.bar.update(self.started - self.bar.n)
-        self.started += 1
-        evaluations = 0
-
-        def show(loss: float) -> None:
-            nonlocal evaluations
-            evaluations += 1
-            self.bar.set_postfix_str(f"C = {strength:g}, step {evaluations}, loss {loss:.4f}", refresh=False)
-            share = self.started - 1 + min(evaluations / self.max_iterations, 0.99)
-            self.bar.update(share - self.bar.n)
-
-        return show
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def _warn_unless_converged(converged: bool, strength: float, max_iterations: int) -> None:

@@ -362,6 +362,23 @@ def test_onnx_gives_the_same_scores_as_torch_and_int8_almost_the_same(model_dir,
     assert 1e-5 < difference < 0.1
 
 
+def test_explanations_name_words_of_the_text(model_dir, file, tmp_path):
+    run(model_dir, file, tmp_path / "a.parquet", explain=True)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column_names[-2:] == ["explanation", "problem"]
+    explained = 0
+    for row, text in zip(table.to_pylist(), TEXTS):
+        if not row["labels"]:
+            assert row["explanation"] is None
+            continue
+        for item in filter(None, row["explanation"].split(", ")):
+            word, value = item.rsplit(" ", 1)
+            assert word in text
+            assert float(value.strip("()")) >= 0
+            explained += 1
+    assert explained > len(TEXTS)
+
+
 def test_wrong_engines_are_refused(model_dir):
     with pytest.raises(ValueError, match="engine must be one of torch, onnx, int8, got 'tensorrt'"):
         PredictionArguments(engine="tensorrt")
