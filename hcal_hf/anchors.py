@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .progress_bar import progress_bar
+from .encoder_inputs import run_encoder
 from .taxonomy import Taxonomy
 
 # A progress bar is shown for at least so many texts.
@@ -32,7 +33,7 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
         batch = tokenizer([prefix + texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt").to(
             model.device
         )
-        hidden = model.encoder(**batch, return_dict=True).last_hidden_state
+        hidden = run_encoder(model.encoder, **batch).last_hidden_state
         states[rows] = model.document_states(hidden, batch["input_ids"], batch["attention_mask"]).float()
     model.train(was_training)
     return states

@@ -102,7 +102,8 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             only option of `zlpr` is `released` (bool), which ranks the labels of all levels together.
         pooling (`"mean"`, `"cls"`, `"last"` or `"max"`, defaults to `"mean"`):
             How token states become the document vector: their mean, the first state, the last one (for decoder-only
-            encoders), or the largest value of each number. [`from_encoder`] reads the pooling of a SentenceTransformer.
+            encoders), or the largest value of each number. [`from_encoder`] reads the pooling of a SentenceTransformer, and
+            takes the last state of decoder-only encoders.
         projection_dim (`int`, *optional*):
             Size d of features and prototypes. Defaults to the hidden size of the encoder (HCAL: 256).
         projection_bias (`bool`, defaults to `False`):

@@ -5,11 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .configuration_hcal import HcalConfig
-from .size_checks import WeightFile, build_encoder, check_counts, check_size, expected_weights
+from .size_checks import (
+    WeightFile,
+    auto_class_of,
+    build_encoder,
+    check_counts,
+    check_has_encoder,
+    check_reads_tokens,
+    check_size,
+    expected_weights,
+)
 
 # Arguments of from_encoder for the encoder's from_pretrained. All others are fields of HcalConfig.
 LOADER_ARGUMENTS = (
@@ -37,8 +46,8 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
 
     Raises:
         TypeError: if `encoder` is neither.
-        ValueError: for an HCAL model, an encoder-decoder, an architecture that is not part of transformers, or a
-            configuration that describes far more than the weight file holds.
+        ValueError: for an HCAL model, an encoder-decoder other than T5 and its relatives, an encoder of something else than
+            texts, an architecture that is not part of transformers, or a configuration that describes far more than the weight file holds.
     """
     if not isinstance(encoder, str | os.PathLike):
         raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
@@ -47,15 +56,16 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
     if stored.get("model_type") == HcalConfig.model_type:
         raise ValueError(f"{encoder} is an HCAL model: load it with HcalForSequenceClassification.from_pretrained.")
     if stored.get("is_encoder_decoder"):
-        raise ValueError(f"{encoder} is an encoder-decoder: use a model that is an encoder or a decoder alone.")
+        check_has_encoder(stored.get("model_type"), str(encoder))
     check_counts(stored)
     _check_size(encoder, arguments, stored)
-    model: PreTrainedModel = AutoModel.from_pretrained(encoder, **arguments)
+    model: PreTrainedModel = auto_class_of(stored.get("model_type")).from_pretrained(encoder, **arguments)
     if model.config.model_type not in CONFIG_MAPPING_NAMES:
         raise ValueError(
             f"The encoder's model type {model.config.model_type!r} comes from custom code: a saved HCAL model could "
             "not be loaded without it. Use an architecture that is part of transformers."
         )
+    check_reads_tokens(model)
     return model
 
 

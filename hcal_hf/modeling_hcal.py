@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
+from .encoder_inputs import is_causal, max_positions, run_encoder
 from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, hidden_size_of, load_encoder
 from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
@@ -193,6 +194,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         self.encoder = build_encoder(config.encoder_config) if encoder is None else encoder
         if "add_pooling_layer" in inspect.signature(type(self.encoder).__init__).parameters:
             self.encoder.pooler = None  # unused, and DDP fails on parameters without gradient
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         self.lexical = None
         if config.lexical_features and config.lexical_terms:
             self.lexical = LexicalFeatures(config.lexical_terms, config.lexical_features)
@@ -230,14 +232,15 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         """Builds a model with an untrained head on a pretrained encoder.
 
         Args:
-            encoder (`str`): name on the Hub or folder of any model that `AutoModel` loads.
+            encoder (`str`): name on the Hub or folder of any model that `AutoModel` loads. Of T5 and its relatives, the
+                encoder is loaded alone.
             taxonomy ([`Taxonomy`]): the label hierarchy.
             preset (`"paper"`, *optional*): uses [`HcalConfig.paper`] instead of the defaults.
             descriptions (`dict[str, str]`, *optional*): label texts, with `prototype_anchor="label_text"`. The text
                 of other labels is built from their names and their parents' names.
             kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), where the default of `pooling` is that of a
-                SentenceTransformer's own files, and arguments of the encoder's
-                `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
+                SentenceTransformer's own files, else "last" for decoder-only models and "mean" for others, and arguments of
+                the encoder's `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
 
         Raises:
             TypeError: for an unknown argument.
@@ -259,7 +262,8 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         files = {name: loader[name] for name in FILE_ARGUMENTS if name in loader}
         model = load_encoder(encoder, loader)
         if preset is None and kwargs.get("pooling") is None:
-            kwargs["pooling"] = stored_pooling(encoder, files) or "mean"
+            default = "last" if is_causal(model, model.config.model_type) else "mean"
+            kwargs["pooling"] = stored_pooling(encoder, files) or default
         make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
         # A new configuration overwrites the attention of its sub-configurations, so it gets that of the encoder.
         attention = model.config._attn_implementation
@@ -348,6 +352,11 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        embeddings: nn.Module = self.encoder.resize_token_embeddings(*args, **kwargs)
+        self.config.encoder_config.vocab_size = self.vocabulary_size  # type: ignore[union-attr]
+        return embeddings
+
     @can_return_tuple
     def forward(
         self,
@@ -394,15 +403,15 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         if not torch.compiler.is_compiling():
             warn_of_flat_pipeline()
         if pooled_states is None:
-            inputs = {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-            }
-            inputs = {name: value for name, value in inputs.items() if value is not None}
-            outputs = self.encoder(**inputs, **kwargs, return_dict=True)
+            outputs = run_encoder(
+                self.encoder,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
             pooled_states = self.document_states(outputs.last_hidden_state, input_ids, attention_mask)
         elif input_ids is not None or inputs_embeds is not None:
             raise ValueError(
@@ -455,12 +464,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
     @property
     def max_tokens(self) -> int | None:
         """The largest number of tokens that the encoder has positions for, or None without such a limit."""
-        config: Any = self.config.encoder_config
-        limit = getattr(config, "max_position_embeddings", None)
-        embeddings: Any = getattr(self.encoder, "embeddings", None)
-        if limit and getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None) is not None:
-            limit -= embeddings.position_embeddings.padding_idx + 1  # RoBERTa starts to count positions there
-        return limit
+        return max_positions(self.encoder, self.config.encoder_config)
 
     def document_states(
         self,

@@ -16,7 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForTextEncoding
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
@@ -198,20 +199,62 @@ def expected_weights(weights: WeightFile | None) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def encoder_only_types() -> list[str]:
+    """Lists the types of encoder-decoders that have a class for their encoder alone."""
+    names = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.items()
+    return sorted(kind for kind, name in names if name.endswith("EncoderModel"))
+
+
+def auto_class_of(model_type: Any) -> Any:
+    """Returns the class of transformers that loads the encoder of this type: only the encoder of T5 and its relatives."""
+    return AutoModelForTextEncoding if model_type in encoder_only_types() else AutoModel
+
+
+def check_has_encoder(model_type: Any, source: str) -> None:
+    """Checks that an encoder-decoder has a class for its encoder alone.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if auto_class_of(model_type) is AutoModel:
+        raise ValueError(
+            f"{source} is an encoder-decoder ({model_type}), and transformers has no class for its encoder alone: use a "
+            f"model that is an encoder or a decoder alone, or one of {', '.join(encoder_only_types())}."
+        )
+
+
+def check_reads_tokens(encoder: Any) -> None:
+    """Checks that an encoder reads token ids.
+
+    Raises:
+        ValueError: if it reads something else, such as pixels.
+    """
+    if encoder.main_input_name != "input_ids":
+        raise ValueError(
+            f"{type(encoder).__name__} reads {encoder.main_input_name} and not the tokens of a text: use an encoder of "
+            "texts, such as BERT."
+        )
+
+
 def build_encoder(config: Any) -> Any:
     """Builds an encoder with new weights.
 
     Raises:
-        ValueError: if it has more layers than the file of [`expected_weights`] has weights, or if its sizes overflow.
+        ValueError: if it has more layers than the file of [`expected_weights`] has weights, if its sizes overflow, or if it
+            reads no tokens or is an encoder-decoder without a class for its encoder alone.
     """
     if (weights := _CURRENT.get()) is not None:
         weights.check_layers(config)
+    if getattr(config, "is_encoder_decoder", False):
+        check_has_encoder(config.model_type, "The encoder's configuration")
     try:
-        return AutoModel.from_config(config)
+        encoder = auto_class_of(config.model_type).from_config(config)
     except (RuntimeError, OverflowError) as problem:
         largest = sorted(_numbers(config.to_dict()), key=lambda pair: -pair[1])[:3]
         fields = ", ".join(f"{field}={value:,}" for field, value in largest)
         raise ValueError(f"The encoder's configuration cannot be built ({fields}): {problem}. {_HINT}") from problem
+    check_reads_tokens(encoder)
+    return encoder
 
 
 def check_size(model: nn.Module, config: Any) -> None:
@@ -220,4 +263,13 @@ def check_size(model: nn.Module, config: Any) -> None:
         weights.check_size(model, config)
 
 
-__all__ = ["WeightFile", "build_encoder", "check_counts", "check_size", "expected_weights"]
+__all__ = [
+    "WeightFile",
+    "auto_class_of",
+    "build_encoder",
+    "check_counts",
+    "check_has_encoder",
+    "check_reads_tokens",
+    "check_size",
+    "expected_weights",
+]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..decoding import default_method
+from ..encoder_inputs import run_encoder
 from ..geometry import exponential_map, lorentz_distances
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import MAX_PATHS
@@ -69,8 +70,8 @@ class _Probabilities(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        states = run_encoder(self.encoder, **inputs).last_hidden_state
         pooled = self.pool(states, attention_mask)
         if self.lexical is not None:
             pooled = self.lexical.append(pooled, input_ids, attention_mask)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
+from ..encoder_inputs import run_encoder
 from ..modeling_hcal import HcalForSequenceClassification
 from ..progress_bar import progress_bar
 
@@ -139,7 +140,7 @@ def _compute(
     for start in progress_bar(iterable=range(0, len(order), batch_size), desc=desc):
         rows = order[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate([tokens[int(i)] for i in rows]).items()}
-        hidden = model.encoder(**batch, return_dict=True).last_hidden_state
+        hidden = run_encoder(model.encoder, **batch).last_hidden_state
         pooled = model.document_states(hidden, batch.get("input_ids"), batch.get("attention_mask"))
         states[rows] = pooled.float().cpu().numpy()
     model.train(was_training)

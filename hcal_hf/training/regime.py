@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
 from transformers.utils import logging
 
+from ..encoder_inputs import run_encoder
+from ..encoder_loading import load_encoder
 from .adapt import FEWEST_TEXTS
 
 logger = logging.get_logger(__name__)
@@ -171,7 +172,7 @@ def estimate_epoch(
     """Estimates the seconds of one epoch of fine-tuning from three timed batches."""
     size = min(FINE_TUNING["per_device_train_batch_size"], len(lengths))
     random = torch.Generator().manual_seed(0)
-    model: Any = AutoModel.from_pretrained(encoder) if isinstance(encoder, str) else copy.deepcopy(encoder)
+    model: Any = load_encoder(encoder, {}) if isinstance(encoder, str) else copy.deepcopy(encoder)
     model = model.to(device).train()
     vocabulary = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     taken = []
@@ -180,7 +181,7 @@ def estimate_epoch(
         length = int(lengths[int(torch.randint(len(lengths), (1,), generator=random))])
         ids = torch.randint(vocabulary, (size, max(length, 1)), generator=random).to(device)
         start = time.perf_counter()
-        model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.sum().backward()
+        run_encoder(model, input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.sum().backward()
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - start) / ids.numel())
