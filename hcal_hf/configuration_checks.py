@@ -1,7 +1,11 @@
 """Checks the fields of a configuration, one by one and together."""
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .classification_loss import check_classification_loss
 from .geometry import check_geometry
@@ -25,6 +29,9 @@ LARGEST_DIMENSION = 2**20
 
 # Divided by a temperature outside this range, scores overflow or lose their differences in float32.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
+
+# Arguments that every configuration of transformers takes and that are not fields of its class.
+_MORE_FIELDS = ("attn_implementation", "num_labels", "name_or_path", "torch_dtype")
 
 # The label mode of each head. None means both.
 _HEAD_MODES = {
@@ -210,6 +217,33 @@ class ConfigChecks:
 def derived_label_maps(labels: list[str]) -> tuple[dict[int, str], dict[str, int]]:
     """Returns id2label and label2id, which follow from the order of the labels."""
     return dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+
+
+def check_field_names(names: Iterable[str], fields: Iterable[str]) -> None:
+    """Checks that a configuration has each of these fields. transformers would keep the value of an unknown one unused.
+
+    Raises:
+        TypeError: for the first one that it does not have.
+    """
+    known = {*fields, *_MORE_FIELDS}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise TypeError(f"HcalConfig has no field {name!r}. Closest: {close or 'none'}.")
+
+
+def check_model_type(model_type: Any) -> None:
+    """Checks that transformers has the architecture of an encoder.
+
+    Raises:
+        ValueError: if it has none of this name.
+    """
+    if model_type != "hcal" and model_type not in list(CONFIG_MAPPING_NAMES):
+        close = difflib.get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=3)
+        raise ValueError(
+            f"The encoder's configuration has model_type={model_type!r}, which this version of transformers does not have. "
+            f"Closest: {close or 'none'}. Correct it, or update transformers."
+        )
 
 
 def check_format_version(number: Any) -> None:

@@ -12,7 +12,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_checks import FORMAT_VERSION, TABLE_OPTIONS, ConfigChecks, check_format_version, derived_label_maps
+from .configuration_checks import (
+    FORMAT_VERSION,
+    TABLE_OPTIONS,
+    ConfigChecks,
+    check_field_names,
+    check_format_version,
+    check_model_type,
+    derived_label_maps,
+)
 from .hub import CustomPipelines
 from .integrity import CHECKSUMS, check_config, config_checksums, defaults_of
 from .joint_contrast import JointContrastOptions
@@ -302,6 +310,7 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
         if isinstance(self.encoder_config, dict):
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in _LOADER_KEYS}
             check_counts(self.encoder_config)
+            check_model_type(self.encoder_config.get("model_type"))
         num_labels = kwargs.pop("num_labels", None)
         if num_labels is not None and num_labels != len(self.labels):
             raise ValueError(
@@ -362,8 +371,12 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
                 names; labels that it leaves out keep their own.
 
         Raises:
+            TypeError: if `taxonomy` is no taxonomy, or for an unknown field.
             ValueError: if `label_names` has keys that no label has, or a field is invalid.
         """
+        if not isinstance(taxonomy, Taxonomy):
+            raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
+        check_field_names(kwargs, cls.__dataclass_fields__)
         names = kwargs.get("label_names") or getattr(taxonomy, "label_names", None)
         if isinstance(names, Mapping):
             kwargs["label_names"] = display_names(taxonomy, names) if names else None

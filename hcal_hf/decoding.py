@@ -177,8 +177,16 @@ def check_scores(scores: torch.Tensor, taxonomy: Taxonomy, what: str = "logits")
         what: the name of the scores in the message.
 
     Raises:
-        ValueError: for the first score that is NaN, with its document and label, and for integers.
+        ValueError: for the first score that is NaN, with its document and label, for integers, and for another shape.
     """
+    if not isinstance(scores, torch.Tensor):
+        raise ValueError(f"{what} must be a torch.Tensor, got {type(scores).__name__}: use torch.as_tensor.")
+    if not isinstance(taxonomy, Taxonomy):
+        raise ValueError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}.")
+    if scores.dim() != 2 or scores.shape[1] != taxonomy.num_labels:
+        raise ValueError(
+            f"{what} must have the shape [documents, {taxonomy.num_labels}], one per label, got {list(scores.shape)}."
+        )
     if not scores.is_floating_point():
         raise ValueError(f"{what} must be floating-point numbers, got {scores.dtype}.")
     bad = torch.isnan(scores)
@@ -221,7 +229,10 @@ def log_thresholds(threshold: float | Sequence[float] | torch.Tensor, log_probs:
     Raises:
         ValueError: for a threshold outside 0 to 1, and for a shape other than `[]` and `[L]`.
     """
-    values = torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
+    try:
+        values = torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"threshold must be a number, or one number for each label, got {threshold!r}.") from None
     if values.ndim and values.shape != log_probs.shape[1:]:
         raise ValueError(
             f"threshold must be one number, or one for each of the {log_probs.shape[1]} labels, got shape "

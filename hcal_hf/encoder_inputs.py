@@ -33,6 +33,34 @@ def run_encoder(encoder: Any, **inputs: Any) -> Any:
     return encoder(**inputs, return_dict=True)
 
 
+def check_inputs(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, pooled_states: torch.Tensor | None, size: int
+) -> None:
+    """Checks that a model gets one kind of input, of the right type. Does not wait for the device.
+
+    Args:
+        input_ids, inputs_embeds, pooled_states: the inputs of the model.
+        size: the size of pooled states.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if pooled_states is not None and (input_ids is not None or inputs_embeds is not None):
+        raise ValueError("Pass either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both.")
+    if pooled_states is not None and (pooled_states.dim() != 2 or pooled_states.shape[1] != size):
+        raise ValueError(
+            f"pooled_states must have the shape [documents, {size}], got {list(pooled_states.shape)}: use the features of "
+            "this model's encoder."
+        )
+    if pooled_states is None and (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass one of input_ids, inputs_embeds and pooled_states.")
+    if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+        raise ValueError(
+            f"input_ids must be whole numbers of the shape [documents, tokens], got {input_ids.dtype} of the shape "
+            f"{list(input_ids.shape)}."
+        )
+
+
 def token_positions(encoder: Any, attention_mask: torch.Tensor) -> torch.Tensor | None:
     """Returns the position [B, S] of each token in an encoder's table of positions, or None for encoders without a table.
 
@@ -85,4 +113,4 @@ def is_causal(encoder: nn.Module, model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-__all__ = ["is_causal", "max_positions", "position_table", "run_encoder", "token_positions"]
+__all__ = ["check_inputs", "is_causal", "max_positions", "position_table", "run_encoder", "token_positions"]

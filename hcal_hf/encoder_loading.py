@@ -47,10 +47,13 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
     Raises:
         TypeError: if `encoder` is neither.
         ValueError: for an HCAL model, an encoder-decoder other than T5 and its relatives, an encoder of something else than
-            texts, an architecture that is not part of transformers, or a configuration that describes far more than the weight file holds.
+            texts, an architecture that is not part of transformers, or a configuration that describes far more than the
+            weight file holds.
+        FileNotFoundError: for a folder that does not exist.
     """
     if not isinstance(encoder, str | os.PathLike):
         raise TypeError(f"encoder must be a name on the Hub or a folder, got {type(encoder).__name__}.")
+    check_exists(encoder)
     files = {name: arguments[name] for name in FILE_ARGUMENTS if name in arguments and name != "trust_remote_code"}
     stored, _ = HcalConfig.get_config_dict(encoder, **files)
     if stored.get("model_type") == HcalConfig.model_type:
@@ -67,6 +70,20 @@ def load_encoder(encoder: str | os.PathLike, arguments: dict[str, Any]) -> PreTr
         )
     check_reads_tokens(model)
     return model
+
+
+def check_exists(source: Any) -> None:
+    """Checks that a source which cannot be a name on the Hub is a folder or a file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    is_path = name.startswith((".", "~", "/", "\\")) or name.count("/") > 1 or "\\" in name
+    if is_path and not os.path.exists(name):
+        raise FileNotFoundError(
+            f"There is no folder {name}: give the folder of a saved model, or its name on the Hub."
+        )
 
 
 def _check_size(encoder: str | os.PathLike, arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -94,4 +111,4 @@ def hidden_size_of(encoder_config: Any) -> int:
     )
 
 
-__all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "hidden_size_of", "load_encoder"]
+__all__ = ["FILE_ARGUMENTS", "LOADER_ARGUMENTS", "check_exists", "hidden_size_of", "load_encoder"]

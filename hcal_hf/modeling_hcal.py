@@ -18,8 +18,8 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
-from .encoder_inputs import is_causal, max_positions, run_encoder
-from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, hidden_size_of, load_encoder
+from .encoder_inputs import check_inputs, is_causal, max_positions, run_encoder
+from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, check_exists, hidden_size_of, load_encoder
 from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
 from .hub import clear_push_errors, warn_of_flat_pipeline
@@ -138,6 +138,7 @@ class HcalPreTrainedModel(PreTrainedModel):
         """
         wants_info, allow_new = kwargs.pop("output_loading_info", False), kwargs.pop("allow_new_weights", False)
         allow_new = kwargs.pop("ignore_mismatched_sizes", False) or allow_new
+        check_exists(pretrained_model_name_or_path)
         stored = WeightFile.find(pretrained_model_name_or_path, kwargs)
         with expected_weights(None if allow_new else stored):
             loaded, info = super().from_pretrained(
@@ -402,6 +403,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         outputs = None
         if not torch.compiler.is_compiling():
             warn_of_flat_pipeline()
+        check_inputs(input_ids, inputs_embeds, pooled_states, self.projection.in_features)
         if pooled_states is None:
             outputs = run_encoder(
                 self.encoder,
@@ -413,10 +415,6 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
                 **kwargs,
             )
             pooled_states = self.document_states(outputs.last_hidden_state, input_ids, attention_mask)
-        elif input_ids is not None or inputs_embeds is not None:
-            raise ValueError(
-                "Pass either pooled_states or the encoder's inputs (input_ids or inputs_embeds), not both."
-            )
 
         # Cosines and all later steps need at least float32, also under autocast.
         with _without_autocast(pooled_states.device):

@@ -1,6 +1,6 @@
 """Checks, splits and quotes the names of taxonomy nodes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import chain
 
 SEPARATOR = " > "
@@ -22,6 +22,8 @@ def check_sequence(values: Iterable[str], what: str) -> None:
         raise ValueError(
             f"{what} must be a list of strings, got the {kind} {values!r:.80}: write [...] around its items."
         )
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{what} must be a list of strings, got {values!r} of type {type(values).__name__}.")
 
 
 def check_names(names: Sequence[str], what: str) -> None:
@@ -34,7 +36,7 @@ def check_names(names: Sequence[str], what: str) -> None:
     Raises:
         ValueError: for the first name that is not.
     """
-    if set(map(type, names)) <= {str} and all(names) and list(map(str.strip, names)) == list(names):
+    if set(map(type, names)) <= {str} and all(names) and list(map(str.strip, names)) == list(names) and "\0" not in "".join(names):
         return
     for name in names:
         if not isinstance(name, str):
@@ -46,19 +48,27 @@ def check_names(names: Sequence[str], what: str) -> None:
             )
         if name != name.strip():
             raise ValueError(f"A {what} must not start or end with white space, got {name!r}: use {name.strip()!r}.")
+        if "\0" in name:
+            raise ValueError(f"A {what} must not have the character NUL, got {name!r}: the file is damaged or no text.")
 
 
-def check_pairs(edges: list[tuple[str, str]]) -> None:
-    """Checks that every edge is a pair of labels and not a string.
+def list_of_pairs(edges: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns edges as a list, and checks that every edge is a pair of labels and not a string.
 
     Raises:
         ValueError: for the first edge that is not.
     """
-    if set(map(len, edges)) <= {2} and set(map(type, edges)) <= {tuple, list}:
-        return
+    if not isinstance(edges, Iterable):
+        raise ValueError(
+            f"edges must be (parent, child) pairs of labels, got {edges!r} of type {type(edges).__name__}."
+        )
+    edges = list(edges)
+    if set(map(type, edges)) <= {tuple, list} and set(map(len, edges)) <= {2}:
+        return edges
     for edge in edges:
-        if isinstance(edge, str | Mapping) or len(edge) != 2:
+        if isinstance(edge, str | Mapping) or not isinstance(edge, Sized) or len(edge) != 2:
             raise ValueError(f"An edge must be a (parent, child) pair of labels, got {edge!r}.")
+    return edges
 
 
 def unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -67,6 +77,8 @@ def unique_paths(paths: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     Raises:
         ValueError: for a path that is a string or empty, an invalid name, or a name that contains `SEPARATOR`.
     """
+    if not isinstance(paths, Iterable):
+        raise ValueError(f"paths must be a list of paths, got {paths!r} of type {type(paths).__name__}.")
     unique: dict[tuple[str, ...], None] = {}
     for path in paths:
         if isinstance(path, str):

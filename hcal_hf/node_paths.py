@@ -1,7 +1,7 @@
 """Checks node indices and enumerates the paths to a node."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,17 @@ def check_node(node: Any, num_labels: int) -> int:
     if not 0 <= number < num_labels:
         raise ValueError(f"Node {number} is outside the {num_labels} labels (0 to {num_labels - 1}).")
     return number
+
+
+def check_nodes(nodes: Any, num_labels: int) -> set[int]:
+    """Returns node indices as a set, each checked as by [`check_node`].
+
+    Raises:
+        ValueError: for a value that is no sequence of indices, and for each error of [`check_node`].
+    """
+    if not isinstance(nodes, Iterable):
+        raise ValueError(f"Nodes must be a list of node indices, got {nodes!r} of type {type(nodes).__name__}.")
+    return {check_node(node, num_labels) for node in nodes}
 
 
 def edge_array(edges: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from transformers.pipelines.base import GenericTensor
 from .decoding import UNTHRESHOLDED, Decision, check_scores, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
-from .token_limits import check_tokenizer, token_limit
+from .token_limits import check_characters, check_tokenizer, token_limit
 
 # The maximum number of paths per label, because a label of a DAG can have very many.
 MAX_PATHS = 100
@@ -78,7 +78,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}; it takes {', '.join(_ARGUMENTS)}.")
         preprocess = {name: kwargs.pop(name) for name in ("truncation", "max_length", "padding") if name in kwargs}
         self._check(**kwargs)
-        forward = {"num_paths": kwargs.pop("num_paths")} if kwargs.get("num_paths") is not None else {}
+        number = kwargs.pop("num_paths", None)
+        forward = {} if number is None else {"num_paths": min(number, self.model.config.num_labels)}
         return preprocess, forward, kwargs
 
     def _check(
@@ -119,6 +120,8 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if not isinstance(inputs, str | dict):
             raise ValueError(f'A text must be a string or {{"text": ..., "text_pair": ...}}, got {inputs!r}.')
         texts = {"text": inputs} if isinstance(inputs, str) else inputs
+        for text in texts.values():
+            check_characters(text)
         texts = {**texts, "text": self.model.config.text_prefix + texts["text"]}
         if truncation:
             kwargs["max_length"] = token_limit(self.model, self.tokenizer, kwargs.get("max_length"))

@@ -40,6 +40,8 @@ def pool_states(
     if pooling == "max":
         lowest = torch.finfo(hidden_states.dtype).min
         return hidden_states.masked_fill(attention_mask[:, :, None] == 0, lowest).amax(dim=1)
+    if pooling not in ("cls", "last"):
+        raise ValueError(f"pooling must be one of cls, last, max, mean, got {pooling!r}.")
     positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
     if pooling == "cls":
         position = attention_mask.long().argmax(dim=1)

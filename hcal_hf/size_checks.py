@@ -168,6 +168,12 @@ class WeightFile:
 _HINT = "Restore the config.json that was saved with the weights."
 
 
+def describe(problem: BaseException) -> str:
+    """Returns the message of an error without its final point, with the type of an error that has no message of its own."""
+    text = str(problem).rstrip(".")
+    return f"{type(problem).__name__} {text}" if isinstance(problem, LookupError | AttributeError) else text
+
+
 def _size(shape: tuple[int, ...]) -> int:
     size = 1
     for length in shape:  # exact, where a product in int64 would overflow
@@ -249,10 +255,11 @@ def build_encoder(config: Any) -> Any:
         check_has_encoder(config.model_type, "The encoder's configuration")
     try:
         encoder = auto_class_of(config.model_type).from_config(config)
-    except (RuntimeError, OverflowError) as problem:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         largest = sorted(_numbers(config.to_dict()), key=lambda pair: -pair[1])[:3]
         fields = ", ".join(f"{field}={value:,}" for field, value in largest)
-        raise ValueError(f"The encoder's configuration cannot be built ({fields}): {problem}. {_HINT}") from problem
+        reason = f"cannot be built ({fields}): {describe(problem)}"
+        raise ValueError(f"The encoder's configuration {reason}. {_HINT}") from problem
     check_reads_tokens(encoder)
     return encoder
 

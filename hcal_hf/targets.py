@@ -6,6 +6,9 @@ from typing import TypeVar
 
 import torch
 
+# Fills rows of node indices up to the same length.
+PADDING = -100
+
 T = TypeVar("T")
 
 
@@ -20,7 +23,7 @@ class Targets:
             label, term by term. The denominators of mean losses do not change.
 
     Raises:
-        ValueError: for another shape or type.
+        ValueError: for another shape or type, and, on a CPU, for an index that no label has.
     """
 
     def __init__(self, labels: torch.Tensor, num_labels: int, label_weights: torch.Tensor | None = None):
@@ -39,6 +42,8 @@ class Targets:
             raise ValueError(
                 f"labels must be floating or bool (multi-hot) or int64 (node indices), got {labels.dtype}."
             )
+        if not self.is_multi_hot and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_nodes(labels, num_labels)
         self.labels = labels
         self.num_labels = num_labels
         self.label_weights = label_weights
@@ -97,3 +102,11 @@ class Targets:
         padded = self.labels.new_full((len(self.labels), len(levels) + 1), -100)
         padded.scatter_(1, level_of, offsets[nodes])
         return padded[:, :-1]
+
+
+def _check_nodes(labels: torch.Tensor, num_labels: int) -> None:
+    bad = ((labels < 0) & (labels != PADDING)) | (labels >= num_labels)
+    if bad.any():
+        raise ValueError(
+            f"labels must be node indices from 0 to {num_labels - 1}, or {PADDING} for padding, got {int(labels[bad][0])}."
+        )

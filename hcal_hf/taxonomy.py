@@ -21,14 +21,14 @@ from .node_lookup import NodeLookup
 from .node_names import (
     SEPARATOR,
     check_names,
-    check_pairs,
     check_sequence,
+    list_of_pairs,
     names_in_paths,
     quote_duplicates,
     quote_first,
     unique_paths,
 )
-from .node_paths import MAX_PATHS, check_node, edge_array, index_paths
+from .node_paths import MAX_PATHS, check_node, check_nodes, edge_array, index_paths
 
 logger = logging.get_logger(__name__)
 
@@ -109,8 +109,7 @@ class Taxonomy:
             ValueError: for empty or duplicate names, self-loops, cycles (the message prints the cycle), or a root
                 with a parent.
         """
-        edges = list(edges)
-        check_pairs(edges)
+        edges = list_of_pairs(edges)
         check_sequence(roots, "roots")
         roots = list(roots)
         if len(set(roots)) != len(roots):
@@ -372,7 +371,7 @@ class Taxonomy:
         Raises:
             ValueError: for an index outside 0 to L - 1, or one that is not a whole number.
         """
-        complete = {check_node(node, self.num_labels) for node in nodes}
+        complete = check_nodes(nodes, self.num_labels)
         open_nodes = list(complete)
         while open_nodes:
             for parent in self.parent_lists[open_nodes.pop()]:

@@ -51,6 +51,22 @@ def check_max_length(max_length: Any) -> None:
         raise ValueError(f"max_length must be a whole number of at least 1{at_most}, got {max_length!r}.")
 
 
+def check_characters(text: Any) -> None:
+    """Checks that a tokenizer can read a text.
+
+    Raises:
+        ValueError: if it is no text, or has half characters (surrogates), which are not Unicode.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"A text must be a string, got {text!r} of type {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The text {text!r:.80} has half characters that are not Unicode: read it with its own encoding."
+        ) from None
+
+
 def check_tokenizer(model: Any, tokenizer: Any) -> None:
     """Checks that a tokenizer is the one of the model, and that the encoder has an embedding for each of its tokens.
 
@@ -66,4 +82,4 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
     check_vocabulary(model.config, tokenizer)
 
 
-__all__ = ["NO_LIMIT", "check_max_length", "check_tokenizer", "token_limit"]
+__all__ = ["NO_LIMIT", "check_characters", "check_max_length", "check_tokenizer", "token_limit"]

@@ -14,7 +14,7 @@ from ..taxonomy import SEPARATOR, Taxonomy
 from ..token_limits import check_max_length
 from .label_checks import describe_misfit, find_misfits
 from .labels import LabelReader
-from .rows import AnyDataset, BadRow, BadRowsError, check_columns, class_names, iterate_splits
+from .rows import AnyDataset, BadRow, BadRowsError, check_columns, class_names, column_names, iterate_splits
 from .tables import UNREADABLE, read_table
 from .texts import join_texts, text_problem
 
@@ -79,6 +79,13 @@ def encode_dataset(
     """
     if on_bad_row not in ("raise", "drop"):
         raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
+    if not isinstance(taxonomy, Taxonomy):
+        raise ValueError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use build_taxonomy(table).")
+    if not callable(tokenizer):
+        raise ValueError(
+            f"tokenizer must be a tokenizer, got {tokenizer!r}: use AutoTokenizer.from_pretrained(encoder)."
+        )
+    texts = column_names(text, "text")
     if label_mode not in (None, "single_path", "multi_path"):
         raise ValueError(f'label_mode must be "single_path", "multi_path" or None, got {label_mode!r}.')
     if max_length is not None:
@@ -94,7 +101,6 @@ def encode_dataset(
     if label_mode == "single_path":
         taxonomy.check_single_path()
     dataset = read_table(dataset)
-    texts = [text] if isinstance(text, str) else list(text)
     encoded: dict[str, Any] = {}
     bad_rows: list[BadRow] = []
     summaries: list[str] = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..node_names import SEPARATOR, split_path
 from .annotation_exports import unwrap_results
+from .rows import column_names
 
 # Two quoted items of an array without a comma between them, as numpy writes them: ['A' 'B'].
 _NO_COMMA = re.compile(r"""(['"])\s+(?=['"])""")
@@ -35,7 +36,7 @@ class LabelReader:
         class_names (`dict`, *optional*): the names of the integers in columns of `ClassLabel`s.
 
     Raises:
-        ValueError: if there are no columns, or if `separator` or `delimiter` is empty.
+        ValueError: if there are no columns, if one is named twice, or if `separator` or `delimiter` is empty.
     """
 
     columns: str | Sequence[str] = "labels"
@@ -45,8 +46,7 @@ class LabelReader:
     class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.column_list:
-            raise ValueError("labels must name a column, or one column per level, but the list of columns is empty.")
+        column_names(self.columns, "labels")
         for name in ("separator", "delimiter"):
             value = getattr(self, name)
             if value is not None and not value.strip(" "):

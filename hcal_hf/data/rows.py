@@ -1,6 +1,6 @@
 """Iterates over the splits and rows of data sets, and reports rows that cannot be encoded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, LargeList, List
@@ -70,3 +70,19 @@ def class_names(split: Any, columns: list[str]) -> dict[str, list[str]]:
         if isinstance(feature, ClassLabel):
             names[column] = feature.names
     return names
+
+
+def column_names(columns: Any, what: str) -> list[str]:
+    """Returns the names of one or several columns as a list.
+
+    Raises:
+        ValueError: if they are not texts, if there are none, or if one is named twice.
+    """
+    names = [columns] if isinstance(columns, str) else columns
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what} must be the name of a column, or a list of names, got {columns!r}.")
+    if not names:
+        raise ValueError(f"{what} must name a column, or one column per level, but the list of columns is empty.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{what} names a column twice: {list(names)}.")
+    return list(names)

@@ -277,6 +277,9 @@ def _from_pandas(frame: Any) -> Any:
     from datasets import Dataset
 
     columns = {}
+    if not frame.columns.is_unique:
+        name = frame.columns[frame.columns.duplicated()][0]
+        raise ValueError(f"The DataFrame has several columns {name!r}: give each column a name of its own.")
     for name in frame.columns:
         values = frame[name]
         cells = [None if _is_nan(value) else value for value in values.tolist()]
@@ -301,8 +304,17 @@ def _from_file(table: TableFile) -> Any:
     from datasets import Dataset, Features, List, Value
 
     names = [name for name in table.columns if name and table.columns.count(name) == 1]
+    if not names and any(table.columns):
+        raise ValueError(
+            f"{table.path} names several columns {table.columns[0]!r}: give each column a name of its own."
+        )
     if not names:
         raise ValueError(f"{table.path} has no row that can be read.")
+    if binary := next((name for name in names if "\0" in name), None):
+        raise ValueError(
+            f"{table.path} names a column {binary!r:.80}, which is no text: it is a binary file, or a text in another "
+            "encoding. Save it as UTF-8, or give encoding=..."
+        )
     if next(table.rows(names), None) is None:
         raise ValueError(f"{table.path} names columns but has no rows: {', '.join(map(repr, names))}.")
     stat = table.path.stat()

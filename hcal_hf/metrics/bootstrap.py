@@ -52,8 +52,16 @@ def bootstrap_interval(differences: Any) -> dict[str, float]:
     Returns:
         `low` and `high`, the 2.5 and 97.5 percentiles, and `p`: twice the share of resamples in which the difference is at
         most 0 or at least 0, whichever is smaller, at most 1 and at least 1 / number of resamples.
+
+    Raises:
+        ValueError: without values, for NaN, and for another shape.
     """
     values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or not values.size or np.isnan(values).any():
+        raise ValueError(
+            f"differences must be one number per resample, got {values.size} values of the shape {list(values.shape)}, "
+            f"{int(np.isnan(values).sum())} of them NaN."
+        )
     low, high = np.percentile(values, [2.5, 97.5])
     p = min(2 * min(float((values <= 0).mean()), float((values >= 0).mean())), 1.0)
     return {"low": float(low), "high": float(high), "p": max(p, 1 / len(values))}

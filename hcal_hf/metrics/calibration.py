@@ -42,8 +42,8 @@ def expected_calibration_error(
         ValueError: if shapes differ, a probability is NaN or outside 0 to 1, `binning` is unknown, or there are no bins.
     """
     p, gaps = _checked(probabilities, outcomes)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}; 15 is usual.")
+    if not isinstance(bins, int | np.integer) or bins < 1:
+        raise ValueError(f"bins must be a whole number of at least 1, got {bins!r}; 15 is usual.")
     if binning not in BINNINGS:
         raise ValueError(f"binning must be one of {', '.join(BINNINGS)}, got {binning!r}.")
     if not p.size:

@@ -1,5 +1,6 @@
 """Extends the training arguments of transformers."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,38 @@ PAPER_SETTINGS: dict[str, Any] = {
     "loss_weighting": "hcal",
     "loss_weighting_kwargs": {"gamma": 0.5},
 }
+
+
+# The smallest value of each number, and whether it must be whole. The others may be infinite or NaN in transformers.
+_LOWEST: dict[str, tuple[float, bool]] = {
+    "learning_rate": (0, False),
+    "head_learning_rate": (0, False),
+    "prototype_learning_rate": (0, False),
+    "weight_decay": (0, False),
+    "max_grad_norm": (0, False),
+    "num_train_epochs": (-math.inf, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "dataloader_num_workers": (0, True),
+    "max_steps": (-1, True),
+    "seed": (0, True),
+}
+
+
+def check_numbers(args: Any) -> None:
+    """Checks the numbers of training arguments, which transformers uses unchecked. None is not checked.
+
+    Raises:
+        ValueError: for the first one of another type or out of range.
+    """
+    for name, (lowest, is_whole) in _LOWEST.items():
+        value = getattr(args, name)
+        is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and lowest <= value < math.inf):
+            kind = "a whole number" if is_whole else "a finite number"
+            least = f" of at least {lowest:g}" if lowest > -math.inf else ""
+            raise ValueError(f"{name} must be {kind}{least}, got {value!r}.")
 
 
 @dataclass
@@ -65,8 +98,8 @@ class HcalTrainingArguments(TrainingArguments):
             evaluation documents ([`hcal_hf.tune_model`]).
 
     Raises:
-        ValueError: if the weighter or one of its arguments is unknown, or if `prototype_lr_multipliers` are not positive or
-            the optimiser is not SGD.
+        ValueError: if a number is of another type or out of range, if the weighter or one of its arguments is unknown, or
+            if `prototype_lr_multipliers` are not positive or the optimiser is not SGD.
     """
 
     loss_weighting: str = field(
@@ -120,6 +153,7 @@ class HcalTrainingArguments(TrainingArguments):
         is_violation = "hvr" in metric or "inconsistent" in metric
         if getattr(self, "greater_is_better", None) is None and is_violation:
             self.greater_is_better = False  # transformers assumes that only losses are better when smaller
+        check_numbers(self)
         super().__post_init__()
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
@@ -148,7 +182,8 @@ class HcalTrainingArguments(TrainingArguments):
                 f'prototype_lr_multipliers need optim="sgd", got {OptimizerNames(self.optim).value!r}: other optimisers '
                 "rescale gradients, which cancels the factors. Use prototype_learning_rate instead."
             )
-        if not self.prototype_lr_multipliers or min(self.prototype_lr_multipliers) <= 0:
+        multipliers = self.prototype_lr_multipliers
+        if not multipliers or not all(isinstance(m, int | float) and 0 < m < math.inf for m in multipliers):
             raise ValueError(f"prototype_lr_multipliers must be positive, got {self.prototype_lr_multipliers}.")
 
     def __getstate__(self) -> dict[str, Any]:

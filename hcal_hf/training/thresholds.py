@@ -164,7 +164,12 @@ def check_documents(probabilities: Any, targets: Any, taxonomy: Taxonomy) -> tup
     Raises:
         ValueError: if shapes are wrong or differ, or probabilities are outside 0 to 1.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
+    try:
+        p = np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"probabilities must be numbers [documents, labels], got {probabilities!r:.80}.") from None
+    if not isinstance(taxonomy, Taxonomy):
+        raise ValueError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}.")
     if p.ndim != 2 or p.shape[1] != taxonomy.num_labels:
         raise ValueError(f"probabilities must have shape [documents, {taxonomy.num_labels}], got {list(p.shape)}.")
     check_scores(torch.from_numpy(p), taxonomy, "probabilities")
@@ -180,6 +185,8 @@ def _bool_array(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != shape:
         raise ValueError(f"{name} must have the shape of the probabilities, {list(shape)}, got {list(values.shape)}.")
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{name} must be bool, or 0 and 1, got {values[~np.isin(values, (0, 1))][0]!r}.")
     return values if values.dtype == bool else values > 0
 
 

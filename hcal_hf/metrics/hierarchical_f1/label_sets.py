@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# A hierarchy with more labels would not fit into memory.
+MOST_LABELS = 2**27
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 Words = NDArray[np.uint64]
@@ -53,9 +56,9 @@ class Hierarchy:
     """
 
     def __init__(self, edges: ArrayLike, num_labels: int, depths: ArrayLike | None = None) -> None:
+        if not isinstance(num_labels, int | np.integer) or not 0 <= num_labels <= MOST_LABELS:
+            raise ValueError(f"num_labels is {num_labels!r}; allowed: a whole number from 0 to {MOST_LABELS:,}.")
         self.num_labels = operator.index(num_labels)
-        if self.num_labels < 0:
-            raise ValueError(f"num_labels is {num_labels}; allowed: 0 or more.")
         pairs = np.asarray(edges)
         if pairs.size == 0:
             pairs = np.zeros((0, 2), dtype=np.int64)

@@ -1,5 +1,7 @@
 """Weights tasks by dynamic weight average."""
 
+import math
+
 import torch
 
 from .base import LossWeighter, all_present, masked_softmax
@@ -33,10 +35,10 @@ class DwaWeighter(LossWeighter):
 
     def __init__(self, num_tasks: int, temperature: float = 2.0, period: int = 100):
         super().__init__(num_tasks)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
-        if not period >= 1:
-            raise ValueError(f"period must be at least 1, got {period}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+        if not isinstance(period, int) or period < 1:
+            raise ValueError(f"period must be a whole number of at least 1, got {period}.")
         self.temperature, self.period = temperature, period
         for name in ("sums", "counts", "last", "before"):
             self.register_buffer(name, torch.zeros(num_tasks))

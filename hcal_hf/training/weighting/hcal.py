@@ -1,5 +1,7 @@
 """Weights tasks by HCAL's adaptive weights."""
 
+import math
+
 import torch
 
 from .base import LossWeighter, all_present, masked_softmax
@@ -25,8 +27,8 @@ class HcalWeighter(LossWeighter):
 
     def __init__(self, num_tasks: int, gamma: float = 0.5):
         super().__init__(num_tasks)
-        if not gamma > 0:
-            raise ValueError(f"gamma must be above 0, got {gamma}.")
+        if not 0 < gamma < math.inf:
+            raise ValueError(f"gamma must be a finite number above 0, got {gamma}.")
         self.gamma = gamma
 
     def forward(self, losses: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Weights tasks by their rates of convergence."""
 
+import math
+
 import torch
 
 from .base import LossWeighter, all_present, masked_mean, masked_softmax
@@ -39,8 +41,8 @@ class HcalRateWeighter(LossWeighter):
         self, num_tasks: int, gamma: float = 0.5, rho: float = 0.2, decay: float = 0.99, first_steps: int = 10
     ):
         super().__init__(num_tasks)
-        if not gamma > 0:
-            raise ValueError(f"gamma must be above 0, got {gamma}.")
+        if not 0 < gamma < math.inf:
+            raise ValueError(f"gamma must be a finite number above 0, got {gamma}.")
         if not 0 <= rho <= 1:
             raise ValueError(f"rho must be from 0 to 1, got {rho}.")
         if not 0 <= decay < 1:
