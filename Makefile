@@ -1,6 +1,7 @@
 # make quickstart      install what the quickstart needs, classify lines of business from a code book, then with labels
 # make test            install everything, run the fast tests in parallel
 # make test-slow       install everything, run the slow tests: browser, extras, several processes, long trainings
+# make reliability    run the long tests of tests/reliability, store their counts, write recipes/benchmarks/pages/reliability.md
 # make docs            build the manual into site/
 # make check-versions  build the package, try it in bare environments and with minimum versions (needs the package index)
 # make quality         lint, formatting, types, spelling
@@ -14,7 +15,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 WORKERS ?= auto
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install quickstart test test-slow docs check-versions benchmark quality format clean
+CASES ?= 1000000
+
+.PHONY: install quickstart test test-slow reliability docs check-versions benchmark quality format clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +41,14 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
+
+reliability: install
+	rm -f outputs/reliability.jsonl
+	mkdir -p outputs
+	OMP_NUM_THREADS=1 HCAL_FUZZ_CASES=$(CASES) HCAL_RELIABILITY_ROWS=outputs/reliability.jsonl $(BIN)/python -m pytest \
+		tests/reliability/test_malformed_inputs.py tests/reliability/test_fuzzing.py tests/reliability/test_endurance.py \
+		-m "reliability or not slow"
+	$(BIN)/python recipes/benchmarks/reliability.py outputs/reliability.jsonl
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -8,6 +8,7 @@ import torch
 from .progress_bar import progress_bar
 from .encoder_inputs import run_encoder
 from .taxonomy import Taxonomy
+from .token_limits import tokenize
 
 # A progress bar is shown for at least so many texts.
 _MANY_TEXTS = 2000
@@ -30,9 +31,8 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     starts = range(0, len(order), batch_size)
     for start in progress_bar(iterable=starts, desc="Embedding texts", disable=len(texts) < _MANY_TEXTS):
         rows = order[start : start + batch_size]
-        batch = tokenizer([prefix + texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt").to(
-            model.device
-        )
+        chosen = [prefix + texts[i] for i in rows]
+        batch = tokenize(tokenizer, chosen, padding=True, truncation=True, return_tensors="pt").to(model.device)
         hidden = run_encoder(model.encoder, **batch).last_hidden_state
         states[rows] = model.document_states(hidden, batch["input_ids"], batch["attention_mask"]).float()
     model.train(was_training)

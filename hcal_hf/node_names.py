@@ -36,7 +36,12 @@ def check_names(names: Sequence[str], what: str) -> None:
     Raises:
         ValueError: for the first name that is not.
     """
-    if set(map(type, names)) <= {str} and all(names) and list(map(str.strip, names)) == list(names) and "\0" not in "".join(names):
+    if (
+        set(map(type, names)) <= {str}
+        and all(names)
+        and list(map(str.strip, names)) == list(names)
+        and "\0" not in "".join(names)
+    ):
         return
     for name in names:
         if not isinstance(name, str):
@@ -49,7 +54,9 @@ def check_names(names: Sequence[str], what: str) -> None:
         if name != name.strip():
             raise ValueError(f"A {what} must not start or end with white space, got {name!r}: use {name.strip()!r}.")
         if "\0" in name:
-            raise ValueError(f"A {what} must not have the character NUL, got {name!r}: the file is damaged or no text.")
+            raise ValueError(
+                f"A {what} must not have the character NUL, got {name!r}: the file is damaged or no text."
+            )
 
 
 def list_of_pairs(edges: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from transformers.pipelines.base import GenericTensor
 from .decoding import UNTHRESHOLDED, Decision, check_scores, log_thresholds
 from .hub import TASK
 from .path_search import PathSearch, best_of_all, is_searchable
-from .token_limits import check_characters, check_tokenizer, token_limit
+from .token_limits import check_characters, check_tokenizer, token_limit, tokenize
 
 # The maximum number of paths per label, because a label of a DAG can have very many.
 MAX_PATHS = 100
@@ -126,7 +126,7 @@ class HierarchicalTextClassificationPipeline(Pipeline):
         if truncation:
             kwargs["max_length"] = token_limit(self.model, self.tokenizer, kwargs.get("max_length"))
             truncation = truncation if kwargs["max_length"] else False
-        tokens = self.tokenizer(**texts, return_tensors="pt", truncation=truncation, **kwargs)
+        tokens = tokenize(self.tokenizer, **texts, return_tensors="pt", truncation=truncation, **kwargs)
         if not tokens["input_ids"].numel():
             raise ValueError(f"The text has no tokens: {inputs!r}. Give a text with words.")
         return tokens

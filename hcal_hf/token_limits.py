@@ -1,5 +1,7 @@
 """Checks a tokenizer and token ids against the encoder of a model, and finds the longest text that it can read."""
 
+import os
+import threading
 from typing import Any
 
 from transformers.utils import logging
@@ -7,6 +9,19 @@ from transformers.utils import logging
 from .integrity import check_vocabulary
 
 logger = logging.get_logger(__name__)
+
+# A fast tokenizer stores truncation and padding before it reads a text. Without a lock, a thread would get the maximum length
+# that another thread has just set.
+_TOKENIZING = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _TOKENIZING
+    _TOKENIZING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # another thread of the parent may have held it
 
 # A larger `model_max_length` means that the tokenizer does not store the limit.
 NO_LIMIT = 10**9
@@ -37,6 +52,12 @@ def token_limit(model: Any, tokenizer: Any, max_length: int | None = None) -> in
         max_length = tokenizer.model_max_length
     limits = [limit for limit in (max_length, model.max_tokens) if limit is not None]
     return min(limits, default=None)
+
+
+def tokenize(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a tokenizer. Threads that share it wait for each other, so that each gets its own options."""
+    with _TOKENIZING:
+        return tokenizer(*args, **kwargs)
 
 
 def check_max_length(max_length: Any) -> None:
@@ -82,4 +103,4 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
     check_vocabulary(model.config, tokenizer)
 
 
-__all__ = ["NO_LIMIT", "check_characters", "check_max_length", "check_tokenizer", "token_limit"]
+__all__ = ["NO_LIMIT", "check_characters", "check_max_length", "check_tokenizer", "token_limit", "tokenize"]

@@ -14,7 +14,7 @@ from ..data.texts import text_problem
 from ..decoding import log_thresholds
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import HierarchicalTextClassificationPipeline
-from ..token_limits import check_max_length, token_limit
+from ..token_limits import check_max_length, token_limit, tokenize
 from .command_line import ENGINES
 from .explanation import explain
 
@@ -182,7 +182,8 @@ class Predictor:
         if usable:
             # The tokenizer splits one call over the cores. Padding follows in each batch.
             columns = dict(
-                self.tokenizer(
+                tokenize(
+                    self.tokenizer,
                     [prefix + texts[i] for i in usable],
                     truncation=self.max_length is not None,
                     max_length=self.max_length,

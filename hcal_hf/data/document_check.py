@@ -116,7 +116,11 @@ class DocumentCheck:
                 self._check_text(join_texts(row.cells[len(self.columns) :]), cells, number)
         if not documents:
             self.report.add(
-                "error", "no-rows", "tables without rows", "Give a table with rows below its names.", [str(self.table.path)]
+                "error",
+                "no-rows",
+                "tables without rows",
+                "Give a table with rows below its names.",
+                [str(self.table.path)],
             )
         self._check_rows()
         self._check_cells()

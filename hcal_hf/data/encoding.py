@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..taxonomy import SEPARATOR, Taxonomy
-from ..token_limits import check_max_length
+from ..token_limits import check_max_length, tokenize
 from .label_checks import describe_misfit, find_misfits
 from .labels import LabelReader
 from .rows import AnyDataset, BadRow, BadRowsError, check_columns, class_names, column_names, iterate_splits
@@ -170,7 +170,7 @@ class RowEncoder:
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         texts, problems, rows, completed, unlabelled = self.read(batch)
         clean = ["" if problem else self.prefix + text for text, problem in zip(texts, problems)]
-        tokens = self.tokenizer(clean, truncation=True, max_length=self.max_length)
+        tokens = tokenize(self.tokenizer, clean, truncation=True, max_length=self.max_length)
         # Only fast tokenizers keep the tokens that were cut off.
         truncated = [bool(e.overflowing) for e in tokens.encodings] if tokens.encodings else [False] * len(texts)
         row_report = {_PROBLEM: problems, _COMPLETED: completed, _TRUNCATED: truncated, _UNLABELLED: unlabelled}

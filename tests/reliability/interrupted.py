@@ -70,7 +70,9 @@ def kill_after(child, seconds):
 
 
 def train(folder, weighter, resume):
-    trainer = make_trainer(folder, weighter, max_steps=STEPS, logging_steps=STEPS, save_strategy="steps", save_steps=1, save_total_limit=3)
+    trainer = make_trainer(
+        folder, weighter, max_steps=STEPS, logging_steps=STEPS, save_strategy="steps", save_steps=1, save_total_limit=3
+    )
     checkpoints = list(Path(folder).glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=bool(resume and any(not checkpoint_problem(str(c)) for c in checkpoints)))
     save_file({k: v.contiguous() for k, v in trainer.model.state_dict().items()}, Path(folder) / "end.safetensors")

@@ -24,7 +24,14 @@ from tests.reliability.counted import CASES, counted
 from tests.test_decoding import slow_expected_f1
 
 DOCUMENTS = 50
-SHARES = {"decoders": 0.61, "taxonomy": 0.25, "tables": 0.1, "label cells": 0.02, "metrics": 0.01, "damaged files": 0.01}
+SHARES = {
+    "decoders": 0.61,
+    "taxonomy": 0.25,
+    "tables": 0.1,
+    "label cells": 0.02,
+    "metrics": 0.01,
+    "damaged files": 0.01,
+}
 
 
 def fuzz(area, cases_per_example=1):
@@ -177,7 +184,9 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path):
     """Any bytes under any ending give a table or a ValueError that names the file."""
     with counted("damaged files", "a file of random or damaged bytes") as count:
         good = b'text,labels\n"a, b",science > physics\nc,arts\n'
-        pieces = st.sampled_from([good, b'{"text": "a", "labels": ["b"]}\n', b"a > b\n\tc\n", b"PK\x03\x04", b"\x1f\x8b\x08"])
+        pieces = st.sampled_from(
+            [good, b'{"text": "a", "labels": ["b"]}\n', b"a > b\n\tc\n", b"PK\x03\x04", b"\x1f\x8b\x08"]
+        )
 
         @fuzz("damaged files")
         @given(
@@ -219,7 +228,9 @@ def test_decoders_equal_loops():
             probabilities = torch.sigmoid(logits).tolist()
             above = ancestor_sets(taxonomy)
             lowest = np.log(threshold)
-            expected = {name: [] for name in ("raw", "closure", "prune", "top_down", "expected_f1", "risk", "path", "one")}
+            expected = {
+                name: [] for name in ("raw", "closure", "prune", "top_down", "expected_f1", "risk", "path", "one")
+            }
             for row, p in zip(logs, probabilities):
                 passing = {node for node in range(size) if row[node] >= lowest}
                 kept = {node for node in passing if above[node] <= passing}

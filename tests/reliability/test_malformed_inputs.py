@@ -36,6 +36,7 @@ from hcal_hf.commands import main as cli
 from hcal_hf.metrics.hierarchical_f1.scores import hierarchical_scores_from_edges
 from hcal_hf.pooling import pool_states
 from tests.builders import build_model, build_taxonomy, build_tokenizer, tiny_bert
+from tests.reliability.counted import counted
 
 TAXONOMY = build_taxonomy()
 TOKENIZER = build_tokenizer()
@@ -615,7 +616,9 @@ def cases():
 
 
 def test_the_tables_hold_more_than_150_inputs():
-    assert cases() >= 150
+    with counted("malformed inputs", "an input of the tables of test_malformed_inputs.py") as count:
+        count.cases = cases()
+        assert cases() >= 150
 
 
 def test_a_well_formed_input_of_each_kind_is_accepted(tmp_path, classify):

@@ -11,6 +11,7 @@ import torch
 from ...configuration_hcal import HcalConfig
 from ...decoding import UNTHRESHOLDED, Decision, add_ancestors, default_method
 from ...pipeline_hcal import HierarchicalTextClassificationPipeline
+from ...token_limits import tokenize
 from .tree import answer_html, number, tree_html
 
 # Characters of the text that the page shows above its labels.
@@ -104,7 +105,7 @@ class Reader:
         tokens, tokens_read, logits = 0, 0, None
         if text.strip():
             prefixed = self.config.text_prefix + text
-            tokens = len(self.pipe.tokenizer(prefixed, truncation=False, verbose=False)["input_ids"])
+            tokens = len(tokenize(self.pipe.tokenizer, prefixed, truncation=False, verbose=False)["input_ids"])
         if tokens:
             inputs = self.pipe.preprocess(text, **self.pipe._preprocess_params)
             tokens_read = inputs["input_ids"].numel()
