@@ -10,8 +10,8 @@ from .integrity import check_vocabulary
 
 logger = logging.get_logger(__name__)
 
-# A fast tokenizer stores truncation and padding before it reads a text. Without a lock, a thread would get the maximum length
-# that another thread has just set.
+# A fast tokenizer stores truncation and padding before it reads a text. Without a lock, a thread would get the maximum
+# length that another thread has just set.
 _TOKENIZING = threading.Lock()
 
 

@@ -297,7 +297,7 @@ def open_parquet(path: Path) -> Any:
 
     try:
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as problem:
+    except (pa.ArrowException, OSError) as problem:
         raise ValueError(f"{path} is damaged, or is not a Parquet file: {problem}") from problem
 
 
@@ -312,11 +312,11 @@ class open_arrow:
             try:
                 self._reader: Any = pa.ipc.open_file(self._source)
                 self._is_file = True
-            except pa.ArrowInvalid:
+            except (pa.ArrowException, OSError):
                 self._source.seek(0)
                 self._reader = pa.ipc.open_stream(self._source)
                 self._is_file = False
-        except pa.ArrowInvalid as problem:
+        except (pa.ArrowException, OSError) as problem:
             raise ValueError(f"{path} is damaged, or is not an Arrow file: {problem}") from problem
         self.columns = list(self._reader.schema.names)
 

@@ -149,7 +149,7 @@ def test_tables_are_read_as_they_were_written(ending, tmp_path):
                     writer = csv.writer(file, delimiter="\t" if ending == "tsv" else ",", quoting=csv.QUOTE_ALL)
                     writer.writerows([names, *rows])
             table = TableFile(path, encoding="utf-8")
-            read = [row for row in table.rows(names)]
+            read = list(table.rows(names))
             assert len(read) == len(rows)
             for found, expected in zip(read, rows):
                 assert found.problem is None, found.problem
@@ -196,13 +196,15 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path):
         def check(content, ending):
             path = tmp_path / f"t.{ending}"
             path.write_bytes(content)
+            refusal = None
             try:
                 table = TableFile(path)
                 names = [name for name in table.columns if name]
                 for row in table.rows(names):
                     assert row.problem or len(row.cells) == len(names)
             except ValueError as problem:
-                assert path.name in str(problem)
+                refusal = str(problem)
+            assert refusal is None or path.name in refusal, refusal
             count.cases += 1
 
         check()
