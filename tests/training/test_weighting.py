@@ -409,13 +409,13 @@ def test_unknown_weighters_and_arguments_are_refused_with_suggestions():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("hcal", {"gamma": 0}, "gamma must be above 0, got 0"),
-        ("hcal_rate", {"gamma": 0}, "gamma must be above 0, got 0"),
+        ("hcal", {"gamma": 0}, "gamma must be a finite number above 0, got 0"),
+        ("hcal_rate", {"gamma": 0}, "gamma must be a finite number above 0, got 0"),
         ("hcal_rate", {"rho": 1.5}, "rho must be from 0 to 1, got 1.5"),
         ("hcal_rate", {"decay": 1.0}, "decay must be at least 0 and below 1, got 1.0"),
         ("hcal_rate", {"first_steps": 0}, "first_steps must be at least 1, got 0"),
-        ("dwa", {"temperature": 0}, "temperature must be above 0, got 0"),
-        ("dwa", {"period": 0}, "period must be at least 1, got 0"),
+        ("dwa", {"temperature": 0}, "temperature must be a finite number above 0, got 0"),
+        ("dwa", {"period": 0}, "period must be a whole number of at least 1, got 0"),
         ("uncertainty", {"learning_rate": 0}, "learning_rate must be above 0, got 0"),
         ("famo", {"learning_rate": 0}, "learning_rate must be above 0, got 0"),
         ("famo", {"decay": -1}, "decay must be 0 or above, got -1"),
