@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from .progress_bar import progress_bar
 from .encoder_inputs import run_encoder
+from .progress_bar import progress_bar
 from .taxonomy import Taxonomy
 from .token_limits import tokenize
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..token_limits import token_limit
+from ..token_limits import token_limit, tokenize
 
 # A text is left out piece by piece, in at most so many pieces. Those of longer texts have several words.
 MOST_PIECES = 32
@@ -102,7 +102,8 @@ def _explain(
     compute: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None,
 ) -> Explanation:
     prefix = model.config.text_prefix
-    encoded = tokenizer(prefix + text, truncation=limit is not None, max_length=limit, return_offsets_mapping=True)
+    how = {"truncation": limit is not None, "max_length": limit, "return_offsets_mapping": True}
+    encoded = tokenize(tokenizer, prefix + text, **how)
     offsets, words = encoded.pop("offset_mapping"), encoded.word_ids()
     columns = {name: np.asarray(values) for name, values in encoded.items()}
     # Words of the prefix and special tokens stay.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..encoder_inputs import run_encoder
 from ..modeling_hcal import HcalForSequenceClassification
 from .onnx_export import (
     INT8,
@@ -36,8 +37,8 @@ class _PooledStates(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        states = run_encoder(self.model.encoder, **inputs).last_hidden_state
         return self.model.document_states(states, input_ids, attention_mask)
 
 
