@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from .encoder_inputs import run_encoder
 from .progress_bar import progress_bar
 from .taxonomy import Taxonomy
-from .token_limits import tokenize
+from .token_limits import token_limit, tokenize
 
 # A progress bar is shown for at least so many texts.
 _MANY_TEXTS = 2000
@@ -26,15 +25,15 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     was_training = model.training
     model.eval()
     prefix = model.config.text_prefix
+    truncation = {"truncation": True, "max_length": None if model.windows is None else token_limit(model, tokenizer)}
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     states = torch.empty(len(texts), model.projection.in_features, device=model.device)
     starts = range(0, len(order), batch_size)
     for start in progress_bar(iterable=starts, desc="Embedding texts", disable=len(texts) < _MANY_TEXTS):
         rows = order[start : start + batch_size]
         chosen = [prefix + texts[i] for i in rows]
-        batch = tokenize(tokenizer, chosen, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        hidden = run_encoder(model.encoder, **batch).last_hidden_state
-        states[rows] = model.document_states(hidden, batch["input_ids"], batch["attention_mask"]).float()
+        batch = tokenize(tokenizer, chosen, padding=True, **truncation, return_tensors="pt")
+        states[rows] = model.encode_documents(dict(batch.to(model.device)))[1].float()
     model.train(was_training)
     return states
 

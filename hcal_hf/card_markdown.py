@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -213,6 +214,42 @@ The method:
 The software: `hcal_hf` {{ version }}.
 """
 
+
+def reading_limit(model: Any) -> str:
+    """Describes how many tokens of a text a model reads, in one sentence or two."""
+    if model.windows is None:
+        return f"It reads at most {model.max_tokens:,} tokens of a text. Its tokenizer may truncate earlier."
+    windows = model.windows
+    return (
+        f"It reads at most {windows.capacity:,} tokens of a text. Texts of more than {windows.length:,} tokens are read "
+        f"in up to {windows.maximum} windows, which overlap by {windows.overlap} tokens."
+    )
+
+
+def truncation_note(truncated: Mapping[str, tuple[int, int]]) -> str:
+    """Makes a paragraph about the number of texts of each split that were truncated. Returns "" if none was."""
+    cut = [f"{number:,} of {total:,} in {name}" for name, (number, total) in truncated.items() if number]
+    return f"Longer texts, of which the end was not read: {', '.join(cut)}.\n\n" if cut else ""
+
+
+def threshold_note(config: Any, taxonomy: Taxonomy) -> str:
+    """Describes the thresholds of a model in one sentence."""
+    if config.thresholds is None:
+        if config.label_mode == "single_path":
+            return "Thresholds: none, so paths are not shortened."
+        return "Thresholds: none tuned, 0.5 for every label."
+    values = np.asarray(config.thresholds, dtype=np.float64)
+    if (values == values[0]).all():
+        return f"Threshold, tuned: {values[0]:.4g} for every label."
+    if all((values[level] == values[level.start]).all() for level in taxonomy.levels):
+        each = ", ".join(f"{values[level.start]:.4g}" for level in taxonomy.levels)
+        return f"Thresholds, tuned, one per level from the top down: {each}."
+    return (
+        f"Thresholds, tuned, one per label: from {values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g} "
+        "(in `config.json`)."
+    )
+
+
 __all__ = [
     "TEMPLATE",
     "block",
@@ -223,6 +260,9 @@ __all__ = [
     "level_table",
     "prose",
     "readable",
+    "reading_limit",
     "table",
+    "threshold_note",
     "tree_lines",
+    "truncation_note",
 ]

@@ -11,6 +11,7 @@ from .classification_loss import check_classification_loss
 from .geometry import check_geometry
 from .joint_contrast import JointContrastOptions
 from .taxonomy import Taxonomy
+from .windows import check_windows
 
 # The format of config.json and weights that this library writes. Formats up to this one can be read.
 # A config.json without `hcal_format_version` has format 0, which differs from format 1 in that field only. Format 2 adds
@@ -178,6 +179,10 @@ class ConfigChecks:
     def validate_classification_loss(self) -> None:
         """Checks that the classification loss and its options fit the other fields."""
         check_classification_loss(self)
+
+    def validate_windows(self) -> None:
+        """Checks the windows of long texts."""
+        check_windows(self)
 
     def validate_geometry(self) -> None:
         """Checks that the geometry of the prototypes fits the other fields."""

@@ -26,6 +26,7 @@ from .integrity import CHECKSUMS, check_config, config_checksums, defaults_of
 from .joint_contrast import JointContrastOptions
 from .size_checks import check_counts
 from .taxonomy import Taxonomy
+from .windows import MAX_WINDOWS, default_overlap
 
 # Fields that are removed from an encoder's configuration. A nested dictionary from a repository could otherwise enable
 # code or kernels that the user who loads the model never agreed to.
@@ -121,6 +122,16 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             [`hcal_hf.add_lexical_features`] does.
         text_prefix (`str`, defaults to `""`):
             Precedes each text of a document or label, as some encoders need it: `"query: "` for E5.
+        window_length, window_overlap, max_windows (`int`, *optional*):
+            Longer texts than `window_length` tokens are read in up to `max_windows` (4) windows of so many tokens, which
+            share `window_overlap` tokens (an eighth) with the next ([`hcal_hf.windows.Windows`]). By default there are no
+            windows. [`from_encoder`] chooses `window_length` if it gets `max_windows`.
+        window_pooling (`"mean"` or `"attention"`, defaults to `"mean"`):
+            How windows become the document vector: their mean by tokens, or a mean with learned weights, for fine-tuning
+            ([`hcal_hf.windows.pool_windows`]).
+        window_affixes (`list[int]`, defaults to `[0, 0]`):
+            The numbers of tokens at the start and the end of a text that each window repeats: special tokens and
+            `text_prefix`. [`from_encoder`] counts them.
         score_function (`"cosine"` or `"linear"`, defaults to `"cosine"`):
             `cosine`: unit prototypes, score = cosine / tau (softmax heads) or a * cosine + b with learned a and b (sigmoid
             heads). `linear`: prototypes of any length, score = <feature, prototype> / tau, plus a learned bias per label
@@ -179,8 +190,6 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             the default `label_texts`.
         tokenizer_checksum (`str`, *optional*):
             Identifies the tokens of the tokenizer that the model was trained with. Another tokenizer is refused.
-        tokenizer_checksum (`str`, *optional*):
-            Identifies the tokens of the tokenizer that the model was trained with. Another tokenizer is refused.
         table_options (`dict`, *optional*):
             How the tables of training were read: `text` and `labels` (lists of columns), `separator`, `delimiter`,
             `empty_means_none` and `leave_out`, as for [`hcal_hf.encode_dataset`]. The commands read other tables in the
@@ -233,6 +242,11 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
     lexical_features: int | None = None
     lexical_terms: int | None = None
     text_prefix: str = ""
+    window_length: int | None = None
+    window_overlap: int | None = None
+    max_windows: int | None = None
+    window_pooling: Literal["mean", "attention"] = "mean"
+    window_affixes: list[int] = field(default_factory=lambda: [0, 0])
     score_function: Literal["cosine", "linear"] = "cosine"
     prototype_temperature: float | int = 0.1
     geometry: Literal["euclidean", "hyperbolic_penalty", "hyperbolic"] = "euclidean"
@@ -325,6 +339,10 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             self.head = "independent" if self.objective == "aggregate" else DEFAULT_HEADS[self.label_mode]
         if self.prototype_anchor and self.label_texts is None:
             self.label_texts = self.to_taxonomy().texts(self.label_names)
+        if self.window_length is not None:
+            self.max_windows = MAX_WINDOWS if self.max_windows is None else self.max_windows
+            if self.window_overlap is None:
+                self.window_overlap = default_overlap(self.window_length, self.window_affixes)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         kwargs.setdefault("custom_pipelines", None)  # like auto_map, for pipeline() with the code of a repository

@@ -36,10 +36,12 @@ PARTS = {
         "prototype_anchor",
         "prototype_temperature",
     ),
-    # Only in models with other values than the defaults, so that earlier models keep their checksums.
+    # Those of `_OPTIONAL` are left out if all values are the defaults, so that earlier models keep their checksums.
     "features": ("lexical_features", "lexical_terms", "text_prefix"),
+    "windows": ("window_length", "window_overlap", "max_windows", "window_pooling", "window_affixes"),
     "decisions": ("thresholds", "risk_alpha", "risk_threshold", "score_temperature"),
 }
+_OPTIONAL = ("features", "windows")
 _LENGTH = 16
 # Weights that files of other libraries may hold and a model of this one does not use.
 _UNUSED = ("encoder.pooler.", "pooler.")
@@ -55,7 +57,7 @@ def config_checksums(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     found = {}
     for part, names in PARTS.items():
         fields = [values.get(name, defaults.get(name)) for name in names]
-        if part == "features" and fields == [defaults.get(name) for name in names]:
+        if part in _OPTIONAL and fields == [defaults.get(name) for name in names]:
             continue
         found[part] = _digest(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
     return found

@@ -17,7 +17,20 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from .card_markdown import TEMPLATE, block, cell, code, counted, level_table, prose, table, tree_lines
+from .card_markdown import (
+    TEMPLATE,
+    block,
+    cell,
+    code,
+    counted,
+    level_table,
+    prose,
+    reading_limit,
+    table,
+    threshold_note,
+    tree_lines,
+    truncation_note,
+)
 from .decoding import default_method
 from .hub import TASK
 from .taxonomy import Taxonomy
@@ -32,9 +45,6 @@ INDEXED = (
     ("raw_hvr", "hvr", "HVR, raw"),
     ("hvr", "hvr", "HVR, decoded"),
 )
-
-
-# ---- Facts ----
 
 
 @dataclass
@@ -152,6 +162,7 @@ class Facts:
         results: the scores of the current model.
         pictures (`dict[str, str]`): the alternative text of each figure, by its file in the folder of the model.
         carries_code (`bool`): whether the folder of the model contains its code.
+        truncated (`dict`): for each split, the number of texts of which the end was cut off, and of all texts.
         carried (`dict[str, str]`): sections of the previous card in the folder, by title. They replace unknown facts.
     """
 
@@ -162,6 +173,7 @@ class Facts:
     results: Sequence[Evaluation] = ()
     pictures: Mapping[str, str] = field(default_factory=dict)
     carries_code: bool = False
+    truncated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -342,7 +354,9 @@ def _data(facts: Facts) -> str:
     licence = prose(details.dataset_license) if details.dataset_license else "not specified"
     languages = [details.language] if isinstance(details.language, str) else details.language
     language = ", ".join(map(prose, languages)) if languages else "not specified"
-    parts.append(f"Language of the texts: {language}. Licence of the data: {licence}.")
+    parts.append(
+        f"{truncation_note(facts.truncated)}Language of the texts: {language}. Licence of the data: {licence}."
+    )
     return "\n\n".join(parts)
 
 
@@ -436,7 +450,7 @@ def _top_nodes(evaluation: Evaluation, taxonomy: Taxonomy, most: int = 20) -> st
 
 
 def _decisions(config: Any, taxonomy: Taxonomy) -> str:
-    parts = [f'Default decoding: `decode="{default_method(config.label_mode)}"`.', _thresholds(config, taxonomy)]
+    parts = [f'Default decoding: `decode="{default_method(config.label_mode)}"`.', threshold_note(config, taxonomy)]
     if config.score_temperature != 1:
         parts.append(f"Calibrated temperature of the scores: {config.score_temperature:.4g}.")
     if config.risk_threshold is not None:
@@ -446,23 +460,6 @@ def _decisions(config: Any, taxonomy: Taxonomy) -> str:
             " for documents like those of the calibration."
         )
     return " ".join(parts)
-
-
-def _thresholds(config: Any, taxonomy: Taxonomy) -> str:
-    if config.thresholds is None:
-        if config.label_mode == "single_path":
-            return "Thresholds: none, so paths are not shortened."
-        return "Thresholds: none tuned, 0.5 for every label."
-    values = np.asarray(config.thresholds, dtype=np.float64)
-    if (values == values[0]).all():
-        return f"Threshold, tuned: {values[0]:.4g} for every label."
-    if all((values[level] == values[level.start]).all() for level in taxonomy.levels):
-        each = ", ".join(f"{values[level.start]:.4g}" for level in taxonomy.levels)
-        return f"Thresholds, tuned, one per level from the top down: {each}."
-    return (
-        f"Thresholds, tuned, one per label: from {values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g} "
-        "(in `config.json`)."
-    )
 
 
 def _limits(model: Any, counts: np.ndarray | None) -> str:
@@ -476,7 +473,7 @@ def _limits(model: Any, counts: np.ndarray | None) -> str:
         basis = "the text of the labels" if config.prototype_anchor else "their place in the hierarchy"
         items.append(f"{counted(unseen, 'label')} had no training document. Their predictions depend only on {basis}.")
     if model.max_tokens:
-        items.append(f"It reads at most {model.max_tokens:,} tokens of a text. Its tokenizer may truncate earlier.")
+        items.append(reading_limit(model))
     if config.score_temperature == 1:
         items.append("Its probabilities were not calibrated on held-out documents.")
     items.append(

@@ -18,7 +18,8 @@ from transformers.utils.generic import can_return_tuple
 from .anchors import embed_texts, label_texts
 from .card_file import card_on_hub, save_minimal_card
 from .configuration_hcal import HcalConfig
-from .encoder_inputs import check_inputs, is_causal, max_positions, run_encoder
+from .document_states import DocumentStatesMixin
+from .encoder_inputs import check_inputs, is_causal
 from .encoder_loading import FILE_ARGUMENTS, LOADER_ARGUMENTS, check_exists, hidden_size_of, load_encoder
 from .geometry import RELEASED_WIDTH, build_penalty
 from .heads import HierarchicalHead, build_head
@@ -29,12 +30,13 @@ from .lexical import LexicalFeatures
 from .log_space import log_probs_to_logits
 from .objectives import feature_gradient_norms
 from .pipeline_hcal import HierarchicalTextClassificationPipeline  # noqa: F401 (a saved model carries what this file imports)
-from .pooling import pool_states, stored_pooling
+from .pooling import stored_pooling
 from .prototypes import LabelPrototypes
 from .size_checks import WeightFile, build_encoder, check_size, expected_weights
 from .targets import Targets
 from .tasks import TaskMixin, task_names
 from .taxonomy import Taxonomy
+from .windows import WindowAttention, window_fields
 from .zero_shot import build_zero_shot
 
 logger = logging.get_logger(__name__)
@@ -87,7 +89,7 @@ class HcalPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # These modules are trained from scratch, and half precision would lose small updates.
-    _keep_in_fp32_modules_strict = {"lexical", "projection", "prototypes", "head"}
+    _keep_in_fp32_modules_strict = {"lexical", "projection", "prototypes", "head", "window_attention"}
     # The loss is a mean over the batch, so the Trainer must not count items and pass them to forward.
     accepts_loss_kwargs = False
 
@@ -108,6 +110,8 @@ class HcalPreTrainedModel(PreTrainedModel):
                 init.ones_(module.radius)
             if module.anchor_scale is not None:
                 init.ones_(module.anchor_scale)
+        elif isinstance(module, WindowAttention):
+            init.zeros_(module.query)
         elif isinstance(module, HierarchicalHead):
             for name, value in module.hierarchy_buffers().items():
                 init.copy_(getattr(module, name), value)
@@ -168,7 +172,7 @@ class HcalPreTrainedModel(PreTrainedModel):
             save_minimal_card(self, save_directory)
 
 
-class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
+class HcalForSequenceClassification(TaskMixin, DocumentStatesMixin, HcalPreTrainedModel):
     """A transformer encoder with label prototypes and a hierarchical head.
 
     Use [`from_encoder`] to build it on a pretrained encoder, and `from_pretrained` to load a trained model.
@@ -199,7 +203,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         self.lexical = None
         if config.lexical_features and config.lexical_terms:
             self.lexical = LexicalFeatures(config.lexical_terms, config.lexical_features)
-        hidden_size = hidden_size_of(config.encoder_config) + (config.lexical_features or 0)
+        hidden_size = hidden_size_of(config.encoder_config)
+        self.check_window_length()
+        self.window_attention = WindowAttention(hidden_size) if config.window_pooling == "attention" else None
+        hidden_size += config.lexical_features or 0
         size = hidden_size if config.projection_dim is None else config.projection_dim
         self.projection = nn.Linear(hidden_size, size, bias=config.projection_bias)
         self.prototypes = LabelPrototypes(
@@ -240,8 +247,9 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             descriptions (`dict[str, str]`, *optional*): label texts, with `prototype_anchor="label_text"`. The text
                 of other labels is built from their names and their parents' names.
             kwargs: fields of [`HcalConfig`] (`label_mode`, `pooling`, ...), where the default of `pooling` is that of a
-                SentenceTransformer's own files, else "last" for decoder-only models and "mean" for others, and arguments of
-                the encoder's `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, ...).
+                SentenceTransformer's own files, else "last" for decoder-only models and "mean" for others, and that of
+                `window_length`, with `max_windows`, is the length that the tokenizer stores. Also arguments of the
+                encoder's `from_pretrained` (`dtype`, `revision`, `token`, ...).
 
         Raises:
             TypeError: for an unknown argument.
@@ -265,6 +273,10 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         if preset is None and kwargs.get("pooling") is None:
             default = "last" if is_causal(model, model.config.model_type) else "mean"
             kwargs["pooling"] = stored_pooling(encoder, files) or default
+        tokenizer = None
+        if any(kwargs.get(name) is not None for name in ("prototype_anchor", "window_length", "max_windows")):
+            tokenizer = AutoTokenizer.from_pretrained(encoder, **files)
+            kwargs |= window_fields(kwargs, encoder, files, tokenizer, model.config)
         make_config = HcalConfig.paper if preset == "paper" else HcalConfig.from_taxonomy
         # A new configuration overwrites the attention of its sub-configurations, so it gets that of the encoder.
         attention = model.config._attn_implementation
@@ -272,7 +284,7 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         hcal = cls(config, encoder=model).to(device=model.device)
         if config.prototype_anchor:
             config.label_texts = label_texts(taxonomy, descriptions, config.label_names)
-            hcal.embed_labels(AutoTokenizer.from_pretrained(encoder, **files))
+            hcal.embed_labels(tokenizer)
         elif descriptions:
             raise ValueError('descriptions need prototype_anchor="label_text": pass both or none.')
         return hcal
@@ -377,7 +389,8 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
         """
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds:
-                The inputs of the encoder.
+                The inputs of the encoder. Texts of more than `config.window_length` tokens are read in windows, which needs
+                `input_ids`. `hidden_states` and `attentions` are then None.
             pooled_states (`torch.Tensor` of shape `[B, hidden_size]`, *optional*):
                 Precomputed pooled encoder states, which replace the inputs of the encoder.
             labels (`torch.Tensor`, *optional*):
@@ -405,16 +418,15 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             warn_of_flat_pipeline()
         check_inputs(input_ids, inputs_embeds, pooled_states, self.projection.in_features)
         if pooled_states is None:
-            outputs = run_encoder(
-                self.encoder,
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
-            pooled_states = self.document_states(outputs.last_hidden_state, input_ids, attention_mask)
+            inputs = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            }
+            given = {name: value for name, value in inputs.items() if value is not None}
+            outputs, pooled_states = self.encode_documents(given, **kwargs)
 
         # Cosines and all later steps need at least float32, also under autocast.
         with _without_autocast(pooled_states.device):
@@ -452,31 +464,6 @@ class HcalForSequenceClassification(TaskMixin, HcalPreTrainedModel):
             hidden_states=None if outputs is None else outputs.get("hidden_states"),
             attentions=None if outputs is None else outputs.get("attentions"),
         )
-
-    @property
-    def vocabulary_size(self) -> int:
-        """The number of tokens that the encoder has embeddings for."""
-        embeddings: Any = self.get_input_embeddings()
-        return int(embeddings.num_embeddings)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The largest number of tokens that the encoder has positions for, or None without such a limit."""
-        return max_positions(self.encoder, self.config.encoder_config)
-
-    def document_states(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Pools token states to document vectors [B, hidden_size], followed by the lexical features if there are any."""
-        pooled = self.pool(hidden_states, attention_mask)
-        return pooled if self.lexical is None else self.lexical.append(pooled, input_ids, attention_mask)
-
-    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Pools token states [B, S, hidden_size] to document vectors [B, hidden_size] ([`hcal_hf.pooling.pool_states`])."""
-        return pool_states(hidden_states, attention_mask, self.config.pooling)
 
     def probabilities(self, outputs: HcalOutput) -> torch.Tensor:
         """Returns the probability [B, L] of each node, in the order of `config.labels`."""

@@ -10,7 +10,8 @@ from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
-# The file of a SentenceTransformer, and the names of its poolings with those of `HcalConfig.pooling`.
+# Files of a SentenceTransformer, and the names of its poolings with those of `HcalConfig.pooling`.
+LENGTH_FILE = "sentence_bert_config.json"
 POOLING_FILE = "1_Pooling/config.json"
 _STORED_NAMES = {
     "pooling_mode_mean_tokens": "mean",
@@ -61,18 +62,9 @@ def stored_pooling(encoder: str | os.PathLike, files: dict[str, Any]) -> str | N
     Raises:
         ValueError: for a pooling that [`HcalConfig`] does not have.
     """
-    known = {name: value for name, value in files.items() if name != "trust_remote_code"}
-    path = cached_file(
-        encoder,
-        POOLING_FILE,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **known,
-    )
-    if path is None:
+    stored = _read_json(encoder, POOLING_FILE, files)
+    if stored is None:
         return None
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))
     modes = sorted(name for name, value in stored.items() if name.startswith("pooling_mode") and value is True)
     # Newer versions store the name itself.
     if isinstance(stored.get("pooling_mode"), str):
@@ -88,4 +80,28 @@ def stored_pooling(encoder: str | os.PathLike, files: dict[str, Any]) -> str | N
     return names[0]
 
 
-__all__ = ["POOLING_FILE", "pool_states", "stored_pooling"]
+def stored_length(encoder: str | os.PathLike, files: dict[str, Any]) -> int | None:
+    """Reads the number of tokens at which a SentenceTransformer cuts texts. Returns None for other encoders.
+
+    The arguments are those of [`stored_pooling`].
+    """
+    length = (_read_json(encoder, LENGTH_FILE, files) or {}).get("max_seq_length")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _read_json(encoder: str | os.PathLike, name: str, files: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads a file of an encoder, or returns None if there is none."""
+    known = {name: value for name, value in files.items() if name != "trust_remote_code"}
+    path = cached_file(
+        encoder,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **known,
+    )
+    stored = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return stored if isinstance(stored, dict) else None
+
+
+__all__ = ["LENGTH_FILE", "POOLING_FILE", "pool_states", "stored_length", "stored_pooling"]

@@ -30,8 +30,9 @@ NO_LIMIT = 10**9
 def token_limit(model: Any, tokenizer: Any, max_length: int | None = None) -> int | None:
     """Returns the maximum number of tokens of a text, or None without a limit.
 
-    It is `max_length`, or by default the limit that the tokenizer stores, but never more than the encoder has positions.
-    A warning is logged if `max_length` is lowered.
+    It is `max_length`, or by default the limit that the tokenizer stores, but never more than the encoder has positions. A
+    warning is logged if `max_length` is lowered. For a model with windows, the default is what the windows hold, and never
+    more, because the tokenizer stores the limit of the encoder.
 
     Args:
         model ([`HcalForSequenceClassification`]): the model.
@@ -44,11 +45,12 @@ def token_limit(model: Any, tokenizer: Any, max_length: int | None = None) -> in
     if max_length is not None:
         check_max_length(max_length)
         if model.max_tokens is not None and max_length > model.max_tokens:
+            reads = "encoder can read" if model.windows is None else "windows hold"
             logger.warning(
-                f"max_length={max_length:,} is more than the encoder can read: texts are truncated to {model.max_tokens:,} "
-                "tokens."
+                f"max_length={max_length:,} is more than the {reads}: "
+                f"texts are truncated to {model.max_tokens:,} tokens."
             )
-    elif tokenizer.model_max_length <= NO_LIMIT:
+    elif model.windows is None and tokenizer.model_max_length <= NO_LIMIT:
         max_length = tokenizer.model_max_length
     limits = [limit for limit in (max_length, model.max_tokens) if limit is not None]
     return min(limits, default=None)

@@ -69,12 +69,13 @@ def compare_models(
     for name, (model, tokenizer) in zip((first, second), loaded):
         config = model.config
         check_decoder(args, config)
+        truncated: dict[str, int] = {}
         encoded = encode_splits(
-            raw, taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix
+            raw, taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix, truncated
         )
         if not len(encoded[args.split]):
             raise ValueError(f"The split {args.split} of {tables.data_dir or tables.dataset} has no documents.")
-        rows = RunRows(raw, encoded, taxonomy, tables, config)
+        rows = RunRows(raw, encoded, taxonomy, tables, config, truncated)
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(model, tokenizer, args, folder)
             with collect_predictions(trainer, args.decode) as collector:

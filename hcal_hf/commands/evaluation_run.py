@@ -151,8 +151,9 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     check_decoder(args, config)
     tables = tables.with_defaults(config.table_options)
     raw = load_data(tables, ["validation", args.split] if args.fits else [args.split])
+    truncated: dict[str, int] = {}
     encoded = encode_splits(
-        raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix
+        raw, model.taxonomy, tokenizer, tables, config.label_mode, config.partial_paths, config.text_prefix, truncated
     )
     for split, rows in encoded.items():
         if not len(rows):
@@ -168,7 +169,7 @@ def evaluate_model(model_name: str, args: EvaluationArguments, tables: TableArgu
     if is_main:
         _save(model, tokenizer, model_name, args, report)
         if path is not None and collector is not None:
-            rows = RunRows(raw, encoded, model.taxonomy, tables, config)
+            rows = RunRows(raw, encoded, model.taxonomy, tables, config, truncated)
             facts = evaluation_facts(model_name, args, tables, report, rows, config)
             texts = None if args.no_texts else rows.texts(args.split)
             report["report"] = str(write_report(path, facts, collector.result(), model.taxonomy, texts))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..encoder_inputs import run_encoder
 from ..modeling_hcal import HcalForSequenceClassification
 from .onnx_export import (
     INT8,
     MIN_OPSET,
     MODEL,
     TOLERANCE,
+    PooledStates,
     check_inputs,
     export_module,
     input_names,
@@ -25,21 +25,6 @@ from .onnx_export import (
 )
 
 _OUTPUT = "pooled_states"
-
-
-class _PooledStates(nn.Module):
-    """Computes the pooled states [B, hidden_size] of token ids, with the lexical features if there are any."""
-
-    def __init__(self, model: HcalForSequenceClassification):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        states = run_encoder(self.model.encoder, **inputs).last_hidden_state
-        return self.model.document_states(states, input_ids, attention_mask)
 
 
 class OnnxEncoder:
@@ -61,7 +46,7 @@ class OnnxEncoder:
     def __init__(self, model: HcalForSequenceClassification, tokenizer: Any, is_int8: bool = False, threads: int = 0):
         require_extra()
         model = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
-        module, self.model_type = _PooledStates(model), model.encoder.config.model_type
+        module, self.model_type = PooledStates(model), model.encoder.config.model_type
         self.names = input_names(model, tokenizer)
         pad_id = tokenizer.pad_token_id or 0
         with tempfile.TemporaryDirectory(prefix="hcal-onnx-") as folder:

@@ -30,6 +30,7 @@ from ..geometry import exponential_map, lorentz_distances
 from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import MAX_PATHS
 from ..token_limits import token_limit
+from ..windows import Windows, pool_windows
 from .saved_model import load_model
 
 logger = logging.get_logger(__name__)
@@ -49,6 +50,35 @@ FILES = (MODEL, f"{MODEL}.data", INT8, f"{INT8}.data", TOKENIZER, HIERARCHY)
 _HEAD_WEIGHTS = ("projection.weight", "prototypes")
 
 
+class PooledStates(nn.Module):
+    """Computes the pooled states [B, hidden_size] of token ids, followed by the lexical features if there are any."""
+
+    def __init__(self, model: HcalForSequenceClassification):
+        super().__init__()
+        self.encoder, self.lexical, self.window_attention = model.encoder, model.lexical, model.window_attention
+        self.windows, self.pool, self.pooling = model.windows, model.pool, model.config.pooling
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        if self.windows is None:
+            pooled = self.pool(run_encoder(self.encoder, **inputs).last_hidden_state, attention_mask)
+        else:
+            pooled = self._read_windows(self.windows, inputs)
+        return pooled if self.lexical is None else self.lexical.append(pooled, input_ids, attention_mask)
+
+    def _read_windows(self, windows: Windows, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Computes the pooled states of documents [B, hidden_size] from their windows."""
+        batch = windows.split(inputs)
+        # Tracers take a single window for a constant. The graph runs with one all the same.
+        torch._check(batch.documents.shape[0] >= 2)
+        pooled = self.pool(run_encoder(self.encoder, **batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        scores = None if self.window_attention is None else self.window_attention(pooled)
+        return pool_windows(pooled, batch, inputs["input_ids"].shape[0], self.pooling, scores)
+
+
 class _Probabilities(nn.Module):
     """Computes node probabilities [B, L] from token ids, with the prototypes as constants."""
 
@@ -58,8 +88,8 @@ class _Probabilities(nn.Module):
 
     def __init__(self, model: HcalForSequenceClassification):
         super().__init__()
-        self.encoder, self.projection, self.head = model.encoder, model.projection, model.head
-        self.config, self.pool, self.lexical = model.config, model.pool, model.lexical
+        self.states, self.projection, self.head = PooledStates(model), model.projection, model.head
+        self.score_temperature = model.config.score_temperature
         module = model.prototypes
         prototypes = module.vectors(model.projection) if module.is_linear else module(model.projection)
         self.register_buffer("prototypes", prototypes.detach().clone())
@@ -70,16 +100,11 @@ class _Probabilities(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        states = run_encoder(self.encoder, **inputs).last_hidden_state
-        pooled = self.pool(states, attention_mask)
-        if self.lexical is not None:
-            pooled = self.lexical.append(pooled, input_ids, attention_mask)
-        features = self.projection(pooled)
+        features = self.projection(self.states(input_ids, attention_mask, token_type_ids))
         features = features if self.is_released else F.normalize(features, dim=-1)
         scores = self.head.scores(self._products(features))
         # exp(log p), not sigmoid(logit p), because ONNX has no log1p and expm1, and exp keeps P(child) <= P(parent).
-        return self.head.log_probs(scores, self.config.score_temperature).exp()
+        return self.head.log_probs(scores, self.score_temperature).exp()
 
     def _products(self, features: torch.Tensor) -> torch.Tensor:
         if self.curvature is None or self.radius is None or self.bias is None:
@@ -297,6 +322,8 @@ def export_module(
 
     generator = torch.Generator().manual_seed(0)
     longest = 8 if model.max_tokens is None else max(2, min(8, model.max_tokens))
+    if model.windows is not None:  # so that the trace has several windows
+        longest = model.windows.length + 1
     example = {k: torch.from_numpy(v) for k, v in _random_batch(model, names, 2, longest, pad_id, generator).items()}
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     size = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
@@ -380,7 +407,11 @@ def check_inputs(
     """Yields batches of other sizes than the traced one, padded on either side."""
     generator = torch.Generator().manual_seed(1)
     longest = 64 if model.max_tokens is None else min(64, model.max_tokens)
-    for size, length, left in ((1, 1, False), (1, 5, False), (3, 7, True), (5, 13, False), (4, longest, False)):
+    sizes = [(1, 1, False), (1, 5, False), (3, 7, True), (5, 13, False), (4, longest, False)]
+    if model.windows is not None:
+        longest = model.windows.capacity + 1  # one token more than the windows hold
+        sizes += [(1, model.windows.length + 1, False), (3, longest, False), (2, longest, True)]
+    for size, length, left in sizes:
         yield _random_batch(model, names, size, min(length, longest), pad_id, generator, left)
 
 

@@ -125,6 +125,10 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
     lines = [f"{report['predicted']:,} of {report['rows']:,} rows predicted: {report['out']}"]
     if report["resumed_rows"]:
         lines.append(f"{report['resumed_rows']:,} of them were finished by an earlier run.")
+    if report["truncated"]:
+        lines.append(
+            f"{report['truncated']:,} texts have more than {report['max_length']:,} tokens: their end was not read."
+        )
     if report["problems"]:
         first = ", ".join(map(str, report["first_problems"]))
         lines.append(

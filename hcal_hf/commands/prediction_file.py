@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..configuration_hcal import HcalConfig
 from ..data.table_formats import Row
@@ -25,6 +26,8 @@ from ..training.precision import warn_of_slow_bfloat16
 from .atomic_writer import AtomicWriter, file_fingerprint, model_fingerprint
 from .predictor import PredictionArguments, Predictor, TokenizedTexts
 from .saved_model import load_config, load_model
+
+logger = logging.get_logger(__name__)
 
 # One process may finish hours before another.
 PROCESS_TIMEOUT = timedelta(days=7)
@@ -61,7 +64,8 @@ def predict_file(
 
     Returns:
         on the main process the counts `rows`, `predicted` and `resumed_rows` (finished by earlier runs), `problems` (the
-        number of rows for each problem), `first_problems` (up to five row numbers) and `out`. {} on other processes.
+        number of rows for each problem), `first_problems` (up to five row numbers), `truncated` (the number of texts that
+        this process has cut to `max_length` tokens in this call) and `out`. {} on other processes.
 
     Raises:
         ValueError: if the model is not an HCAL model, a file or column cannot be read, an argument is out of range, or an
@@ -104,7 +108,7 @@ def predict_file(
             bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         ) as bar:
-            rows_done = num_windows = 0
+            rows_done = num_windows = truncated = 0
             for window in _windows(table, column_names, args, predictor, assignment):
                 num_windows = window.index + 1
                 if window.tokens is not None:
@@ -113,7 +117,9 @@ def predict_file(
                     def advance(share: float, start: int = start, size: int = size) -> None:
                         bar.update(start + int(share * size) - bar.n)
 
-                    predictions = predictor.predict_tokens(window.tokens.result(), advance)
+                    tokens = window.tokens.result()
+                    truncated += tokens.truncated
+                    predictions = predictor.predict_tokens(tokens, advance)
                     if args.explain:
                         texts = [join_texts(row.cells[: len(args.text_columns)]) for row in window.rows]
                         predictions = predictor.explain(predictions, texts)
@@ -123,10 +129,13 @@ def predict_file(
                     f"{rows_done:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False
                 )
                 bar.update(window.end - bar.n)
+        if truncated:
+            logger.warning(f"{truncated:,} texts were truncated to {predictor.max_length:,} tokens.")
         state.wait_for_everyone()
         if not state.is_main_process:
             return {}
         report = writer.join(num_windows, args.window, _schema(table, args, model.config))
+        report |= {"truncated": truncated, "max_length": predictor.max_length}
         report["resumed_rows"] = sum(pq.read_metadata(writer.path(i)).num_rows for i in finished)
     writer.remove()
     return report

@@ -104,12 +104,14 @@ class TokenizedTexts:
         lengths (`np.ndarray` of shape `[M]`): the number of tokens of each usable text.
         usable (`np.ndarray` of shape `[M]`): the indices of the usable texts among the N.
         problems (`list` of length N): the reason why a text is not usable, or None.
+        truncated (`int`): the number of texts of which the end was cut off.
     """
 
     columns: dict[str, list]
     lengths: np.ndarray
     usable: np.ndarray
     problems: list[str | None]
+    truncated: int = 0
 
 
 class Predictor:
@@ -178,21 +180,23 @@ class Predictor:
         reasons = [problem or text_problem(text) for text, problem in zip(texts, problems or [None] * len(texts))]
         usable = [i for i, problem in enumerate(reasons) if problem is None]
         columns: dict[str, list] = {}
+        truncated = 0
         prefix = self.model.config.text_prefix
         if usable:
             # The tokenizer splits one call over the cores. Padding follows in each batch.
-            columns = dict(
-                tokenize(
-                    self.tokenizer,
-                    [prefix + texts[i] for i in usable],
-                    truncation=self.max_length is not None,
-                    max_length=self.max_length,
-                )
+            encoded = tokenize(
+                self.tokenizer,
+                [prefix + texts[i] for i in usable],
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
             )
+            columns = dict(encoded)
+            # Only fast tokenizers keep the tokens that were cut off.
+            truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
         lengths = np.fromiter(map(len, columns.get("input_ids", ())), dtype=np.int64, count=len(usable))
         for i in np.flatnonzero(lengths == 0).tolist():
             reasons[usable[i]] = NO_TOKENS
-        return TokenizedTexts(columns, lengths, np.asarray(usable, dtype=np.int64), reasons)
+        return TokenizedTexts(columns, lengths, np.asarray(usable, dtype=np.int64), reasons, truncated)
 
     def predict_tokens(
         self, texts: TokenizedTexts, on_progress: Callable[[float], None] = lambda share: None

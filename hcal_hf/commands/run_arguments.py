@@ -74,6 +74,23 @@ class ModelArguments:
     text_prefix: str = field(
         default=DEFAULTS["text_prefix"], metadata={"help": 'Precedes each text, such as "query: " for E5.'}
     )
+    window_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Read texts of more tokens than this in overlapping windows of so many tokens. Default with "
+            "max_windows: what the tokenizer stores. Without both, longer texts are truncated."
+        },
+    )
+    max_windows: int | None = field(
+        default=None, metadata={"help": "Maximum number of windows per text, which bounds the cost. Default: 4."}
+    )
+    window_overlap: int | None = field(
+        default=None, metadata={"help": "Tokens that neighbouring windows share. Default: an eighth of a window."}
+    )
+    window_pooling: str = field(
+        default=DEFAULTS["window_pooling"],
+        metadata={"help": "mean (of the windows, by tokens) or attention (learned weights, for fine-tuning)."},
+    )
     lexical_features: int | None = field(
         default=None,
         metadata={

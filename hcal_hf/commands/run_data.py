@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..data.encoding import RowEncoder, encode_dataset
@@ -18,7 +19,8 @@ from ..data.taxonomy_builder import build_taxonomy
 from ..data.taxonomy_reader import read_taxonomy
 from ..data.texts import join_texts
 from ..taxonomy import Taxonomy
-from .run_arguments import TableArguments
+from ..windows import Windows, default_overlap, window_fields
+from .run_arguments import ModelArguments, TableArguments
 
 logger = logging.get_logger(__name__)
 
@@ -128,6 +130,36 @@ def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
     return kept
 
 
+def resolve_windows(model_args: ModelArguments, data_args: TableArguments, tokenizer: Any) -> None:
+    """Completes the arguments of a run whose texts are read in windows. `max_length` becomes what the windows hold.
+
+    Raises:
+        ValueError: if `max_length` is something else, or a window has no room for text.
+    """
+    given = {name: getattr(model_args, name) for name in ("window_length", "max_windows", "text_prefix")}
+    if given["window_length"] is None and given["max_windows"] is None:
+        return
+    encoder = model_args.encoder
+    found = window_fields(given, encoder, {}, tokenizer, AutoConfig.from_pretrained(encoder))
+    model_args.window_length, model_args.max_windows = found["window_length"], found["max_windows"]
+    if model_args.window_overlap is None:
+        model_args.window_overlap = default_overlap(found["window_length"], found["window_affixes"])
+    windows = Windows(
+        found["window_length"], model_args.window_overlap, found["max_windows"], *found["window_affixes"]
+    )
+    windows.check()
+    if data_args.max_length not in (None, windows.capacity):
+        raise ValueError(
+            f"max_length={data_args.max_length} and windows were given, and {windows.maximum} windows of {windows.length} "
+            f"tokens hold {windows.capacity:,} tokens of a text: leave max_length out, and set max_windows to read less."
+        )
+    data_args.max_length = windows.capacity
+    logger.warning(
+        f"Texts of more than {windows.length:,} tokens are read in up to {windows.maximum} windows, which hold "
+        f"{windows.capacity:,} tokens."
+    )
+
+
 def encode_splits(
     raw: DatasetDict,
     taxonomy: Taxonomy,
@@ -136,8 +168,12 @@ def encode_splits(
     label_mode: str,
     partial_paths: bool,
     prefix: str = "",
+    truncated: dict[str, int] | None = None,
 ) -> DatasetDict:
-    """Encodes the splits with the columns and options of the arguments ([`encode_dataset`])."""
+    """Encodes the splits with the columns and options of the arguments ([`encode_dataset`]).
+
+    `truncated` gets the number of truncated texts of each split.
+    """
     data_args = data_args.with_defaults()
     weight = getattr(data_args, "weight", None)
     encoded = encode_dataset(
@@ -152,6 +188,7 @@ def encode_splits(
         empty_means_none=bool(data_args.empty_means_none),
         keep_columns=[weight] if weight else [],
         prefix=prefix,
+        truncated=truncated,
         **data_args.label_options,
     )
     return DatasetDict({name: _with_counts(part, weight) for name, part in encoded.items()}) if weight else encoded

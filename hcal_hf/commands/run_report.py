@@ -1,6 +1,6 @@
 """Collects what a run knows for its report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,17 @@ class RunRows:
         taxonomy ([`Taxonomy`]): the hierarchy.
         tables: the columns and how they are read.
         config ([`HcalConfig`]): the model's.
+        truncated (*optional*): the number of truncated texts of each split ([`encode_splits`]).
     """
 
     def __init__(
-        self, raw: DatasetDict, encoded: DatasetDict, taxonomy: Taxonomy, tables: TableArguments, config: HcalConfig
+        self,
+        raw: DatasetDict,
+        encoded: DatasetDict,
+        taxonomy: Taxonomy,
+        tables: TableArguments,
+        config: HcalConfig,
+        truncated: Mapping[str, int] | None = None,
     ):
         self.raw, self.columns = raw, tables.table_options["text"]
         self.kept: dict[str, np.ndarray] = {}
@@ -47,7 +54,8 @@ class RunRows:
                 left_out = find_left_out(table, _encoder(table, taxonomy, tables, config))
                 self.kept[name], self.unlabelled[name] = left_out.kept, left_out.unlabelled
                 problems = [f"row {row + 1}: {problem}" for row, problem in left_out.bad.items()]
-            self.splits.append(SplitRows(name, used, len(self.unlabelled.get(name, ())), problems))
+            cut = (truncated or {}).get(name, 0)
+            self.splits.append(SplitRows(name, used, len(self.unlabelled.get(name, ())), problems, cut))
 
     def numbers(self, split: str) -> np.ndarray:
         """Returns the number of each encoded row in the table that was read, from 1."""

@@ -25,6 +25,8 @@ def load_model(name: str, **kwargs: Any) -> tuple[HcalForSequenceClassification,
     model = HcalForSequenceClassification.from_pretrained(name, **kwargs)
     tokenizer = load_tokenizer(name)
     check_tokenizer(model, tokenizer)
+    if model.windows is not None:
+        tokenizer.model_max_length = model.max_tokens  # it stores the limit of the encoder, and windows hold more
     return model, tokenizer
 
 

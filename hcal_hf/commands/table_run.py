@@ -23,7 +23,7 @@ from ..training.arguments import HcalTrainingArguments
 from ..training.encoders import DEFAULT_ENCODER, default_encoder, warn_if_not_english
 from ..training.regime import FINE_TUNING_FEW, FROZEN, FROZEN_SETTINGS, LEXICAL, Regime, choose_regime
 from .run_arguments import Arguments, DataArguments, ModelArguments, parse_arguments
-from .run_data import read_or_build_taxonomy
+from .run_data import read_or_build_taxonomy, resolve_windows
 from .saved_model import load_model
 from .training_run import run_training
 
@@ -186,6 +186,8 @@ class _TableRun:
 
     def _choose_regime(self, encoder: Any, tokenizer: Any, texts: list[str]) -> Regime:
         """Chooses the regime by the number of tokens of each training document, estimated from a sample of texts."""
+        if self.model_args.encoder:
+            resolve_windows(self.model_args, self.data_args, tokenizer)
         tokens = tokenizer(texts, truncation=True, max_length=self.data_args.max_length)["input_ids"]
         rows = self.labelled if self.leaves else np.arange(len(self.table))
         if self.sizes:
@@ -209,6 +211,7 @@ class _TableRun:
             label_mode=self.model_args.label_mode,
             unlabelled=unlabelled,
             validation=validation,
+            window_length=self.model_args.window_length,
         )
 
     def _apply(self, regime: Regime) -> list[str]:

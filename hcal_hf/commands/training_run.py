@@ -40,7 +40,7 @@ from .progress import show_one_line
 from .regime_comparison import train_best
 from .results_table import results_table
 from .run_arguments import DEFAULTS, DataArguments, ModelArguments
-from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows
+from .run_data import COUNT, ROW, encode_splits, load_data, read_or_build_taxonomy, repeat_rows, resolve_windows
 from .run_report import REPORT_FILE, RunRows, count_labels, training_facts
 
 logger = logging.get_logger(__name__)
@@ -75,6 +75,11 @@ def run_training(
         )
     if LEXICAL in regimes and model_args.preset is not None:
         raise ValueError(f"preset={model_args.preset!r} has no regime {LEXICAL}: leave one of them out.")
+    if model_args.window_pooling == "attention" and set(regimes) != {FINE_TUNED}:
+        raise ValueError(
+            f'window_pooling="attention" is learned while the encoder is fine-tuned, but the run has {", ".join(regimes)}: '
+            f"use regimes: {FINE_TUNED}, or window_pooling: mean."
+        )
     trainer, lines = train_best(regimes, run.train, args)
     return run.finish(trainer, [*notes, *lines])
 
@@ -91,6 +96,7 @@ class _Run:
         split: how one file was split, for later runs that continue from the model.
         start ([`HcalForSequenceClassification`], *optional*): the model to continue from.
         counts: how many times each training document counts, if that is not once.
+        truncated: the number of truncated texts of each split.
         fine_tuned ([`HcalTrainer`], *optional*): the trainer of the fine-tuned model, once that is trained.
     """
 
@@ -104,6 +110,7 @@ class _Run:
     split: dict[str, Any]
     start: HcalForSequenceClassification | None
     counts: list[int] | None
+    truncated: dict[str, int]
     fine_tuned: HcalTrainer | None = None
 
     @classmethod
@@ -115,22 +122,26 @@ class _Run:
         if model_args.start_from:
             start, tokenizer, raw, split = continue_from(model_args, data_args, args)
             taxonomy = start.taxonomy
+            if start.windows is not None and data_args.max_length is None:
+                data_args.max_length = start.max_tokens
         else:
             tokenizer = AutoTokenizer.from_pretrained(model_args.encoder)
+            resolve_windows(model_args, data_args, tokenizer)
             raw = load_data(data_args)
             split = split_record(raw, data_args) if ROW in raw["train"].column_names else {}
             taxonomy = read_or_build_taxonomy(raw, data_args)
         with args.main_process_first(desc="encoding"):
             # The paper preset needs full paths; HcalConfig.paper checks this on the taxonomy.
             mode, partial_paths = model_args.label_mode, model_args.partial_paths
-            encoded = encode_splits(raw, taxonomy, tokenizer, data_args, mode, partial_paths, model_args.text_prefix)
+            prefix, truncated = model_args.text_prefix, dict[str, int]()
+            encoded = encode_splits(raw, taxonomy, tokenizer, data_args, mode, partial_paths, prefix, truncated)
         counts = None
         if data_args.weight:
             counts = encoded["train"][COUNT][:]
             encoded = encoded.remove_columns(COUNT)
         if data_args.max_length is not None:  # so that texts are cut as in training wherever the model is used
             tokenizer.model_max_length = data_args.max_length
-        return cls(model_args, data_args, args, tokenizer, raw, encoded, taxonomy, split, start, counts)
+        return cls(model_args, data_args, args, tokenizer, raw, encoded, taxonomy, split, start, counts, truncated)
 
     def train(self, regime: str) -> HcalTrainer:
         """Builds a model and trains it in one regime ([`REGIMES`]). Returns its trainer."""
@@ -170,6 +181,7 @@ class _Run:
             processing_class=self.tokenizer,
         )
         trainer.card_details = self._card_details()
+        trainer.truncated_texts = {name: (cut, len(self.encoded[name])) for name, cut in self.truncated.items()}
         show_one_line(trainer)
         _announce_launch(trainer)
         if regime in (ADAPTED, FINE_TUNED_ADAPTED):
@@ -224,6 +236,7 @@ class _Run:
         if regime in (ADAPTED, FINE_TUNED_ADAPTED):
             given |= {"label_mode": model_args.label_mode, "partial_paths": model_args.partial_paths}
             given |= {"pooling": pooling or model_args.pooling, "text_prefix": model_args.text_prefix}
+            given |= {name: getattr(model_args, name) for name in ("window_length", "window_overlap", "max_windows")}
             return HcalForSequenceClassification.zero_shot(encoder, taxonomy, **given)
         return HcalForSequenceClassification.from_encoder(
             encoder, taxonomy, model_args.preset, **given, **_config_fields(model_args, regime)
@@ -253,7 +266,8 @@ class _Run:
         trainer.adapt(rows.unlabelled_texts(), labelled, paths)
 
     def _rows(self, trainer: HcalTrainer) -> RunRows:
-        return RunRows(self.raw, self.encoded, self.taxonomy, self.data_args, trainer.unwrapped_model.config)
+        config = trainer.unwrapped_model.config
+        return RunRows(self.raw, self.encoded, self.taxonomy, self.data_args, config, self.truncated)
 
     def _card_details(self) -> Details:
         dataset = self.data_args.dataset

@@ -52,6 +52,13 @@ def add_parser(commands: Any) -> None:
         help="Mean number of paths of a document, for multi_path. Default: 1.5.",
     )
     parser.add_argument("--max-length", type=at_least_1, metavar="N", help="Maximum number of tokens per text.")
+    parser.add_argument(
+        "--window-length",
+        type=at_least_1,
+        metavar="N",
+        help="Read longer texts in windows of N tokens. Default with --max-windows: what the encoder's files store.",
+    )
+    parser.add_argument("--max-windows", type=at_least_1, metavar="N", help="Maximum number of windows per text.")
     parser.add_argument("--separator", help="Separates the steps of a path. Default: detected.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing model.")
 
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> tuple[Any, str, int]:
 
     choose_threads()
     names = ("texts", "text", "encoder", "label_names", "descriptions", "label_mode", "partial_paths", "expected_labels",
-             "max_length", "separator", "overwrite")  # fmt: skip
+             "max_length", "window_length", "max_windows", "separator", "overwrite")  # fmt: skip
     with quiet_libraries():
         report = make_zero_shot(args.taxonomy, args.output_dir, **{name: getattr(args, name) for name in names})
     lines = [f"{report['labels']:,} labels, {report['leaves']:,} of them leaves."]

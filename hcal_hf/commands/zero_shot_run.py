@@ -30,6 +30,8 @@ def make_zero_shot(
     partial_paths: bool = False,
     expected_labels: float = EXPECTED_LABELS,
     max_length: int | None = None,
+    window_length: int | None = None,
+    max_windows: int | None = None,
     separator: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def make_zero_shot(
         label_mode, partial_paths: as in [`HcalConfig`]; single_path by default, unless a label has several parents.
         expected_labels: as in [`hcal_hf.adapt`].
         max_length: the maximum number of tokens per text.
+        window_length, max_windows: as in [`HcalConfig`], instead of `max_length`.
         separator: separates the steps of a path; detected by default.
         overwrite: replaces an existing model.
 
@@ -53,12 +56,14 @@ def make_zero_shot(
         `agreement` and `shift` ([`hcal_hf.training.adapt.Adaptation`]).
 
     Raises:
-        ValueError: for a file that cannot be read, or too few texts.
+        ValueError: for a file that cannot be read, too few texts, or `max_length` with windows.
         FileExistsError: if the folder holds a model.
     """
     folder = Path(output_dir)
     if (folder / "config.json").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model: give --overwrite to replace it, or another folder.")
+    if max_length is not None and (window_length is not None or max_windows is not None):
+        raise ValueError(f"max_length={max_length} and windows were given: leave max_length out, and set max_windows.")
     found = read_named_taxonomy(taxonomy_file, separator=separator)
     taxonomy = found.taxonomy
     columns = list(text) or ["text"]
@@ -83,6 +88,8 @@ def make_zero_shot(
         label_names=read_label_names(label_names, taxonomy) if label_names else found.names or None,
         partial_paths=partial_paths,
         table_options={"text": columns},
+        window_length=window_length,
+        max_windows=max_windows,
         **({"label_mode": label_mode} if label_mode else {}),
     )
     tokenizer = AutoTokenizer.from_pretrained(encoder)

@@ -43,6 +43,7 @@ def encode_dataset(
     keep_columns: Sequence[str] = (),
     num_proc: int | None = None,
     prefix: str = "",
+    truncated: dict[str, int] | None = None,
 ) -> Any:
     """Tokenises the texts and turns the labels into ancestor-complete node indices.
 
@@ -62,12 +63,13 @@ def encode_dataset(
         label_mode: the model's label mode; with `"single_path"` a row is bad unless its labels are exactly one path.
         partial_paths: if False, a row with a path that ends at an inner node is bad.
         max_length: the maximum number of tokens; the tokenizer's own limit by default. Longer texts are truncated, and
-            their number is logged.
+            their number is logged. For a model with windows, give `model.max_tokens`.
         on_bad_row: `"raise"` raises one [`BadRowsError`] that lists the bad rows by split and index. `"drop"` leaves them
             out and logs how many. The bad rows of a stream are met only when it is read.
         keep_columns: columns that encoded tables keep, such as keys or weights. Remove them before training.
         num_proc: the number of processes for tables in memory.
         prefix: precedes each text (`config.text_prefix` of the model).
+        truncated (*optional*): gets the number of truncated texts of each split of a table in memory, by its name.
 
     Returns:
         the same kind of table with the tokenizer's columns and `labels` (sorted int64 indices). The numbers of added
@@ -116,9 +118,11 @@ def encode_dataset(
                 raise ValueError("keep_columns needs tables in memory, and this is a stream: leave it out.")
             encoded[split_name] = _encode_stream(split, encoder, split_name, on_bad_row)
         else:
-            encoded[split_name], bad_rows_of_split, summary = _encode_table(
+            encoded[split_name], bad_rows_of_split, summary, number = _encode_table(
                 split, encoder, split_name, num_proc, keep_columns
             )
+            if truncated is not None:
+                truncated[split_name] = number
             bad_rows += bad_rows_of_split
             summaries += [summary] if summary else []
     if bad_rows and on_bad_row == "raise":
@@ -263,12 +267,17 @@ def _cache_key(value: Any) -> Any:
 
 def _encode_table(
     split: Dataset, encoder: RowEncoder, split_name: str, num_proc: int | None, keep_columns: Sequence[str]
-) -> tuple[Dataset, list[BadRow], str]:
-    """Returns the encoded table without its bad rows, the bad rows, and a summary of the changes ("" if none)."""
+) -> tuple[Dataset, list[BadRow], str, int]:
+    """Encodes a table in memory.
+
+    Returns:
+        the encoded table without its bad rows, the bad rows, a summary of the changes ("" if none), and the number of
+        truncated texts.
+    """
     if not len(split):  # `map` would return the old columns
         kept = {name: split.features[name] for name in keep_columns}
         new = {name: feature for name, feature in encoder.features().items() if name not in _ROW_REPORT}
-        return Dataset.from_dict({name: [] for name in {**kept, **new}}, Features({**kept, **new})), [], ""
+        return Dataset.from_dict({name: [] for name in {**kept, **new}}, Features({**kept, **new})), [], "", 0
     mapped = split.map(
         encoder,
         batched=True,
@@ -296,7 +305,7 @@ def _encode_table(
     if number_unlabelled:
         changes.append(f"{number_unlabelled:,} unlabelled rows left out")
     summary = f"{split_name}: {len(mapped):,} rows encoded; {'; '.join(changes)}." if changes else ""
-    return mapped.remove_columns(list(_ROW_REPORT)), bad_rows, summary
+    return mapped.remove_columns(list(_ROW_REPORT)), bad_rows, summary, int(truncated.sum())
 
 
 def _encode_stream(split: IterableDataset, encoder: RowEncoder, split_name: str, on_bad_row: str) -> IterableDataset:

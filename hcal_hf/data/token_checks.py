@@ -4,11 +4,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
+from transformers.utils import logging
 
 from .label_checks import is_list
 
+logger = logging.get_logger(__name__)
 
-def check_tokens(dataset: Dataset, vocabulary: int, max_tokens: int | None) -> None:
+
+def check_tokens(dataset: Dataset, vocabulary: int, max_tokens: int | None, window_length: int | None = None) -> None:
     """Checks that rows have token ids that the encoder has embeddings and positions for.
 
     Rows of `pooled_states` need no tokens.
@@ -16,7 +19,9 @@ def check_tokens(dataset: Dataset, vocabulary: int, max_tokens: int | None) -> N
     Args:
         dataset: a table in memory.
         vocabulary: the number of tokens that the encoder has embeddings for.
-        max_tokens: the number of positions of the encoder; None without a limit.
+        max_tokens: the largest number of tokens of a text that the model reads; None without a limit.
+        window_length: the largest number of tokens of a window, for a model with windows. A warning is logged if no text is
+            longer.
 
     Raises:
         ValueError: if there are no token ids, if one is outside the vocabulary, or if a row is too long.
@@ -40,7 +45,13 @@ def check_tokens(dataset: Dataset, vocabulary: int, max_tokens: int | None) -> N
             )
     longest = pc.max(column.value_lengths()).as_py()
     if max_tokens is not None and longest is not None and longest > max_tokens:
+        reads = "the encoder has positions for" if window_length is None else "the windows of the model hold"
         raise ValueError(
-            f"A row has {longest:,} tokens, and the encoder has positions for at most {max_tokens:,}: encode the table "
-            f"with max_length={max_tokens}."
+            f"A row has {longest:,} tokens, and {reads} at most {max_tokens:,}: encode the table with "
+            f"max_length={max_tokens}."
+        )
+    if window_length is not None and longest is not None and longest <= window_length < (max_tokens or 0):
+        logger.warning(
+            f"The model reads texts in windows of {window_length:,} tokens, and no row has more than {longest:,}: if texts "
+            f"are longer, encode the table with max_length=model.max_tokens ({max_tokens:,})."
         )

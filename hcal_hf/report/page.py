@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ..card_markdown import readable
 from ..model_card import package_version
 from ..taxonomy import Taxonomy
+from ..windows import Windows
 from .comparison import Comparison
 from .figures import INSTALL, draw, plotly_script
 from .predictions import BINS
@@ -140,6 +141,17 @@ def _tiles(facts: RunFacts) -> list[dict[str, str]]:
     ]
 
 
+def _lengths(facts: RunFacts) -> list[tuple[str, str]]:
+    """Describes the windows of long texts and the texts that were truncated, if there are any."""
+    windows, found = Windows.from_config(facts.config), []
+    if windows is not None:
+        limit = f"up to {windows.maximum} of {windows.length:,} tokens, {windows.capacity:,} tokens of a text"
+        found.append(("windows", limit))
+    if cut := [f"{row.name} {row.truncated:,} of {row.used:,}" for row in facts.rows if row.truncated]:
+        found.append(("texts whose end was not read", ", ".join(cut)))
+    return found
+
+
 def _settings(facts: RunFacts) -> list[tuple[str, str]]:
     config = facts.config
     rows = ", ".join(f"{row.name} {row.used:,}" for row in facts.rows)
@@ -155,6 +167,7 @@ def _settings(facts: RunFacts) -> list[tuple[str, str]]:
         ("model", facts.model),
         ("data", facts.data),
         ("rows", rows),
+        *_lengths(facts),
         ("label mode", f"{config.label_mode}: {several}, paths {ends}"),
         ("head", config.head),
         ("temperature", f"{config.score_temperature:.3g}"),

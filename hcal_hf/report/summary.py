@@ -34,12 +34,14 @@ class SplitRows:
         used (`int`): the number of encoded rows.
         unlabelled (`int`): rows that were left out because their labels are unknown.
         problems (`list[str]`): rows that were left out because they could not be read.
+        truncated (`int`): encoded rows of which the end of the text was cut off.
     """
 
     name: str
     used: int
     unlabelled: int = 0
     problems: list[str] = field(default_factory=list)
+    truncated: int = 0
 
 
 @dataclass

@@ -6,7 +6,7 @@ import inspect
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +55,11 @@ class ModelCardMixin(_Trainer):
 
     Attributes:
         card_details ([`Details`], *optional*): the facts that the author provided.
+        truncated_texts (`dict`, *optional*): for each split, the number of truncated texts and of all texts.
     """
 
     card_details: Details | None = None
+    truncated_texts: Mapping[str, tuple[int, int]] | None = None
     _recorded: dict[str, _Recorded] | None = None
     _summaries: dict[str, tuple[Any, DataSummary]] | None = None
     _draws_figures = False
@@ -146,6 +148,7 @@ class ModelCardMixin(_Trainer):
             results=results,
             pictures=self._draw_figures(folder, results) if draws else {},
             carries_code=carries_code(folder),
+            truncated=self.truncated_texts or {},
             carried={} if trained else carried_sections(Path(folder) / "README.md", model),
         )
         write_card(build_card(model, facts), model, folder, overwrite)

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.collator import HcalDataCollator
-from ..encoder_inputs import run_encoder
 from ..modeling_hcal import HcalForSequenceClassification
 from ..progress_bar import progress_bar
 
@@ -26,11 +25,15 @@ CACHE_FOLDER = "_features"
 
 
 def encoder_fingerprint(model: HcalForSequenceClassification) -> str:
-    """Computes SHA-256 over all that decides pooled states: configuration, weights, pooling and lexical features."""
+    """Computes SHA-256 over all that decides pooled states: configuration, weights, pooling, windows, lexical features."""
     digest = hashlib.sha256(model.config.pooling.encode())
     encoder_config: Any = model.config.encoder_config
     digest.update(encoder_config.to_json_string().encode())
+    if model.windows is not None:
+        digest.update(repr(model.windows).encode())
     weights = model.encoder.state_dict()
+    if model.window_attention is not None:
+        weights |= {f"window_attention.{name}": value for name, value in model.window_attention.state_dict().items()}
     if model.lexical is not None:
         weights |= {f"lexical.{name}": value for name, value in model.lexical.state_dict().items()}
     for name, value in sorted(weights.items()):
@@ -140,8 +143,6 @@ def _compute(
     for start in progress_bar(iterable=range(0, len(order), batch_size), desc=desc):
         rows = order[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate([tokens[int(i)] for i in rows]).items()}
-        hidden = run_encoder(model.encoder, **batch).last_hidden_state
-        pooled = model.document_states(hidden, batch.get("input_ids"), batch.get("attention_mask"))
-        states[rows] = pooled.float().cpu().numpy()
+        states[rows] = model.encode_documents(batch)[1].float().cpu().numpy()
     model.train(was_training)
     return states

@@ -60,6 +60,11 @@ class FrozenHeadMixin(_Trainer):
         """Decides whether `train` fits the head by L-BFGS instead of running the optimiser."""
         if model.config.joint_contrast is not None and _has_features(self.train_dataset):
             model.config.joint_contrast.check_pooled()
+        if model.window_attention is not None and _has_features(self.train_dataset):
+            raise ValueError(
+                'window_pooling="attention" learns from the windows of a text, but frozen features (pooled_states) are one '
+                'vector per document: use window_pooling="mean", or fine-tune the encoder on rows with input_ids.'
+            )
         if self.args.head_solver == "optimizer":
             return False
         is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())

@@ -39,7 +39,7 @@ def _part(name: str) -> str:
     name = name.removeprefix("module.")
     if name.startswith("prototypes."):
         return "prototypes"
-    return "head" if name.startswith(("projection.", "head.")) else "encoder"
+    return "head" if name.startswith(("projection.", "head.", "window_attention.")) else "encoder"
 
 
 def scale_prototype_rows(

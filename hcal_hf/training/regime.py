@@ -87,6 +87,7 @@ def choose_regime(
     label_mode: str = "single_path",
     unlabelled: int = 0,
     validation: int = 0,
+    window_length: int | None = None,
 ) -> Regime:
     """Chooses the regime by the number of labelled documents and the time that fine-tuning is estimated to take.
 
@@ -113,6 +114,7 @@ def choose_regime(
         label_mode: that of the model.
         unlabelled: the number of texts without labels.
         validation: the number of labelled validation documents.
+        window_length: the largest number of tokens of a window, if long texts are read in windows.
 
     Raises:
         ValueError: for a negative budget, or no documents.
@@ -142,7 +144,7 @@ def choose_regime(
     seconds = None
     fits, minutes = False, "the time budget is 0 minutes"
     if budget > 0:
-        seconds = settings["num_train_epochs"] * estimate_epoch(encoder, tokenizer, lengths, device)
+        seconds = settings["num_train_epochs"] * estimate_epoch(encoder, tokenizer, lengths, device, window_length)
         fits = seconds <= 60 * budget
         minutes = (
             f"fine-tuning {documents:,} documents for {settings['num_train_epochs']} epochs is estimated at "
@@ -167,7 +169,11 @@ def choose_regime(
 
 
 def estimate_epoch(
-    encoder: str | nn.Module, tokenizer: Any, lengths: Sequence[int], device: str | torch.device = "cpu"
+    encoder: str | nn.Module,
+    tokenizer: Any,
+    lengths: Sequence[int],
+    device: str | torch.device = "cpu",
+    window_length: int | None = None,
 ) -> float:
     """Estimates the seconds of one epoch of fine-tuning from three timed batches."""
     size = min(FINE_TUNING["per_device_train_batch_size"], len(lengths))
@@ -178,8 +184,10 @@ def estimate_epoch(
     taken = []
     for _ in range(_TIMED_BATCHES):
         # Batches of one length each, as group_by_length makes them.
-        length = int(lengths[int(torch.randint(len(lengths), (1,), generator=random))])
-        ids = torch.randint(vocabulary, (size, max(length, 1)), generator=random).to(device)
+        length = max(int(lengths[int(torch.randint(len(lengths), (1,), generator=random))]), 1)
+        windows = 1 if window_length is None else -(-length // window_length)
+        shape = (size * windows, -(-length // windows))
+        ids = torch.randint(vocabulary, shape, generator=random).to(device)
         start = time.perf_counter()
         run_encoder(model, input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.sum().backward()
         if torch.device(device).type == "cuda":

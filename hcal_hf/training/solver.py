@@ -83,6 +83,11 @@ def unsolvable_because(model: HcalForSequenceClassification) -> str | None:
         )
     if reason := unsolvable_loss(config):
         return reason
+    if config.window_pooling == "attention":
+        return (
+            'L-BFGS fits the head on one vector per document, but window_pooling="attention" learns from the windows of a '
+            'text: use window_pooling="mean", or train it with head_solver="optimizer".'
+        )
     if config.objective != "document" or config.contrast:
         return (
             f"L-BFGS fits losses of single documents, but the model has objective={config.objective!r} and "

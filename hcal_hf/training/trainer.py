@@ -234,7 +234,7 @@ class HcalTrainer(
         if self.model_init is not None:  # each trial of a search starts with a new model
             self.loss_weighter.load_state_dict(self._fresh_weighter)
         if isinstance(self.train_dataset, Dataset):
-            check_tokens(self.train_dataset, model.vocabulary_size, model.max_tokens)
+            check_tokens(self.train_dataset, model.vocabulary_size, model.max_tokens, model.config.window_length)
             if "labels" in self.train_dataset.column_names:
                 config = model.config
                 check_encoded(self.train_dataset, model.taxonomy, config.label_mode, config.partial_paths)

@@ -53,6 +53,26 @@ CASES = {
             "pooling": "max",
         },
     ),
+    "windows": (
+        build_ragged(),
+        {"window_length": 10, "window_overlap": 3, "max_windows": 4, "window_affixes": [1, 1], "pooling": "cls"},
+    ),
+    "windows, attention": (
+        build_ragged(),
+        {"window_length": 6, "window_overlap": 2, "max_windows": 3, "window_pooling": "attention"},
+    ),
+    "windows, max": (
+        build_ragged(),
+        {
+            "window_length": 5,
+            "window_overlap": 0,
+            "max_windows": 5,
+            "pooling": "max",
+            "score_function": "linear",
+            "lexical_features": 5,
+            "lexical_terms": 20,
+        },
+    ),
     "sigmoid": (
         DAG,
         {"label_mode": "multi_path", "head": "conditional_sigmoid", "thresholds": [0.3, 0.4, 0.4, 0.4, 0.5, 0.5]},
@@ -122,6 +142,8 @@ def varied_model(taxonomy, layers, **config):
                 parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
         if model.prototypes.is_anchored:
             model.prototypes.anchors.copy_(torch.randn(model.prototypes.anchors.shape, generator=generator))
+        if model.window_attention is not None:
+            model.window_attention.query.normal_(0, 20, generator=generator)
         if model.lexical is not None:
             keys = [*range(2, 18), *(int(pair_keys(torch.tensor(a), torch.tensor(a + 1))) for a in (2, 9, 12, 18))]
             model.lexical.index[keys] = torch.arange(1, 21, dtype=torch.int32)

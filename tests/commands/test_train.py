@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from transformers import pipeline
 
 from hcal_hf import HcalTrainingArguments
+from hcal_hf.commands.main import main
 from hcal_hf.commands.run_arguments import DataArguments, ModelArguments, TableArguments, parse_arguments
 from hcal_hf.commands.run_data import load_data
 from hcal_hf.commands.training_run import run_training
@@ -64,6 +65,69 @@ def test_a_run_trains_evaluates_saves_and_prints_predictions(tmp_path, encoder_d
     assert (config["score_function"], config.get("prototype_anchor")) == expected
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))
     assert any("head_strength" in entry for entry in state["log_history"]) == freeze  # L-BFGS reports it
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_run_reads_long_texts_in_windows_and_counts_those_it_cuts(tmp_path, encoder_dir, data_dir, freeze, capsys):
+    """Windows of 8 tokens with 1 in common, 2 of which hold 15 tokens."""
+    long = {"text": "the " * 30 + "music", "labels": [["arts", "stage", "opera"]]}
+    fits = {"text": "the " * 14 + "music", "labels": [["arts", "stage", "opera"]]}
+    for split, rows in (("test", [long, long, fits]), ("train", [fits])):
+        with (data_dir / f"{split}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    windows = {"window_length": 8, "max_windows": 2, "window_overlap": 1}
+    path = config_file(
+        tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, num_train_epochs=1, **windows,
+        window_pooling="mean" if freeze else "attention",
+    )  # fmt: skip
+    run_training(*parse_arguments([path]))
+    out = tmp_path / "out"
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert {name: config[name] for name in windows} == windows
+    assert "Longer texts, of which the end was not read: 2 of 10 in test." in (out / "README.md").read_text("utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert (
+        "reads at most 15 tokens of a text. Texts of more than 8 tokens are read in up to 2 windows, which ov" in card
+    )
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "test 2 of 10" in report
+    assert "up to 2 of 8 tokens, 15 tokens of a text" in report
+    pipe = pipeline("hierarchical-text-classification", model=str(out), device="cpu")
+    assert pipe.preprocess(long["text"])["input_ids"].shape == (1, 15)
+    capsys.readouterr()
+    predictions = str(tmp_path / "predictions.csv")
+    assert main(["predict", str(out), str(data_dir / "test.jsonl"), "--out", predictions, "--cpu", "--quiet"]) == 0
+    assert "2 texts have more than 15 tokens: their end was not read." in capsys.readouterr().out
+    assert main(["evaluate", str(out), str(data_dir), "--report", str(tmp_path / "eval.html"), "--cpu"]) == 0
+    assert "test 2 of 10" in (tmp_path / "eval.html").read_text(encoding="utf-8")
+    again = ["--start_from", str(out), "--output_dir", str(tmp_path / "again"), "--show_predictions", "0"]
+    other = config_file(tmp_path, encoder_dir, data_dir, freeze_encoder=freeze, num_train_epochs=1)
+    run_training(*parse_arguments([other, *again]))
+    again_card = (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    assert "2 of 10 in test" in again_card
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_windows": 2, "max_length": 20},
+            "2 windows of 16 tokens hold 30 tokens of a text: leave max_length out",
+        ),
+        ({"window_length": 40}, "window_length=40 is more than the 32 tokens"),
+        ({"window_length": 8, "window_overlap": 8}, "window_overlap must be from 0 to 7"),
+        ({"max_windows": 0}, "max_windows must be at least 1, got 0"),
+        (
+            {"max_windows": 2, "window_pooling": "attention", "freeze_encoder": True},
+            "but the run has frozen: use regimes",
+        ),
+        ({"window_pooling": "attention"}, "window_pooling='attention' .* need window_length"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(tmp_path, encoder_dir, data_dir, options, message):
+    path = config_file(tmp_path, encoder_dir, data_dir, **options)
+    with pytest.raises(ValueError, match=message):
+        run_training(*parse_arguments([path]))
 
 
 def test_defaults_for_a_frozen_encoder_can_be_overridden(tmp_path, encoder_dir, data_dir):

@@ -36,7 +36,9 @@ def test_the_page_agrees_with_its_rows(modules, page):
     assert text.count("\n|") > 20
 
 
-@pytest.mark.parametrize("script", ["audit", "few_labels", "lexical", "reliability", "suggestions", "zero_shot"])
+@pytest.mark.parametrize(
+    "script", ["audit", "few_labels", "lexical", "reliability", "suggestions", "windows", "zero_shot"]
+)
 def test_the_page_of_a_script_agrees_with_its_rows(modules, script):
     measured = getattr(import_benchmarks(script), script)
     text = measured.PAGE.read_text(encoding="utf-8")
