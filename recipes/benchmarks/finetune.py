@@ -28,7 +28,7 @@ from result_rows import Row, store
 from scoring import Outputs, Problem, label_sets_of, scores, selection_score
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments
+from hcal_hf import HcalForSequenceClassification, HcalTrainer, HcalTrainingArguments, add_lexical_features
 
 RATES = (1e-4, 2e-4)
 EPOCHS = 4
@@ -40,6 +40,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "single_path": {
         "lookahead_softmax": {},
         "lookahead_softmax + anchors": ANCHORS,
+        "lookahead_softmax + anchors, lexical": {**ANCHORS, "lexical": True},
         "lookahead_softmax + hjcl": {"contrast": "hjcl"},
         "lookahead_softmax + hjcl, instances": {"contrast": "hjcl", "contrast_kwargs": {"label_weight": 0}},
         "lookahead_softmax + hyperbolic": {"geometry": "hyperbolic", "score_function": "linear"},
@@ -53,6 +54,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
             **ANCHORS,
             "weighting": "likelihood",
         },
+        "lookahead_sigmoid + anchors, lexical": {"head": "lookahead_sigmoid", **ANCHORS, "lexical": True},
         "lookahead_sigmoid + anchors, hjcl": {"head": "lookahead_sigmoid", **ANCHORS, "contrast": "hjcl"},
         "lookahead_sigmoid + anchors, asl": {"head": "lookahead_sigmoid", **ANCHORS, "classification_loss": "asl"},
         "lookahead_sigmoid, hyperbolic": {"head": "lookahead_sigmoid", **LINEAR, "geometry": "hyperbolic"},
@@ -109,10 +111,12 @@ def arguments_of(folder: str, setting: Setting, seed: int) -> dict[str, Any]:
 def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting: Setting, seed: int) -> Any:
     """Builds the Trainer of one of our methods."""
     fields = dict(fields)
-    weighting = fields.pop("weighting", "uniform")
+    weighting, is_lexical = fields.pop("weighting", "uniform"), fields.pop("lexical", False)
     model = HcalForSequenceClassification.from_encoder(
         tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **fields}
     )
+    if is_lexical:
+        add_lexical_features(model, tokens.data["train"], tokens.tokenizer)
     args = HcalTrainingArguments(
         **arguments_of(folder, setting, seed),
         head_learning_rate=setting.head_rate,
