@@ -4,22 +4,33 @@ Each classical baseline is a generator that fits its settings one after the othe
 [N, h] of each split (tensors or sparse matrices), `y`, the multi-hot labels [N, L] of each split, and the taxonomy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from data import Tokens
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import FeatureUnion
+from sklearn.svm import LinearSVC
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel
 
 from hcal_hf import HcalDataCollator, Taxonomy
 
 STRENGTHS = (0.0625, 0.25, 1.0, 4.0, 16.0, 64.0)
 TFIDF_STRENGTHS = (4.0, 64.0, 1024.0)
+SVM_STRENGTHS = (0.0625, 0.25, 1.0)
+# C of the softmax on unit features.
+SOFTMAX_STRENGTHS = (4.0, 16.0, 64.0, 256.0)
+NEIGHBOURS = (1, 3, 10, 30)
+# Weights of neighbours are exp(cosine / temperature).
+NEIGHBOUR_TEMPERATURE = 0.07
 Splits = dict[str, Any]
 
 
@@ -71,24 +82,153 @@ def logistic_regressions(
         yield Attempt({"C": c}, predict, weight.size + bias.size)
 
 
+def end_nodes_of(y: torch.Tensor) -> np.ndarray:
+    """Returns the end node [N] of each document with one path. Deeper nodes have higher indices."""
+    return (y.shape[1] - 1 - (y.numpy() > 0)[:, ::-1].argmax(axis=1)).astype(np.int64)
+
+
+def path_sets(ends: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """Returns the end nodes [N] with their ancestors, bool [N, L]."""
+    sets = np.zeros((len(ends), taxonomy.num_labels), dtype=bool)
+    unique, inverse = np.unique(ends, return_inverse=True)
+    paths = [taxonomy.complete([int(end)]) for end in unique]
+    for row, index in enumerate(inverse):
+        sets[row, paths[index]] = True
+    return sets
+
+
 def softmax_over_leaves(x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy) -> Iterator[Attempt]:
     """Fits multinomial logistic regression over the end nodes of paths. Ancestors are added to the prediction."""
-    closure = closure_of(taxonomy)
-    ends = np.array([row.nonzero()[-1].item() for row in y["train"]])
+    ends = end_nodes_of(y["train"])
     for c in STRENGTHS:
         model = LogisticRegression(C=c, max_iter=1000).fit(x["train"].numpy(), ends)
-        predict = lambda split, model=model: closure[model.predict(x[split].numpy())]  # noqa: E731
+        predict = lambda split, model=model: path_sets(model.predict(x[split].numpy()), taxonomy)  # noqa: E731
         yield Attempt({"C": c}, predict, model.coef_.size + model.intercept_.size)
 
 
-def closure_of(taxonomy: Taxonomy) -> np.ndarray:
-    """Returns each label with its ancestors, bool [L, L]. Meant for the few hundred labels of the benchmarks."""
-    closure = np.zeros((taxonomy.num_labels, taxonomy.num_labels), dtype=bool)
-    for node in range(taxonomy.num_labels):
-        closure[node, node] = True
-        for parent in taxonomy.parents(node):
-            closure[node] |= closure[parent]
-    return closure
+def softmax_over_many_leaves(x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy) -> Iterator[Attempt]:
+    """Fits a softmax over the end nodes of training documents on unit features, by L-BFGS with warm starts.
+
+    scikit-learn's takes minutes per strength with a thousand end nodes.
+    """
+    known, ends = np.unique(end_nodes_of(y["train"]), return_inverse=True)
+    weights = fit_softmax(x["train"], torch.from_numpy(ends), len(known), SOFTMAX_STRENGTHS)
+    for c, weight in weights:
+        predict = lambda split, weight=weight: path_sets(  # noqa: E731
+            known[(x[split] @ weight.T).argmax(dim=1).numpy()], taxonomy
+        )
+        yield Attempt({"C": c}, predict, weight.numel())
+
+
+def fit_softmax(
+    features: torch.Tensor, ends: torch.Tensor, number: int, strengths: Sequence[float]
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Fits a softmax over `number` classes with L2 by L-BFGS, for each strength C from the previous one's weights.
+
+    Args:
+        features: unit features [N, D].
+        ends: the class [N] of each.
+
+    Yields:
+        C, which means the same as for our heads, and the weights [number, D].
+    """
+    weight = torch.zeros(number, features.shape[1], requires_grad=True)
+    for strength in sorted(strengths):
+        optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+
+        def evaluate(strength: float = strength) -> float:
+            values = weight.detach()
+            gradient, total = values / strength, float(values.square().sum()) / (2 * strength)
+            for rows, classes in zip(features.split(2000), ends.split(2000)):
+                log_p = F.log_softmax(rows @ values.T, dim=1)
+                total -= float(log_p.gather(1, classes[:, None]).sum())
+                p = log_p.exp_()
+                p[torch.arange(len(classes)), classes] -= 1
+                gradient.addmm_(p.T, rows)
+            weight.grad = gradient / len(ends)
+            return total / len(ends)
+
+        optimizer.step(evaluate)
+        yield strength, weight.detach().clone()
+
+
+def linear_svms(x: Splits, y: dict[str, torch.Tensor], taxonomy: Taxonomy, over_leaves: bool) -> Iterator[Attempt]:
+    """Fits linear support vector machines, one per end node (the best one is predicted) or one per label.
+
+    Those per label have their margins as logits, so their thresholds are tuned like all others. A label that all documents
+    have, or none, has a margin of 10 or -10.
+    """
+    ends, truth = end_nodes_of(y["train"]), y["train"].numpy() > 0
+    for c in SVM_STRENGTHS:
+        if over_leaves:
+            model = LinearSVC(C=c).fit(x["train"], ends)
+            predict = lambda split, model=model: path_sets(model.predict(x[split]), taxonomy)  # noqa: E731
+            yield Attempt({"C": c}, predict, model.coef_.size + model.intercept_.size)
+            continue
+        yield _per_label(partial(LinearSVC, C=c), c, x, truth)
+
+
+def tfidf_logistic_regressions(x: Splits, y: dict[str, torch.Tensor]) -> Iterator[Attempt]:
+    """Fits one logistic regression per label on sparse features."""
+    for c in TFIDF_STRENGTHS:
+        yield _per_label(partial(LogisticRegression, C=c, solver="liblinear"), c, x, y["train"].numpy() > 0)
+
+
+def _per_label(make: Callable[[], Any], c: float, x: Splits, truth: np.ndarray) -> Attempt:
+    weight, bias = np.zeros((truth.shape[1], x["train"].shape[1]), dtype=np.float32), np.zeros(truth.shape[1])
+    for node, positive in enumerate(truth.T):
+        if 0 < positive.sum() < len(positive):
+            model = make().fit(x["train"], positive)
+            weight[node], bias[node] = model.coef_[0], model.intercept_[0]
+        else:
+            bias[node] = 10 if positive.any() else -10
+
+    def predict(split: str) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(x[split] @ weight.T) + bias)
+
+    return Attempt({"C": c}, predict, weight.size + bias.size)
+
+
+def nearest_documents(
+    x: dict[str, torch.Tensor], y: dict[str, torch.Tensor], taxonomy: Taxonomy, one_path: bool
+) -> Iterator[Attempt]:
+    """Lets the nearest training documents by cosine vote: for an end node, or for each label with thresholds."""
+    units = {split: F.normalize(states.float(), dim=1) for split, states in x.items()}
+    ends = end_nodes_of(y["train"])
+    known, classes = np.unique(ends, return_inverse=True)
+    for k in NEIGHBOURS:
+
+        def predict(split: str, k: int = k) -> Any:
+            parts = []
+            for rows in units[split].split(1000):
+                near = (rows @ units["train"].T).topk(k, dim=1)
+                votes = (near.values / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
+                if one_path:
+                    sums = torch.zeros(len(rows), len(known))
+                    sums.scatter_add_(1, torch.from_numpy(classes)[near.indices], votes)
+                    parts.append(torch.from_numpy(known[sums.argmax(dim=1).numpy()]))
+                else:
+                    parts.append(torch.einsum("bk,bkl->bl", votes, y["train"][near.indices]))
+            values = torch.cat(parts)
+            return path_sets(values.numpy(), taxonomy) if one_path else torch.logit(values, eps=1e-4)
+
+        yield Attempt({"neighbours": k}, predict, 0)
+
+
+def nearest_label_text(
+    x: dict[str, torch.Tensor], anchors: torch.Tensor, taxonomy: Taxonomy, one_path: bool, partial_paths: bool
+) -> Iterator[Attempt]:
+    """Compares documents with the text of each label by cosine: the best end node, or each label with thresholds."""
+    leaves = np.arange(taxonomy.num_labels) if partial_paths else np.flatnonzero(taxonomy.is_leaf)
+    texts = F.normalize(anchors.float(), dim=1)
+
+    def predict(split: str) -> Any:
+        units = F.normalize(x[split].float(), dim=1)
+        if one_path:
+            return path_sets(leaves[(units @ texts[leaves].T).argmax(dim=1).numpy()], taxonomy)
+        return 10 * (units @ texts.T)
+
+    yield Attempt({}, predict, 0)
 
 
 def local_classifiers(
@@ -120,6 +260,23 @@ def tfidf(texts: dict[str, list[str]]) -> Splits:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000)
     vectorizer.fit(texts["train"])
     return {s: vectorizer.transform(values) for s, values in texts.items()}
+
+
+def words_and_characters(texts: dict[str, list[str]]) -> Splits:
+    """Computes TF-IDF features of words, word pairs and the characters of words."""
+    union = FeatureUnion(
+        [
+            ("words", TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=100_000)),
+            (
+                "characters",
+                TfidfVectorizer(
+                    analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2, max_features=100_000
+                ),
+            ),
+        ]
+    )
+    union.fit(texts["train"])
+    return {s: sparse.csr_matrix(union.transform(values)) for s, values in texts.items()}
 
 
 class FlatCollator:

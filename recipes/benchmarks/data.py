@@ -21,10 +21,12 @@ from hcal_hf import (
     load_data,
     pooled_features,
 )
+from hcal_hf.lexical import LexicalFeatures
+from hcal_hf.training.lexical_fit import LEXICAL_FEATURES, fit_lexical
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-SINGLE_PATH = {"clinc150", "hwv_part", "naics2012"}
-PARTIAL = {"cei", "debtags"}
+SINGLE_PATH = {"clinc150", "hwv_part", "icd10cm", "naics2012"}
+PARTIAL = {"cei", "debtags", "icd10cm", "wordnet_nouns"}
 SPLITS = ("train", "validation", "test")
 # Labels of documents that are not part of the task: out-of-scope queries.
 LEFT_OUT = {"clinc150": [["oos"]]}
@@ -90,10 +92,13 @@ class Task:
         texts (`dict`): the texts of each split.
         left_out (`dict`): features of the documents that are not part of the task.
         anchors (`torch.Tensor`): embeddings of the label texts [L, hidden_size].
+        lexical (`LexicalFeatures`, *optional*): the lexical features that follow those of the encoder in `x` and `anchors`.
     """
 
+    lexical: LexicalFeatures | None = None
+
     def __init__(self, name: str, folder: Path, encoder: str, cache: Path):
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.encoder = name, folder, encoder
         self.taxonomy = taxonomy_of(name, folder)
         self.label_mode = "single_path" if name in SINGLE_PATH else "multi_path"
         rows = load_data(DataArguments(data_dir=str(folder)))
@@ -103,6 +108,10 @@ class Task:
         self.left_out = {s: np.delete(states[s], keep[s], axis=0) for s in SPLITS}
         self.texts = {s: rows[s].select(keep[s])["text"][:] for s in SPLITS}
         self.y = {s: torch.from_numpy(multi_hot(rows[s], keep[s], self.taxonomy)).float() for s in SPLITS}
+
+    @property
+    def is_single(self) -> bool:
+        return self.label_mode == "single_path"
 
     @property
     def partial_paths(self) -> bool:
@@ -127,6 +136,28 @@ class Task:
         task = copy.copy(self)
         task.x, task.y = ({**arrays, "train": arrays["train"][rows]} for arrays in (self.x, self.y))
         task.texts = {**self.texts, "train": [self.texts["train"][row] for row in rows]}
+        return task
+
+    def with_lexical_features(self, size: int = LEXICAL_FEATURES) -> "Task":
+        """Returns the task with so many lexical features after those of the encoder, fitted to the training documents."""
+        tokenizer = AutoTokenizer.from_pretrained(self.encoder)
+        length = MAX_LENGTHS.get(self.name, 64)
+        tokens = {s: tokenizer(list(self.texts[s]), truncation=True, max_length=length)["input_ids"] for s in SPLITS}
+        labels = tokenizer(self.taxonomy.texts(None), truncation=True)["input_ids"]
+        lexical = fit_lexical([*tokens["train"], *labels], tokenizer.all_special_ids, size)
+
+        def joined(states: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
+            parts = []
+            for start in range(0, len(rows), 256):
+                batch = tokenizer.pad({"input_ids": rows[start : start + 256]}, return_tensors="pt")
+                states_of_batch = states[start : start + 256].float()
+                parts.append(lexical.append(states_of_batch, batch["input_ids"], batch["attention_mask"]))
+            return torch.cat(parts)
+
+        task = copy.copy(self)
+        task.lexical = lexical
+        task.x = {s: joined(self.x[s], tokens[s]) for s in SPLITS}
+        task.anchors = joined(self.anchors, labels)
         return task
 
     def _features(self, rows: DatasetDict, encoder: str, path: Path) -> tuple[torch.Tensor, dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import FlatClassifier, FlatCollator, closure_of
+from baselines import FlatClassifier, FlatCollator, path_sets
 from data import ENCODER, SPLITS, Tokens, add_options
 from models import ANCHORS, DEFAULT_HEADS, LINEAR
 from result_rows import Row, store
@@ -224,8 +224,9 @@ def outputs_of(method: str, logits: dict[str, np.ndarray], problem: Problem) -> 
     """Returns the outputs of each row of a run. A flat classifier has one row per way to decode."""
     taxonomy = problem.taxonomy
     if method == "flat softmax over leaves":
-        leaves, closure = np.flatnonzero(taxonomy.is_leaf), closure_of(taxonomy)
-        return {method: Outputs({split: closure[leaves[values.argmax(axis=1)]] for split, values in logits.items()})}
+        leaves = np.flatnonzero(taxonomy.is_leaf)
+        sets = {split: path_sets(leaves[values.argmax(axis=1)], taxonomy) for split, values in logits.items()}
+        return {method: Outputs(sets)}
     if method in ("flat BCE", STOCK):
         return {
             f"{method}, tuned thresholds": Outputs(logits, "independent", "thresholds"),

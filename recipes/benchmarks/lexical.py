@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import MAX_LENGTHS, SPLITS, Task, add_options
+from baselines import fit_softmax
+from data import SPLITS, Task, add_options
 from result_rows import ROWS, append_line, read_lines
 from tables import PAGES, markdown, write_page
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from hcal_hf import (
     Decision,
@@ -37,8 +38,6 @@ from hcal_hf import (
     standardize_features,
     tune_for_decoding,
 )
-from hcal_hf.lexical import LexicalFeatures
-from hcal_hf.training.lexical_fit import fit_lexical
 from hcal_hf.training.solver import STRENGTHS
 
 RESULTS = ROWS / "lexical.jsonl"
@@ -52,38 +51,16 @@ class Features:
 
     Args:
         task: the task, with the features of the encoder.
-        encoder: the encoder. Its tokenizer is used.
+        encoder: the encoder.
         size: the number of lexical features; 0 for none.
     """
 
     def __init__(self, task: Task, encoder: str, size: int):
-        self.task, self.encoder, self.size = task, encoder, size
-        self.states = {split: task.x[split].float() for split in SPLITS}
-        self.anchors = task.anchors.float()
-        self.lexical: LexicalFeatures | None = None
-        if size:
-            self._add_lexical()
-
-    def _add_lexical(self) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(self.encoder)
-        length = MAX_LENGTHS.get(self.task.name, 64)
-        tokens = {
-            split: tokenizer(list(self.task.texts[split]), truncation=True, max_length=length)["input_ids"]
-            for split in SPLITS
-        }
-        labels = tokenizer(self.task.taxonomy.texts(None), truncation=True)["input_ids"]
-        lexical = fit_lexical([*tokens["train"], *labels], tokenizer.all_special_ids, self.size)
-        self.lexical, self.size = lexical, lexical.vectors.shape[1]
-
-        def joined(states: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
-            parts = []
-            for start in range(0, len(rows), 256):
-                batch = tokenizer.pad({"input_ids": rows[start : start + 256]}, return_tensors="pt")
-                parts.append(lexical.append(states[start : start + 256], batch["input_ids"], batch["attention_mask"]))
-            return torch.cat(parts)
-
-        self.states = {split: joined(self.states[split], tokens[split]) for split in SPLITS}
-        self.anchors = joined(self.anchors, labels)
+        self.task, self.encoder = task.with_lexical_features(size) if size else task, encoder
+        self.lexical = self.task.lexical
+        self.size = 0 if self.lexical is None else self.lexical.vectors.shape[1]
+        self.states = {split: self.task.x[split].float() for split in SPLITS}
+        self.anchors = self.task.anchors.float()
 
     def model(self, is_raw: bool) -> HcalForSequenceClassification:
         """Builds an untrained model for the features, with a random encoder that is not used."""
@@ -107,31 +84,16 @@ class Features:
         return model
 
 
-def fit_softmax(
+def best_softmax(
     features: dict[str, torch.Tensor], ends: dict[str, torch.Tensor], number: int, strengths: list[float]
 ) -> tuple[torch.Tensor, float]:
-    """Fits a softmax over `number` leaves with L2 by L-BFGS, with warm starts. Returns the best weights and C."""
-    weight = torch.zeros(number, features["train"].shape[1], requires_grad=True)
-    best = (-1.0, weight.detach().clone(), 0.0)
-    for strength in sorted(strengths):
-        optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
-
-        def evaluate(strength: float = strength) -> float:
-            gradient, total = weight.detach() / strength, float(weight.detach().square().sum()) / (2 * strength)
-            for x, y in zip(features["train"].split(2000), ends["train"].split(2000)):
-                log_p = F.log_softmax(x @ weight.detach().T, dim=1)
-                total -= float(log_p.gather(1, y[:, None]).sum())
-                p = log_p.exp_()
-                p[torch.arange(len(y)), y] -= 1
-                gradient.addmm_(p.T, x)
-            weight.grad = gradient / len(ends["train"])
-            return total / len(ends["train"])
-
-        optimizer.step(evaluate)
-        right = (features["validation"] @ weight.detach().T).argmax(dim=1) == ends["validation"]
+    """Fits a softmax over `number` leaves with each strength. Returns the best weights on validation, and their C."""
+    best = (-1.0, torch.empty(0), 0.0)
+    for strength, weight in fit_softmax(features["train"], ends["train"], number, strengths):
+        right = (features["validation"] @ weight.T).argmax(dim=1) == ends["validation"]
         accuracy = float(right.float().mean())
         if accuracy > best[0]:
-            best = (accuracy, weight.detach().clone(), strength)
+            best = (accuracy, weight, strength)
         print(f"softmax, C = {strength:g}: {100 * accuracy:.2f}", flush=True)
     return best[1], best[2]
 
@@ -147,9 +109,8 @@ def measure(task: Task, encoder: str, size: int, head: str, options: argparse.Na
         leaves = np.flatnonzero(task.taxonomy.is_leaf)
         ends = {split: torch.from_numpy(truth[split][:, leaves].argmax(axis=1)) for split in SPLITS}
         with torch.no_grad():
-            # 1 / tau = 10, so that C means the same for both heads.
             units = {s: F.normalize(model.projection(features.states[s]), dim=1) for s in SPLITS}
-        weight, strength = fit_softmax(units, ends, len(leaves), strengths)
+        weight, strength = best_softmax(units, ends, len(leaves), strengths)
         anchored = False
         seconds = time.process_time() - started
         found = (units[options.split] @ weight.T).argmax(dim=1).tolist()

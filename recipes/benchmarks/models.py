@@ -4,9 +4,17 @@ from typing import Any
 
 import torch
 from data import SPLITS, Task
+from torch.nn import functional as F
 from transformers import BertConfig
 
-from hcal_hf import CooccurrenceCounts, HcalConfig, HcalForSequenceClassification, build_weighter, fit_head
+from hcal_hf import (
+    CooccurrenceCounts,
+    HcalConfig,
+    HcalForSequenceClassification,
+    build_weighter,
+    fit_head,
+    standardize_features,
+)
 
 EPOCHS = {"clinc150": 15, "hwv_part": 40, "goemotions": 12, "cei": 30, "debtags": 30, "naics2012": 15}
 BATCH = {"clinc150": 128, "hwv_part": 64, "goemotions": 256, "cei": 64, "debtags": 64, "naics2012": 128}
@@ -20,12 +28,22 @@ DEFAULT_HEADS = {mode: heads[0] for mode, heads in HEADS.items()}
 
 
 def make_model(task: Task, setting: dict[str, Any]) -> HcalForSequenceClassification:
-    """Builds a new model that reads features. Its encoder is a placeholder."""
+    """Builds a new model that reads features. Its encoder is a placeholder.
+
+    Lexical features are centred and scaled with those of the encoder, as in the regime `lexical`.
+    """
     size = task.x["train"].shape[1]
-    encoder = BertConfig(hidden_size=size, num_hidden_layers=0, num_attention_heads=1, vocab_size=2)
     fields = {"projection_dim": size, "prototype_temperature": 0.07, "label_mode": task.label_mode}
     fields["partial_paths"] = task.partial_paths
+    hidden_size = size
+    if task.lexical is not None:
+        terms, lexical_size = task.lexical.vectors.shape
+        fields |= {"lexical_terms": terms - 1, "lexical_features": lexical_size}
+        hidden_size -= lexical_size
+    encoder = BertConfig(hidden_size=hidden_size, num_hidden_layers=0, num_attention_heads=1, vocab_size=2)
     model = HcalForSequenceClassification(HcalConfig.from_taxonomy(task.taxonomy, encoder, **{**fields, **setting}))
+    if task.lexical is not None:
+        standardize_features(model, task.x["train"])
     if model.prototypes.is_anchored:
         model.prototypes.anchors.copy_(task.anchors)
         model.prototypes.trained.copy_(task.y["train"].sum(dim=0) > 0)
@@ -34,6 +52,13 @@ def make_model(task: Task, setting: dict[str, Any]) -> HcalForSequenceClassifica
         sizes = documents.bincount(minlength=len(task.y["train"]))
         model.label_penalty.counts = CooccurrenceCounts(sizes.numpy(), nodes.numpy(), task.taxonomy.num_labels)
     return model
+
+
+@torch.no_grad()
+def standardized(task: Task) -> dict[str, torch.Tensor]:
+    """Returns unit features of each split, centred and scaled as for our heads."""
+    model = make_model(task, {**LINEAR, **ANCHORS})
+    return {split: F.normalize(model.projection(states), dim=1) for split, states in task.x.items()}
 
 
 def logits_of(task: Task, model: HcalForSequenceClassification) -> dict[str, torch.Tensor]:
