@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hcal_hf import (
     load_data,
     pooled_features,
 )
+from hcal_hf.anchors import label_texts
 from hcal_hf.lexical import LexicalFeatures
 from hcal_hf.training.lexical_fit import LEXICAL_FEATURES, fit_lexical
 
@@ -51,6 +53,12 @@ def taxonomy_of(name: str, folder: Path) -> Taxonomy:
     edges = [(whole.labels[parent], whole.labels[child]) for parent, child in whole.edges]
     roots = [label for label, depth in zip(whole.labels, whole.depths) if depth == 0 and label not in left_out]
     return Taxonomy.from_edges(edges, roots=roots) if left_out else whole
+
+
+def descriptions_of(folder: Path) -> dict[str, str] | None:
+    """Reads the descriptions of labels, which are their label texts, from descriptions.json. None without this file."""
+    path = folder / "descriptions.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def kept_rows(name: str, rows: DatasetDict) -> dict[str, list[int]]:
@@ -101,6 +109,7 @@ class Task:
         self.name, self.folder, self.encoder = name, folder, encoder
         self.taxonomy = taxonomy_of(name, folder)
         self.label_mode = "single_path" if name in SINGLE_PATH else "multi_path"
+        self.descriptions = descriptions_of(folder)
         rows = load_data(DataArguments(data_dir=str(folder)))
         keep = kept_rows(name, rows)
         self.anchors, states = self._features(rows, encoder, cache / f"{name}.npz")
@@ -143,7 +152,7 @@ class Task:
         tokenizer = AutoTokenizer.from_pretrained(self.encoder)
         length = MAX_LENGTHS.get(self.name, 64)
         tokens = {s: tokenizer(list(self.texts[s]), truncation=True, max_length=length)["input_ids"] for s in SPLITS}
-        labels = tokenizer(self.taxonomy.texts(None), truncation=True)["input_ids"]
+        labels = tokenizer(label_texts(self.taxonomy, self.descriptions), truncation=True)["input_ids"]
         lexical = fit_lexical([*tokens["train"], *labels], tokenizer.all_special_ids, size)
 
         def joined(states: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
@@ -169,7 +178,7 @@ class Task:
                 return torch.from_numpy(stored["anchors"][own]), {s: stored[s] for s in SPLITS}
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         fields: dict[str, Any] = {"label_mode": "multi_path", "prototype_anchor": "label_text"}
-        model = HcalForSequenceClassification.from_encoder(encoder, whole, **fields)
+        model = HcalForSequenceClassification.from_encoder(encoder, whole, descriptions=self.descriptions, **fields)
         states: dict[str, np.ndarray] = {}
         for s in SPLITS:
             tokens = encode_dataset(rows[s], whole, tokenizer, labels=None, max_length=256)
@@ -210,6 +219,7 @@ class Tokens:
         self.name, self.encoder = name, encoder
         self.taxonomy = taxonomy_of(name, folder)
         self.label_mode: Any = "single_path" if name in SINGLE_PATH else "multi_path"
+        self.descriptions = descriptions_of(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(encoder)
         rows = load_data(DataArguments(data_dir=str(folder)))
         keep = kept_rows(name, rows)

@@ -113,7 +113,10 @@ def trainer_of_ours(tokens: Tokens, fields: dict[str, Any], folder: str, setting
     fields = dict(fields)
     weighting, is_lexical = fields.pop("weighting", "uniform"), fields.pop("lexical", False)
     model = HcalForSequenceClassification.from_encoder(
-        tokens.encoder, tokens.taxonomy, **{"label_mode": tokens.label_mode, **fields}
+        tokens.encoder,
+        tokens.taxonomy,
+        descriptions=tokens.descriptions if fields.get("prototype_anchor") else None,
+        **{"label_mode": tokens.label_mode, **fields},
     )
     if is_lexical:
         add_lexical_features(model, tokens.data["train"], tokens.tokenizer)
