@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hcal_hf import (
 from hcal_hf.anchors import label_texts
 from hcal_hf.lexical import LexicalFeatures
 from hcal_hf.training.lexical_fit import LEXICAL_FEATURES, fit_lexical
+from hcal_hf.training.solver import STRENGTHS
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SINGLE_PATH = {"clinc150", "hwv_part", "icd10cm", "naics2012"}
@@ -100,10 +102,12 @@ class Task:
         texts (`dict`): the texts of each split.
         left_out (`dict`): features of the documents that are not part of the task.
         anchors (`torch.Tensor`): embeddings of the label texts [L, hidden_size].
+        strengths (`Sequence`): the values of C that our linear heads try.
         lexical (`LexicalFeatures`, *optional*): the lexical features that follow those of the encoder in `x` and `anchors`.
     """
 
     lexical: LexicalFeatures | None = None
+    strengths: Sequence[float] = STRENGTHS
 
     def __init__(self, name: str, folder: Path, encoder: str, cache: Path):
         self.name, self.folder, self.encoder = name, folder, encoder

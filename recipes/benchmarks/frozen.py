@@ -23,6 +23,8 @@ from groups import ABLATIONS, SEEDS, Group, baselines_of, compared, ours_of
 from result_rows import Row, store
 from scoring import Outputs, Problem, label_sets_of, scores, selection_score
 
+from hcal_hf.training.solver import STRENGTHS
+
 FEWEST_SECONDS = 1e-4
 
 
@@ -78,6 +80,7 @@ def run_set(name: str, options: argparse.Namespace) -> None:
     """Runs the methods on one data set and stores their rows."""
     torch.set_num_threads(options.threads)
     task = Task(name, options.data_dir / name, options.encoder, options.cache)
+    task.strengths = options.strengths
     groups = {**baselines_of(task), **ours_of(task)}
     unknown = set(options.methods or ()) - set(groups)
     if unknown:
@@ -103,6 +106,7 @@ def run_set(name: str, options: argparse.Namespace) -> None:
                 facts={
                     **facts,
                     **({"head": outputs.head} if group.ours else {}),
+                    **({"strengths": options.strengths} if options.strengths is not STRENGTHS else {}),
                     "threads": options.threads,
                     "device": "CPU",
                     "encoder": ENCODER,
@@ -130,6 +134,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--per_leaf", type=int, default=None, help="number of training documents per leaf; by default all"
+    )
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=STRENGTHS, help="values of C that our linear heads try"
     )
     parser.add_argument("--jobs", type=int, default=1, help="number of data sets that run in parallel")
     options = parser.parse_args()

@@ -145,7 +145,7 @@ def linear(setting: dict[str, Any], task: Task, seed: int, chosen: dict[str, Any
     if not len(task.x["validation"]):
         raise ValueError(f"Data set {task.name} has no validation documents, which C is chosen on. Add some.")
     training, validation = ((task.x[s], task.y[s]) for s in SPLITS[:2])
-    solution = solve(model, training, validation, anchored=anchored)
+    solution = solve(model, training, validation, strengths=task.strengths, anchored=anchored)
     yield attempt_of(task, model, {"C": solution.strength, "anchors": solution.anchored})
 
 
