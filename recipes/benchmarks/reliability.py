@@ -26,7 +26,8 @@ FUZZED = ("taxonomy", "tables", "label cells", "damaged files", "decoders", "met
 FACTS = {
     "growth_mb": "{} MB of growth",
     "resumed_from_a_checkpoint": "{} had a checkpoint",
-    "partial_checkpoints": "{} partial checkpoints",
+    "partial_checkpoints": "{} left a partial checkpoint",
+    "partial_newest": "{} of them the newest",
     "jobs": "{} jobs",
 }
 

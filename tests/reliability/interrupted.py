@@ -93,7 +93,7 @@ def kill_trainings(folder, moments):
     """Kills a training of each weighter in turn at random moments, resumes it, and compares the end bit for bit."""
     draw = random.Random(0)
     whole, seconds = {}, {}
-    kills, resumed, differences, partial = {}, 0, [], 0
+    kills, resumed, differences, partial, newest = {}, 0, [], 0, 0
     number, tries = 0, 0
     while number < moments and tries < 4 * moments:
         weighter = sorted(WEIGHTERS)[number % len(WEIGHTERS)]
@@ -108,8 +108,10 @@ def kill_trainings(folder, moments):
             continue  # it was done before
         number += 1
         kills[weighter] = kills.get(weighter, 0) + 1
-        saved = [checkpoint_problem(str(path)) for path in run.glob("checkpoint-*")]
-        partial += any(problem is not None for problem in saved)
+        folders = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        saved = [checkpoint_problem(str(path)) for path in folders]
+        partial += any(saved)
+        newest += bool(saved and saved[-1])
         resumed += any(problem is None for problem in saved)
         finish(in_child(train, run, weighter, True))
         found, expected = end_of(run), whole[weighter]
@@ -120,6 +122,7 @@ def kill_trainings(folder, moments):
         "kills_by_weighter": kills,
         "resumed_from_a_checkpoint": resumed,
         "partial_checkpoints": partial,
+        "partial_newest": newest,
         "differences": differences,
     }
 

@@ -188,7 +188,8 @@ def test_trainings_killed_at_random_moments_end_like_trainings_without_interrupt
         if moments == 50:
             assert set(report["kills_by_weighter"]) == set(WEIGHTERS)
             assert report["resumed_from_a_checkpoint"] >= 10
-        assert report["partial_checkpoints"] == 0
+        # An old checkpoint may be killed while it is deleted. Resuming skips it.
+        assert report["partial_newest"] == 0
 
 
 @needs_fork
