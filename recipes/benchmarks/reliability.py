@@ -11,11 +11,10 @@ rows/reliability.jsonl.
 import argparse
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from result_rows import ROWS, read_lines
 from tables import PAGES, markdown, write_page
 
@@ -70,7 +69,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
         facts = [words.format(row[name]) for name, words in FACTS.items() if name in row]
         if "kills_by_weighter" in row:
             facts.append(f"{len(row['kills_by_weighter'])} weighters")
-        time = f"{row['cpu_seconds']:,.0f}" if row["cpu_seconds"] > row["seconds"] / 20 else "in other processes"
+        time = f"{row['cpu_seconds']:,.0f}" if row["cpu_seconds"] >= row["seconds"] / 20 else "in other processes"
         return [row["kind"], row["unit"], f"{row['cases']:,}", "0", ", ".join(facts), time]
 
     columns = ("kind", "one case", "cases", "differences or errors", "also counted", "CPU seconds")
