@@ -31,8 +31,8 @@ def token_limit(model: Any, tokenizer: Any, max_length: int | None = None) -> in
     """Returns the maximum number of tokens of a text, or None without a limit.
 
     It is `max_length`, or by default the limit that the tokenizer stores, but never more than the encoder has positions. A
-    warning is logged if `max_length` is lowered. For a model with windows, the default is what the windows hold, and never
-    more, because the tokenizer stores the limit of the encoder.
+    warning is logged if `max_length` is lowered. For a model with windows, the default is the number of tokens that they
+    hold, and never more, because the tokenizer stores the limit of the encoder.
 
     Args:
         model ([`HcalForSequenceClassification`]): the model.

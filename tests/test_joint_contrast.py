@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hcal_hf import HcalConfig, HcalForSequenceClassification, Taxonomy
+from hcal_hf.encoder_inputs import run_encoder
 from hcal_hf.joint_contrast import (
     JointContrastOptions,
     attend,
@@ -300,6 +301,12 @@ def batch_of(taxonomy, mode="multi_path"):
     return {"input_ids": torch.randint(2, 22, (6, 7)), "attention_mask": mask, "labels": labels}
 
 
+def states_of(model, batch):
+    return run_encoder(
+        model.encoder, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    ).last_hidden_state
+
+
 @pytest.mark.parametrize("mode", ["single_path", "multi_path"])
 def test_the_contrasts_are_two_tasks_with_fixed_weights(make_model, taxonomy, mode):
     config = {"label_mode": mode, "partial_paths": True}
@@ -313,7 +320,7 @@ def test_the_contrasts_are_two_tasks_with_fixed_weights(make_model, taxonomy, mo
     assert torch.equal(output.task_losses[:3], alone.task_losses)
     targets = Targets(batch["labels"], taxonomy.num_labels)
     documents, nodes = targets.positives
-    states = model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    states = states_of(model, batch)
     tokens, prototypes = model.projection(states), model.prototypes(model.projection)
     embeddings = pair_embeddings(prototypes, nodes, documents, tokens, batch["attention_mask"], 0.1)
     by_label = label_contrast(embeddings, documents, nodes, 6, model.head.depths, 0.5)
@@ -334,7 +341,7 @@ def test_the_released_variants_attend_with_all_prototypes(make_model, taxonomy, 
     batch = batch_of(taxonomy)
     output = model(**batch)
     documents, nodes = Targets(batch["labels"], taxonomy.num_labels).positives
-    states = model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    states = states_of(model, batch)
     tokens, prototypes = model.projection(states), model.prototypes(model.projection)
     z = attend(prototypes.expand(6, -1, -1), tokens, batch["attention_mask"], 0.1)
     depths = model.head.depths

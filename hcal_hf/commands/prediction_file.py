@@ -31,6 +31,8 @@ logger = logging.get_logger(__name__)
 
 # One process may finish hours before another.
 PROCESS_TIMEOUT = timedelta(days=7)
+# The number of truncated texts of a part, in the metadata of its file.
+_TRUNCATED = b"truncated"
 
 
 def predict_file(
@@ -65,7 +67,7 @@ def predict_file(
     Returns:
         on the main process the counts `rows`, `predicted` and `resumed_rows` (finished by earlier runs), `problems` (the
         number of rows for each problem), `first_problems` (up to five row numbers), `truncated` (the number of texts that
-        this process has cut to `max_length` tokens in this call) and `out`. {} on other processes.
+        were cut to `max_length` tokens), `max_length` and `out`. {} on other processes.
 
     Raises:
         ValueError: if the model is not an HCAL model, a file or column cannot be read, an argument is out of range, or an
@@ -108,7 +110,7 @@ def predict_file(
             bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         ) as bar:
-            rows_done = num_windows = truncated = 0
+            rows_done = num_windows = 0
             for window in _windows(table, column_names, args, predictor, assignment):
                 num_windows = window.index + 1
                 if window.tokens is not None:
@@ -118,23 +120,24 @@ def predict_file(
                         bar.update(start + int(share * size) - bar.n)
 
                     tokens = window.tokens.result()
-                    truncated += tokens.truncated
                     predictions = predictor.predict_tokens(tokens, advance)
                     if args.explain:
                         texts = [join_texts(row.cells[: len(args.text_columns)]) for row in window.rows]
                         predictions = predictor.explain(predictions, texts)
-                    writer.write(window.index, _window_table(predictions, window, table, args, model.config))
+                    part = _window_table(predictions, window, table, args, model.config)
+                    writer.write(window.index, part.replace_schema_metadata({_TRUNCATED: str(tokens.truncated)}))
                     rows_done += len(window.rows)
                 bar.set_postfix_str(
                     f"{rows_done:,} rows" + (" here" if state.num_processes > 1 else ""), refresh=False
                 )
                 bar.update(window.end - bar.n)
-        if truncated:
-            logger.warning(f"{truncated:,} texts were truncated to {predictor.max_length:,} tokens.")
         state.wait_for_everyone()
         if not state.is_main_process:
             return {}
         report = writer.join(num_windows, args.window, _schema(table, args, model.config))
+        truncated = sum(int(pq.read_schema(writer.path(i)).metadata[_TRUNCATED]) for i in range(num_windows))
+        if truncated:
+            logger.warning(f"{truncated:,} texts were truncated to {predictor.max_length:,} tokens.")
         report |= {"truncated": truncated, "max_length": predictor.max_length}
         report["resumed_rows"] = sum(pq.read_metadata(writer.path(i)).num_rows for i in finished)
     writer.remove()

@@ -78,7 +78,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Read texts of more tokens than this in overlapping windows of so many tokens. Default with "
-            "max_windows: what the tokenizer stores. Without both, longer texts are truncated."
+            "max_windows: the length that the tokenizer stores. Without both, longer texts are truncated."
         },
     )
     max_windows: int | None = field(

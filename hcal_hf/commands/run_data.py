@@ -131,7 +131,9 @@ def _leave_out(raw: DatasetDict, data_args: TableArguments) -> DatasetDict:
 
 
 def resolve_windows(model_args: ModelArguments, data_args: TableArguments, tokenizer: Any) -> None:
-    """Completes the arguments of a run whose texts are read in windows. `max_length` becomes what the windows hold.
+    """Completes the arguments of a run whose texts are read in windows.
+
+    `max_length` becomes the number of tokens that the windows hold.
 
     Raises:
         ValueError: if `max_length` is something else, or a window has no room for text.

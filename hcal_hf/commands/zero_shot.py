@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
         "--window-length",
         type=at_least_1,
         metavar="N",
-        help="Read longer texts in windows of N tokens. Default with --max-windows: what the encoder's files store.",
+        help="Read longer texts in windows of N tokens. Default with --max-windows: the length in the encoder's files.",
     )
     parser.add_argument("--max-windows", type=at_least_1, metavar="N", help="Maximum number of windows per text.")
     parser.add_argument("--separator", help="Separates the steps of a path. Default: detected.")

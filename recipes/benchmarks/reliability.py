@@ -11,7 +11,6 @@ rows/reliability.jsonl.
 import argparse
 import json
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 

@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace, number: int, splits: dict[str, Split]) 
 
 
 def name_of(row: dict[str, Any]) -> str:
-    """Describes what the encoder reads."""
+    """Describes the part of a text that the encoder reads."""
     if row["windows"] == 1:
         return f"first {row['length']} tokens"
     return f"up to {row['windows']} windows of {row['length']}"

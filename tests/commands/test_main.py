@@ -248,7 +248,7 @@ def test_predict_reports_rows_problems_and_output(model_dir, tmp_path, capsys):
     assert cli.main([*argv, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "rows": 3, "predicted": 2, "problems": {"the text is empty": 1}, "first_problems": [1],
-        "out": str(out), "resumed_rows": 0
+        "out": str(out), "resumed_rows": 0, "truncated": 0, "max_length": 16
     }  # fmt: skip
 
 

@@ -151,7 +151,9 @@ def test_rows_of_each_split_of_a_folder_decide_the_regime(tmp_path, monkeypatch)
     monkeypatch.setattr(table_run, "choose_regime", lambda *args, **options: asked.update(options, lengths=args[2]))
     run = table_run._TableRun(tmp_path, range(70), {"train": 50, "validation": 20}, *3 * [None], set(), 0.0)
     run.model_args = run.data_args = run.args = type(
-        "Any", (), {"max_length": 8, "label_mode": "single_path", "device": "cpu"}
+        "Any",
+        (),
+        {"max_length": 8, "encoder": None, "window_length": None, "label_mode": "single_path", "device": "cpu"},
     )
     run.labelled, run.leaves, run.covered = np.array([0, 3, 49, 50, 69]), 4, 2
     run._choose_regime(None, lambda texts, **options: {"input_ids": [[1, 2]]}, ["a"])

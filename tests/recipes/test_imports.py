@@ -44,13 +44,15 @@ EXCEPTIONS = {
         "hcal_hf.data.texts",
         "group_equal_texts",
     ): "Equal texts share a fold, as in `audit_labels`.",
-    ("recipes/benchmarks/lexical.py", "hcal_hf.lexical", "LexicalFeatures"): "It computes them without the encoder.",
-    (
-        "recipes/benchmarks/lexical.py",
-        "hcal_hf.training.lexical_fit",
-        "fit_lexical",
-    ): "It fits them without the encoder.",
+    ("recipes/benchmarks/data.py", "hcal_hf.anchors", "label_texts"): "They are the texts of embedded labels.",
+    ("recipes/benchmarks/data.py", "hcal_hf.lexical", "LexicalFeatures"): "It computes them without the encoder.",
+    ("recipes/benchmarks/data.py", "hcal_hf.training.lexical_fit", "LEXICAL_FEATURES"): "It is the default number.",
+    ("recipes/benchmarks/data.py", "hcal_hf.training.lexical_fit", "fit_lexical"): "It fits them without the encoder.",
+    ("recipes/benchmarks/data.py", "hcal_hf.training.solver", "STRENGTHS"): "They are the default of the heads.",
+    ("recipes/benchmarks/frozen.py", "hcal_hf.training.solver", "STRENGTHS"): "They are the default of its option.",
     ("recipes/benchmarks/lexical.py", "hcal_hf.training.solver", "STRENGTHS"): "They are the default of its option.",
+    ("recipes/benchmarks/windows.py", "hcal_hf.windows", "WindowInputs"): "It pools windows that were read once.",
+    ("recipes/benchmarks/windows.py", "hcal_hf.windows", "pool_windows"): "It pools windows that were read once.",
 }
 SCRIPTS = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")])
 PAGES = sorted([*(ROOT / "recipes").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")])

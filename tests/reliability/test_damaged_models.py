@@ -153,7 +153,7 @@ def test_weights_are_new_only_by_an_explicit_argument(folder):
         (lambda c: c.update(score_temperature=2.0), "decisions (thresholds,"),
         (lambda c: c.pop("thresholds"), "decisions (thresholds,"),
         (lambda c: c["labels"].reverse(), "labels (labels)"),
-        (lambda c: c.update({CHECKSUMS: "none"}), "labels, hierarchy, head, features, decisions"),
+        (lambda c: c.update({CHECKSUMS: "none"}), "labels, hierarchy, head, features, windows, decisions"),
     ],
 )
 def test_an_edited_configuration_is_refused_and_the_part_is_named(folder, capsys, change, part):

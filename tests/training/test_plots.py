@@ -171,7 +171,7 @@ def test_the_deepest_levels_of_a_large_hierarchy_are_left_out():
 
 
 def test_any_name_can_be_drawn(tmp_path):
-    names = ["$x^2$", "\\frac{", "<b>|`", "\u05e9\u05dc", "a\nb", "\u202ex", "\U0001f600 汉字", "w" * 300, "\x00y"]
+    names = ["$x^2$", "\\frac{", "<b>|`", "\u05e9\u05dc", "a\nb", "\u202ex", "\U0001f600 汉字", "w" * 300, "\x07y"]
     nasty = Taxonomy.from_edges([(name.strip(), f"{name} below") for name in names])
     assert save_scores(tmp_path / "scores.png", nasty, np.full(nasty.num_labels, np.nan), "$te\nst$")
     with Image.open(tmp_path / "scores.png") as image:
