@@ -50,11 +50,7 @@ def store(run: Path, results: Path) -> None:
     rows = join(read_lines(run))
     if failed := [row["kind"] for row in rows if not row["passed"]]:
         raise ValueError(f"{run} has failed tests, of which no counts are published: {', '.join(failed)}.")
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers")}}
     measured = {row["kind"] for row in rows}
     kept = [row for row in read_lines(results) if row["kind"] not in measured] if results.exists() else []
     lines = [*kept, *({**row, "versions": versions} for row in rows)]
