@@ -392,7 +392,7 @@ class HcalConfig(ConfigChecks, PreTrainedConfig):
             TypeError: if `taxonomy` is no taxonomy, or for an unknown field.
             ValueError: if `label_names` has keys that no label has, or a field is invalid.
         """
-        if not isinstance(taxonomy, Taxonomy):
+        if not hasattr(taxonomy, "num_labels"):  # a model repository has a class of its own
             raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
         check_field_names(kwargs, cls.__dataclass_fields__)
         names = kwargs.get("label_names") or getattr(taxonomy, "label_names", None)

@@ -265,7 +265,7 @@ class HcalForSequenceClassification(TaskMixin, DocumentStatesMixin, HcalPreTrain
                 raise TypeError(f"from_encoder has no argument {name!r}. Closest: {close or 'none'}.")
         if preset not in (None, "paper"):
             raise ValueError(f'preset must be "paper" or None, got {preset!r}.')
-        if not isinstance(taxonomy, Taxonomy):
+        if not hasattr(taxonomy, "num_labels"):  # a model repository has a class of its own
             raise TypeError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}: use Taxonomy.from_paths.")
         loader = {name: kwargs.pop(name) for name in LOADER_ARGUMENTS if name in kwargs}
         files = {name: loader[name] for name in FILE_ARGUMENTS if name in loader}

@@ -168,7 +168,7 @@ def check_documents(probabilities: Any, targets: Any, taxonomy: Taxonomy) -> tup
         p = np.asarray(probabilities, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"probabilities must be numbers [documents, labels], got {probabilities!r:.80}.") from None
-    if not isinstance(taxonomy, Taxonomy):
+    if not hasattr(taxonomy, "num_labels"):  # a model repository has a class of its own
         raise ValueError(f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}.")
     if p.ndim != 2 or p.shape[1] != taxonomy.num_labels:
         raise ValueError(f"probabilities must have shape [documents, {taxonomy.num_labels}], got {list(p.shape)}.")

@@ -11,6 +11,7 @@ rows/reliability.jsonl.
 import argparse
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 

@@ -282,7 +282,7 @@ def test_exporting_does_not_change_the_model(exported):
 def test_a_saved_model_can_be_exported_over_an_earlier_export(exported, tokenizer, tmp_path, caplog, monkeypatch):
     model, folder, _ = exported["levels"]
     monkeypatch.setattr(
-        hcal_hf.commands.onnx_export, "_export", lambda *args: shutil.copy(folder / "model.onnx", args[-1])
+        hcal_hf.commands.onnx_export, "export_module", lambda *args: shutil.copy(folder / "model.onnx", args[-1])
     )
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -301,7 +301,7 @@ def test_a_saved_model_can_be_exported_over_an_earlier_export(exported, tokenize
 def test_an_onnx_model_that_differs_from_torch_is_not_written(exported, tokenizer, tmp_path, monkeypatch):
     model, _, _ = exported["levels"]
     # No file is needed, because run_onnx is replaced below.
-    monkeypatch.setattr(hcal_hf.commands.onnx_export, "_export", lambda *args: None)
+    monkeypatch.setattr(hcal_hf.commands.onnx_export, "export_module", lambda *args: None)
     expected = hcal_hf.commands.onnx_export._torch_probabilities
     run = lambda path, batches: [expected(model, batch) + 0.002 for batch in batches]  # noqa: E731
     monkeypatch.setattr(hcal_hf.commands.onnx_export, "run_onnx", run)
