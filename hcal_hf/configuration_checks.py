@@ -32,7 +32,7 @@ LARGEST_DIMENSION = 2**20
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
 
 # Arguments that every configuration of transformers takes and that are not fields of its class.
-_MORE_FIELDS = ("attn_implementation", "custom_pipelines", "num_labels", "name_or_path", "torch_dtype")
+_MORE_FIELDS = ("attn_implementation", "auto_map", "custom_pipelines", "num_labels", "name_or_path", "torch_dtype")
 
 # The label mode of each head. None means both.
 _HEAD_MODES = {
