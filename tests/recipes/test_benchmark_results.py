@@ -212,7 +212,7 @@ def test_the_page_agrees_with_its_rows(modules):
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
         assert row.metrics["micro_f1"] > 0
-        assert row.facts["train_seconds"] > 0
+        assert row.facts["train_seconds"] >= 0  # neighbours are not trained
         assert row.config_hash
         assert set(row.versions) >= {"python", "torch", "transformers"}
 

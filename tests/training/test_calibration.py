@@ -461,7 +461,7 @@ def test_single_path_calibration_uses_the_probability_of_the_end_node(mode, name
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"bins": 0}, "bins must be at least 1, got 0"),
+        ({"bins": 0}, "bins must be a whole number of at least 1, got 0"),
         ({"binning": "equal"}, "binning must be one of equal_mass, equal_width, got 'equal'"),
         ({"probabilities": [1.5, 0.5]}, r"between 0 and 1, got 1\.5: give sigmoid"),
         ({"probabilities": [float("nan"), 0.5]}, "between 0 and 1, got nan"),
