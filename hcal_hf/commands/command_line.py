@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 # 0: done. 1: a problem with data or a model was found and reported. 2: wrong usage. 130: interrupted.
 OK, PROBLEM, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-# What can compute the encoder in bulk prediction.
+# Libraries that can compute the encoder in bulk prediction.
 ENGINES = ("torch", "onnx", "int8")
 # A copy of `hcal_hf.decoding.METHODS`, so that parsers import nothing but the standard library. A test compares both.
 DECODERS = ("raw", "closure", "prune", "path", "top_down", "expected_f1", "risk")

@@ -1,4 +1,4 @@
-"""Explains a predicted label by the words of the text that speak for it and against it."""
+"""Explains a predicted label by the words of the text that make it more or less probable."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Explanation:
-    """Says how the words of a text change the prediction of a label.
+    """Holds the effect of each word of a text on the probability of a label.
 
     Attributes:
         label (`str`): the label, as in `config.labels`.
         probability (`float`): the probability of the label for the whole text.
         words (`list` of (`str`, `float`)): each piece of the text in its order, usually a word, and by how much it raises
-            the log-odds of the label. Without the piece, they would be lower by this number. A negative number speaks
-            against the label.
+            the log-odds of the label. Without the piece, they would be lower by this number. A piece with a negative
+            number makes the label less probable.
     """
 
     label: str
@@ -32,7 +32,7 @@ class Explanation:
     words: list[tuple[str, float]]
 
     def strongest(self, number: int = 3) -> list[tuple[str, float]]:
-        """Returns up to `number` pieces that speak for the label, the strongest first."""
+        """Returns up to `number` pieces that make the label more probable, the strongest first."""
         return sorted((word for word in self.words if word[1] > 0), key=lambda word: -word[1])[:number]
 
 
@@ -66,8 +66,28 @@ def explain(
         an explanation for each text.
 
     Raises:
-        ValueError: for a slow tokenizer, a text without tokens, another number of labels than texts, or an unknown label.
+        ValueError: for a slow tokenizer, a text without words, another number of labels than texts, or an unknown label.
     """
+    explained = explain_if_possible(
+        model, tokenizer, texts, labels, max_length=max_length, most_pieces=most_pieces, compute=compute
+    )
+    for text, explanation in zip(texts, explained):
+        if explanation is None:
+            raise ValueError(f"The text {text[:50]!r} has no words: give texts with words.")
+    return [explanation for explanation in explained if explanation is not None]
+
+
+def explain_if_possible(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    labels: Sequence[str | int] | None = None,
+    *,
+    max_length: int | None = None,
+    most_pieces: int = MOST_PIECES,
+    compute: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None,
+) -> list[Explanation | None]:
+    """Explains predictions like [`explain`], but returns None for texts without words instead of raising an error."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"Explanations need a fast tokenizer, which knows the words of its tokens, got {type(tokenizer).__name__}: "
@@ -79,7 +99,7 @@ def explain(
     if most_pieces < 1:
         raise ValueError(f"most_pieces must be at least 1, got {most_pieces}.")
     taxonomy = model.taxonomy
-    nodes = None if labels is None else [n if isinstance(n, int) else int(taxonomy.index(n)) for n in labels]
+    nodes = None if labels is None else [_node(taxonomy, label) for label in labels]
     limit = token_limit(model, tokenizer, max_length)
     was_training = model.training
     model.eval()
@@ -91,6 +111,15 @@ def explain(
     return explained
 
 
+def _node(taxonomy: Any, label: str | int) -> int:
+    """Returns the index of a label that is given by its name, path or index."""
+    if isinstance(label, str):
+        return int(taxonomy.index(label))
+    if not 0 <= label < taxonomy.num_labels:
+        raise ValueError(f"A label must be a name or an index from 0 to {taxonomy.num_labels - 1:,}, got {label!r}.")
+    return int(label)
+
+
 @torch.no_grad()
 def _explain(
     model: Any,
@@ -100,7 +129,7 @@ def _explain(
     limit: int | None,
     most_pieces: int,
     compute: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None,
-) -> Explanation:
+) -> Explanation | None:
     prefix = model.config.text_prefix
     how = {"truncation": limit is not None, "max_length": limit, "return_offsets_mapping": True}
     encoded = tokenize(tokenizer, prefix + text, **how)
@@ -109,7 +138,7 @@ def _explain(
     # Words of the prefix and special tokens stay.
     pieces = _pieces(words, offsets, len(prefix), most_pieces)
     if not pieces:
-        raise ValueError(f"The text {text[:50]!r} has no words: give texts with words.")
+        return None
     kept = [np.ones(len(words), dtype=bool)]
     for tokens, _, _ in pieces:
         kept.append(np.ones(len(words), dtype=bool))

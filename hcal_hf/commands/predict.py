@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="Also write the three words that speak most for the label. Takes a forward pass per word.",
+        help="Also write the three words that raise the probability of the label most. Takes a forward pass per word.",
     )
     parser.add_argument("--keep-text", action="store_true", help="Also write the texts.")
     parser.add_argument("--decode", choices=DECODERS, help="Decoder of label sets. Default: that of the model.")
@@ -89,8 +89,8 @@ def add_parser(commands: Any) -> None:
         "--engine",
         choices=ENGINES,
         default="torch",
-        help="What computes the encoder: torch, onnx (faster on CPUs, equal results) or int8 (faster still, with slightly "
-        'different results). The latter two need: pip install "hcal-hf[export]". Default: torch.',
+        help="Library that computes the encoder: torch, onnx (onnxruntime, equal results) or int8 (onnxruntime, weights of "
+        '8 bits, slightly different results). The latter two need: pip install "hcal-hf[export]". Default: torch.',
     )
     parser.add_argument("--encoding", help="Encoding of text files, such as cp1252. Default: UTF-8, else cp1252.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing OUT at the end.")
@@ -175,7 +175,7 @@ def _predict_texts(args: argparse.Namespace) -> tuple[Any, str, int]:
     from .saved_model import load_model
 
     texts = [line.rstrip("\n") for line in sys.stdin] if args.file == "-" else [args.file]
-    names = ("decode", "threshold", "top_k", "max_depth", "max_length")
+    names = ("decode", "threshold", "top_k", "max_depth", "max_length", "engine")
     model, tokenizer = load_model(args.model)
     predictor = Predictor(model, tokenizer, PredictionArguments(**{name: getattr(args, name) for name in names}))
     predictions = predictor.predict(texts)

@@ -16,7 +16,7 @@ from ..modeling_hcal import HcalForSequenceClassification
 from ..pipeline_hcal import HierarchicalTextClassificationPipeline
 from ..token_limits import check_max_length, token_limit, tokenize
 from .command_line import ENGINES
-from .explanation import explain
+from .explanation import explain_if_possible
 
 # The largest number of logits per batch, 64 MB in float32. Short texts and many labels would otherwise fill the memory.
 MAX_LOGITS = 2**24
@@ -46,8 +46,8 @@ class PredictionArguments:
         engine: what computes the encoder: `"torch"`, `"onnx"` (onnxruntime on the CPU, with equal results up to rounding)
             or `"int8"` (onnxruntime with int8 weights, which changes predictions slightly). The latter two need the extra
             `export`, and export the encoder first, which takes some seconds.
-        explain: also write the words that speak most for the most probable end label ([`explain`]). This takes a forward
-            pass per word.
+        explain: also write the words that raise the probability of the most probable end label most ([`explain`]). This
+            takes a forward pass per word.
         encoding: the encoding of text formats; detected by default.
 
     Raises:
@@ -294,7 +294,8 @@ class Predictor:
     def explain(self, predictions: pa.Table, texts: Sequence[Any]) -> pa.Table:
         """Adds the column `explanation` to the predictions of texts: up to three words, each with its log-odds.
 
-        They speak for the most probable label that no other predicted label continues. Rows without a label have null.
+        They make the most probable label that no other predicted label continues more probable. Rows without a label, and
+        texts without words, have null.
         """
         rows, labels = [], []
         for i, (paths, scores) in enumerate(zip(predictions["paths"].to_pylist(), predictions["scores"].to_pylist())):
@@ -303,7 +304,7 @@ class Predictor:
                 ends = [k for k, path in enumerate(paths) if tuple(path) not in inner]
                 rows.append(i)
                 labels.append(predictions["labels"][i][max(ends, key=lambda k: scores[k])].as_py())
-        found = explain(
+        found = explain_if_possible(
             self.model,
             self.tokenizer,
             [texts[i] for i in rows],
@@ -313,7 +314,8 @@ class Predictor:
         )
         column: list[str | None] = [None] * len(predictions)
         for i, explanation in zip(rows, found):
-            column[i] = ", ".join(f"{word} ({value:+.2f})" for word, value in explanation.strongest())
+            if explanation is not None:
+                column[i] = ", ".join(f"{word} ({value:+.2f})" for word, value in explanation.strongest())
         return predictions.append_column("explanation", pa.array(column, pa.string()))
 
     def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The words that speak for a label: compared with texts without them, and refused input."""
+"""The words that raise the probability of a label: compared with texts without them, and refused input."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_lexical_features_count(model, tokenizer, encoder_dir, taxonomy):
     assert all(abs(value) > 1e-4 for _, value in found.words)
 
 
-def test_the_strongest_words_speak_for_the_label():
+def test_the_strongest_words_raise_the_probability():
     explanation = Explanation("a", 0.5, [("one", 0.1), ("two", -3.0), ("three", 2.0), ("four", 1.0)])
     assert explanation.strongest(2) == [("three", 2.0), ("four", 1.0)]
     assert [word for word, _ in explanation.strongest(9)] == ["three", "four", "one"]
@@ -83,6 +83,7 @@ def test_wrong_input_is_refused(model, tokenizer):
         (["a", "b"], ["c"], {}, "got 2 texts and 1 labels"),
         ([""], None, {}, "has no words"),
         ([WORDS[0]], ["unheard of"], {}, "unheard of"),
+        ([WORDS[0]], [-1], {}, "an index from 0 to .*, got -1"),
         ([WORDS[0]], None, {"most_pieces": 0}, "most_pieces must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

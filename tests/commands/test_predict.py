@@ -379,6 +379,16 @@ def test_explanations_name_words_of_the_text(model_dir, file, tmp_path):
     assert explained > len(TEXTS)
 
 
+@pytest.mark.parametrize("max_length", [1, 2])
+def test_a_text_without_words_has_a_label_and_no_explanation(model_dir, max_length):
+    pipe = pipeline("hierarchical-text-classification", model=model_dir, device="cpu")
+    pipe.model.config.text_prefix = f"{WORDS[1]} "  # the first token
+    predictor = Predictor(pipe.model, pipe.tokenizer, PredictionArguments(max_length=max_length))
+    row = predictor.explain(predictor.predict([WORDS[0]]), [WORDS[0]]).to_pylist()[0]
+    assert row["labels"]
+    assert (row["explanation"] is None) == (max_length == 1)
+
+
 def test_wrong_engines_are_refused(model_dir):
     with pytest.raises(ValueError, match="engine must be one of torch, onnx, int8, got 'tensorrt'"):
         PredictionArguments(engine="tensorrt")
